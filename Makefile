@@ -1,0 +1,50 @@
+# Every target works in a fresh clone: what it needs is installed into .venv first.
+PYTHON ?= python3
+UV_VERSION = 0.13.9
+# Stages run the `python` that they find first: make it the environment's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED = .venv/.installed
+
+.PHONY: setup repro test test-slow lint lock versions push pull
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make setup PYTHON=python3.11")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	uv pip install --quiet --compile-bytecode --require-hashes -r requirements.txt
+	uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+repro: setup
+	@python -m stages.check
+	dvc repro
+	@cat reports/report.md
+
+test: setup
+	pytest
+
+test-slow: setup
+	pytest -m slow
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	lint-imports
+
+# The lock holds every platform's packages with their hashes, and no addresses.
+lock:
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	uv pip compile --quiet --universal --generate-hashes --all-extras --no-header --upgrade pyproject.toml -o requirements.txt
+
+# The versions that change numbers, as installed; all numeric stages depend on them.
+versions: setup
+	python -m stages.versions
+
+push: setup
+	dvc push --run-cache
+
+pull: setup
+	dvc pull --run-cache --allow-missing

@@ -1,0 +1,91 @@
+"""Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sglp.batches import call, device_of, inputs_of, to_device
+from sglp.errors import SimilarityError
+from sglp.layers import Layer
+
+Pooling = Literal["flatten", "mean"]
+# Relative to a layer's largest value, differences between samples below this are rounding of float32, not activity.
+CONSTANT = 2**-21
+
+
+def gram_matrices(
+    model: nn.Module, layers: Sequence[Layer], batches: Iterable, pooling: Pooling = "flatten"
+) -> Iterator[Tensor]:
+    """Run batches through a network and give the Gram matrices of its layers' outputs.
+
+    Activations are centred over the batch, which changes no CKA, and multiplied in float64. They are dropped as soon as
+    their Gram matrix stands, so that memory is that of one batch.
+
+    Args:
+        model: the network; runs in eval mode and is left as it was.
+        layers: what `find_layers` found.
+        batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
+        pooling: "flatten", all values of a sample, or "mean", over space [samples, channels, height, width] or tokens
+            [samples, tokens, channels].
+
+    Yields:
+        One float64 tensor [layers, samples, samples] a batch, on the CPU.
+
+    Raises:
+        SimilarityError: the pooling is unknown.
+    """
+    if pooling not in ("flatten", "mean"):
+        raise SimilarityError(f"pooling={pooling!r} is unknown: it must be 'flatten' or 'mean'")
+    grams: dict[int, Tensor] = {}
+    training = {module: module.training for module in model.modules()}
+    handles = [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]
+    device = device_of(model)
+    try:
+        model.eval()
+        for batch in batches:
+            with torch.no_grad():
+                call(model, to_device(inputs_of(batch), device))
+            yield torch.stack([grams[i] for i in range(len(layers))])
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, Tensor], pooling: str):
+    """Hook a layer's output. The stem's is the first block's input: operations between them that are no modules count."""
+    if layers[i].is_stem and i + 1 < len(layers):
+        following = model.get_submodule(layers[i + 1].modules[0])
+
+        def before(module, args, kwargs):
+            grams[i] = _gram(_first(args) if args else _first(kwargs.values()), pooling)
+
+        return following.register_forward_pre_hook(before, with_kwargs=True)
+
+    def after(module, args, output):
+        grams[i] = _gram(_first(output), pooling)
+
+    return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
+
+
+def _first(value) -> Tensor:
+    """The first tensor of what a module was given or returned."""
+    if isinstance(value, Tensor):
+        return value
+    values = value.values() if hasattr(value, "values") else value
+    return next(item for item in values if isinstance(item, Tensor))
+
+
+def _gram(activation: Tensor, pooling: str) -> Tensor:
+    """[samples, samples] inner products of the centred activations; zeros where all samples have the same."""
+    features = activation.detach().double()
+    if pooling == "mean" and features.ndim > 2:
+        features = features.mean(dim=1 if features.ndim == 3 else tuple(range(2, features.ndim)))
+    features = features.flatten(1)
+    centred = features - features.mean(dim=0)
+    if centred.abs().amax() <= CONSTANT * features.abs().amax():
+        centred = torch.zeros_like(centred)
+    return (centred @ centred.T).cpu()

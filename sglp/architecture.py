@@ -1,0 +1,131 @@
+"""Builds networks from dotted names, and remembers with each network how it was built and what was removed from it."""
+
+import importlib
+import re
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from sglp.errors import ArchitectureError
+
+# Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
+KNOWN_LIBRARIES = ("torchvision.models", "timm", "sglp.networks")
+_GENERIC = ("torchvision.models:get_model", "timm:create_model", "timm.models:create_model")
+# Arguments that fetch weights: they are for the making of the dense network, never for loading a saved one.
+WEIGHT_ARGUMENTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
+_ATTRIBUTE = "_sglp_architecture"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built.
+
+    Attributes:
+        factory: "package.module:function", which returns a module.
+        kwargs: its arguments, those that fetch weights left out.
+        kept, removed: names of the layers that stayed and went, as in the dense network; empty for a dense one.
+    """
+
+    factory: str
+    kwargs: dict = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def pruned(self, kept, removed) -> "Architecture":
+        """The architecture after one more plan, whose names are those of the network as it is now."""
+        gone = {path for name in self.removed for path in name.split("+")}
+        dense = {name: "+".join(_dense_path(path, gone) for path in name.split("+")) for name in (*kept, *removed)}
+        return replace(
+            self,
+            kept=tuple(dense[name] for name in kept),
+            removed=(*self.removed, *(dense[name] for name in removed)),
+        )
+
+
+def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, weights: dict | None = None):
+    """Build a network from the dotted name of its factory, so that `save` and `prune` know how it was built.
+
+    Args:
+        factory: "package.module:function", as "torchvision.models:resnet50".
+        kwargs: arguments of the factory.
+        seed: of the random weights; the caller's random state is left alone. None draws from that state.
+        weights: further arguments that fetch weights, as {"weights": "IMAGENET1K_V2"}; they are not remembered.
+
+    Raises:
+        ArchitectureError: there is no such factory, it fails, or it returns no module.
+    """
+    kwargs = dict(kwargs or {})
+    fetching = [key for key in kwargs if key in WEIGHT_ARGUMENTS]
+    if fetching:
+        raise ArchitectureError(f"the argument {fetching[0]!r} of {factory} fetches weights: give it as one of weights")
+    make = resolve(factory)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            network = make(**kwargs, **(weights or {}))
+        except (TypeError, ValueError, KeyError) as error:
+            raise ArchitectureError(f"{factory} can't build a network from {kwargs}: {_sentence(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ArchitectureError(f"{factory} returned a {type(network).__name__}, but a factory returns a torch module")
+    setattr(network, _ATTRIBUTE, Architecture(factory, kwargs))
+    return network
+
+
+def architecture_of(network: nn.Module) -> Architecture | None:
+    """How a network was built, if it is known."""
+    return getattr(network, _ATTRIBUTE, None)
+
+
+def remember(network: nn.Module, architecture: Architecture) -> None:
+    """Note with a network how it was built."""
+    setattr(network, _ATTRIBUTE, architecture)
+
+
+def resolve(name: str):
+    """What a dotted name "package.module:attribute" stands for.
+
+    Raises:
+        ArchitectureError: the name is malformed, or there is no such module or attribute.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name):
+        raise ArchitectureError(f"{name!r} is no dotted name: write package.module:function")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ArchitectureError(f"{name}: the module {module} can't be imported ({error})") from error
+    except AttributeError as error:
+        raise ArchitectureError(f"{name}: the module {module} has no {attribute}") from error
+
+
+def is_known(factory: str) -> bool:
+    """Whether a factory is a public network of a known library, safe to call with arguments from a file."""
+    if factory in _GENERIC:
+        return True
+    if not factory.startswith(KNOWN_LIBRARIES):
+        return False
+    home = getattr(resolve(factory), "__module__", "") or ""
+    inside = any(home == library or home.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
+    return inside and not any(part.startswith("_") for part in home.split("."))
+
+
+def _dense_path(path: str, gone: set[str]) -> str:
+    """A path in a pruned network as it is in the dense one: numbers of children count those that went before them."""
+    dense = ""
+    for part in path.split("."):
+        prefix = f"{dense}." if dense else ""
+        if part.isdigit():
+            left = int(part)
+            number = -1
+            while left >= 0:
+                number += 1
+                left -= f"{prefix}{number}" not in gone
+            part = str(number)
+        dense = f"{prefix}{part}"
+    return dense
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

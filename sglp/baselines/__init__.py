@@ -1,0 +1,1 @@
+"""The other ways to a plan, one a file."""

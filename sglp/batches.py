@@ -1,0 +1,43 @@
+"""What a batch is: the inputs of a network, alone or with their targets."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def inputs_of(batch):
+    """The inputs of a batch: of a pair (inputs, target) the first, else the batch itself (a tensor or a dict)."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def call(network: nn.Module, inputs):
+    """Run a network on a tensor, or on a dict of keyword arguments."""
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def logits_of(output) -> Tensor:
+    """The logits in what a network returns: a tensor, or an output object of transformers."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def size_of(inputs) -> int:
+    """The number of samples in the inputs of a batch."""
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return len(first)
+
+
+def to_device(batch, device: torch.device):
+    """The same batch with all its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's parameters are (the CPU for one without any)."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))

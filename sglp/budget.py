@@ -1,0 +1,94 @@
+"""How many layers each segment keeps.
+
+Source: SGLP (arXiv 2410.14720) sets these counts by hand; here one ratio sets them all.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from sglp.errors import BudgetError
+
+Segments = Sequence[tuple[int, int]]
+
+
+def allocate_budget(segments: Segments, removable: Sequence[bool], prune_ratio: float) -> list[int]:
+    """Split one pruning ratio over the segments.
+
+    The number of layers that go is `prune_ratio` times the number of removable layers, rounded to the nearest (halves
+    up). Each segment gives its share of them, in proportion to its removable layers, by largest remainder (the
+    earlier segment where remainders are equal), and keeps at least one layer. Layers that can't go count as kept.
+
+    Args:
+        segments: inclusive (first, last) pairs that cover all layers.
+        removable: for every layer whether it can go.
+        prune_ratio: share of the removable layers that goes, at least 0 and below 1.
+
+    Returns:
+        For every segment the number of layers that stay, those that can't go included.
+
+    Raises:
+        BudgetError: the ratio is not in [0, 1), nothing is removable, or the segments can't give so many layers: the
+            message says the largest ratio that they can.
+    """
+    return split_budget(segments, removable, layers_to_keep(removable, prune_ratio))
+
+
+def layers_to_keep(removable: Sequence[bool], prune_ratio: float) -> int:
+    """How many of all layers stay at a pruning ratio; see `allocate_budget`."""
+    if not 0 <= prune_ratio < 1:
+        raise BudgetError(f"prune_ratio={prune_ratio} is impossible: it must be at least 0 and below 1")
+    free = sum(removable)
+    if not free:
+        raise BudgetError("no layer of this network can be removed: every one changes the shape of what it is given")
+    return len(removable) - int(Fraction(str(prune_ratio)) * free + Fraction(1, 2))
+
+
+def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> list[int]:
+    """Split a number of layers that stay over the segments; see `allocate_budget`."""
+    sizes = [last - first + 1 for first, last in segments]
+    free = [sum(removable[first : last + 1]) for first, last in segments]
+    most = [min(count, size - 1) for count, size in zip(free, sizes, strict=True)]
+    goes = len(removable) - keep
+    if goes > sum(most):
+        # The largest ratio, to three digits, that rounds to no more layers than the segments can give.
+        largest = int(Fraction(2 * sum(most) + 1, 2 * sum(free)) * 1000 - Fraction(1, 10**6)) / 1000
+        raise BudgetError(
+            f"{goes} of {sum(free)} removable layers are to go, but {len(segments)} segments that keep a layer each can "
+            f"give {sum(most)}: the largest possible prune_ratio is {largest:g}"
+        )
+    removed = _largest_remainder(goes, free, most)
+    return [size - count for size, count in zip(sizes, removed, strict=True)]
+
+
+def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence[int]) -> list[int]:
+    """Check a budget that a user wrote: one number of kept layers a segment.
+
+    Raises:
+        BudgetError: there is not one number a segment, or a segment can't keep so many or so few.
+    """
+    if len(budget) != len(segments):
+        raise BudgetError(
+            f"a budget has one number a segment, but {list(budget)} has {len(budget)} for {len(segments)}"
+        )
+    for (first, last), kept in zip(segments, budget, strict=True):
+        size = last - first + 1
+        fewest = max(1, size - sum(removable[first : last + 1]))
+        if not fewest <= kept <= size:
+            raise BudgetError(f"segment {first}-{last} can keep {fewest} to {size} layers, but its budget is {kept}")
+    return list(budget)
+
+
+def _largest_remainder(goes: int, free: list[int], most: list[int]) -> list[int]:
+    """Split `goes` in proportion to `free`, no part above `most`; what a full part can't take goes to the others."""
+    removed = [0] * len(free)
+    while (rest := goes - sum(removed)) > 0:
+        open_ = [i for i in range(len(free)) if removed[i] < most[i]]
+        weight = sum(free[i] for i in open_)
+        shares = {i: Fraction(rest * free[i], weight) for i in open_}
+        whole = {i: min(int(shares[i]), most[i] - removed[i]) for i in open_}
+        if not any(whole.values()):
+            for i in sorted(open_, key=lambda i: (-(shares[i] % 1), i))[:rest]:
+                removed[i] += 1
+        for i, count in whole.items():
+            removed[i] += count
+    return removed

@@ -1,0 +1,154 @@
+"""Saves and loads networks, pruned or not: model.safetensors and architecture.json, no pickles."""
+
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sglp.architecture import Architecture, architecture_of, build, is_known, remember
+from sglp.errors import CheckpointError
+from sglp.files import new_folder
+from sglp.surgery import drop_modules
+
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+# Where checkpoints of training scripts keep the weights, and what wrappers put before the names.
+_SECTIONS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def save(model: nn.Module, folder) -> None:
+    """Save a network that `sglp.build` made, or that `prune` made of such a one.
+
+    The folder gets the weights, the factory with its arguments, the names of kept and removed layers as in the dense
+    network, and the versions of the modules (which `load_state_dict` asks for). It appears whole or not at all.
+
+    Args:
+        model: the network, on any device.
+        folder: where to; an existing folder is replaced.
+
+    Raises:
+        CheckpointError: it is not known how the network was built.
+    """
+    architecture = architecture_of(model)
+    if architecture is None:
+        raise CheckpointError(
+            f"it is not known how this {type(model).__name__} was built: build it with "
+            "sglp.build('package.module:function', kwargs) so that it can be loaded again"
+        )
+    state = model.state_dict()
+    names: dict[tuple, str] = {}
+    shared: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        first = names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        if first == name or not tensor.numel():
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            shared[name] = first
+    versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
+    content = {
+        "factory": architecture.factory,
+        "kwargs": architecture.kwargs,
+        "kept": architecture.kept,
+        "removed": architecture.removed,
+        "shared": shared,
+        "versions": versions,
+    }
+    with new_folder(folder) as new:
+        save_file(tensors, new / WEIGHTS)
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (new / ARCHITECTURE).write_text(text, encoding="utf-8")
+
+
+def load(folder, trust: bool = False) -> nn.Module:
+    """Load a network that `save` wrote; it gives the same outputs to the bit. It comes in eval mode, on the CPU.
+
+    Args:
+        folder: what `save` wrote.
+        trust: whether code outside torchvision, timm and sglp that the folder names may run.
+
+    Raises:
+        CheckpointError: something is missing or broken, or the folder names code that is not trusted.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+        factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
+        kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
+    if not trust and not is_known(factory):
+        raise CheckpointError(
+            f"{folder} is built by {factory}, which is no known library's: loading it runs that code; "
+            "say trust=True if you trust the folder"
+        )
+    # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
+    network = build(factory, kwargs, seed=0)
+    drop_modules(network, [path for name in removed for path in name.split("+")])
+    remember(network, Architecture(factory, kwargs, kept, removed))
+    state = _read(folder / WEIGHTS)
+    state |= {name: state[first] for name, first in shared.items() if first in state}
+    metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
+    _fill(network, state, metadata, folder / WEIGHTS)
+    return network.eval()
+
+
+def load_weights(model: nn.Module, path) -> None:
+    """Load a file of weights into a network, in place: safetensors, or what `torch.save` wrote of tensors.
+
+    Weights under "state_dict", "model_state_dict", "model" or "net", and names that begin with "module." or
+    "_orig_mod.", are understood.
+
+    Raises:
+        CheckpointError: there is no such file, it is broken or holds more than tensors, or it is another network's.
+    """
+    state = _read(Path(path))
+    metadata = getattr(state, "_metadata", None)
+    for section in _SECTIONS:
+        if isinstance(state.get(section), Mapping):
+            state = state[section]
+            metadata = getattr(state, "_metadata", None)
+    state = {_bare(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    metadata = {_bare(f"{name}.")[:-1]: version for name, version in metadata.items()} if metadata else None
+    _fill(model, state, metadata, Path(path))
+
+
+def _bare(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _read(path: Path) -> Mapping:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file of weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is broken, or holds more than weights: it can't be read safely") from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, but a file of weights holds named tensors")
+    return state
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], metadata: dict | None, path: Path) -> None:
+    """`load_state_dict`, strictly, with one sentence where it does not fit."""
+    ordered = OrderedDict(state)
+    ordered._metadata = metadata
+    try:
+        network.load_state_dict(ordered)
+    except RuntimeError as error:
+        faults = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
+        fault = faults[0] if faults else str(error)
+        fault = fault if len(fault) < 200 else f"{fault[:200]}..."
+        raise CheckpointError(f"{path} does not hold this network's weights: {fault}") from error

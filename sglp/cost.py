@@ -1,0 +1,94 @@
+"""What a network costs: parameters, multiply-accumulates, memory.
+
+One multiply-accumulate (MAC) is two floating-point operations (FLOPs). Pruning papers often write FLOPs for MACs.
+Counted are convolutions and matrix products (attention's too), by torch's own counter.
+"""
+
+import weakref
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sglp.batches import call, size_of
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of parameters, shared ones once."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def count_macs(network: nn.Module, example) -> int:
+    """Multiply-accumulates of one sample's forward pass."""
+    return macs_by_module(network, example)[""]
+
+
+def macs_by_module(network: nn.Module, example) -> dict[str, int]:
+    """Multiply-accumulates of one sample's forward pass, for every module path that has any ("" is the network).
+
+    Args:
+        network: any module; runs once in eval mode and is left as it was.
+        example: a tensor [samples, ...], or a dict of keyword arguments.
+    """
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call(network, example)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    samples = size_of(example)
+    root = type(network).__name__
+    macs = {"": 0}
+    for name, operations in counter.get_flop_counts().items():
+        path = "" if name == "Global" else name.removeprefix(root).removeprefix(".")
+        macs[path] = sum(operations.values()) // (2 * samples)
+    return macs
+
+
+def peak_memory(network: nn.Module, example) -> int:
+    """The most bytes of tensors alive at once in a forward pass without gradients, weights included.
+
+    Counted by following every tensor's memory from its making to its end, so the figure is exact and the same on every
+    run; what the operations use inside themselves is not in it.
+    """
+    tracker = _LiveBytes()
+    for tensor in [*network.parameters(), *network.buffers(), *tree_leaves(example)]:
+        tracker.follow(tensor)
+    with torch.no_grad(), tracker:
+        call(network, example)
+    return tracker.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the memory of the tensors that are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def follow(self, tensor) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            self.follow(leaf)
+        return result

@@ -1,0 +1,209 @@
+"""The flow of one sample through a network, read off the autograd graph of one forward pass.
+
+A *cut* is a point of the flow that everything passes: what follows depends on the input through it alone. Between two
+neighbouring cuts the flow either runs straight (a convolution, an activation) or has branches (a residual connection,
+attention, a squeeze-excitation). Autograd sees every operation, also those that are no modules.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from sglp.batches import call
+from sglp.errors import LayerError
+
+
+@dataclass
+class Call:
+    """One module's run in the forward pass.
+
+    Attributes:
+        path: the module's path.
+        module: the module.
+        depth: how many modules' runs it is inside of.
+        times: how often the module ran.
+        start, end: positions of the cuts at its input and output in the flow, or None where that is no cut.
+        branches: whether the flow between them has branches.
+        input_shape, output_shape: without the batch dimension.
+    """
+
+    path: str
+    module: nn.Module
+    depth: int
+    inputs: list = field(repr=False)
+    input_shape: tuple[int, ...]
+    times: int = 1
+    output: object = field(default=None, repr=False)
+    output_shape: tuple[int, ...] = ()
+    start: int | None = None
+    end: int | None = None
+    branches: bool = False
+
+    @property
+    def straight_through(self) -> bool:
+        """Whether the whole flow enters at its input and leaves at its output, once, with something in between."""
+        return self.times == 1 and None not in (self.start, self.end) and self.start < self.end
+
+
+def trace(network: nn.Module, example) -> list[Call]:
+    """Run a network once and say where each module stands in the flow.
+
+    Args:
+        network: any module; left as it was (in train or eval mode, with its parameters' `requires_grad`).
+        example: a tensor, or a dict of keyword arguments.
+
+    Returns:
+        A call a module that ran, in the order in which they started.
+
+    Raises:
+        LayerError: the output does not depend on the input by way of autograd.
+    """
+    calls: list[Call] = []
+    with _traceable(network), torch.enable_grad():
+        inputs, sources = _differentiable(example)
+        with _recorded(network, calls, sources):
+            output = call(network, inputs)
+        _place(calls, sources, _nodes(output))
+    return calls
+
+
+@contextmanager
+def _traceable(network: nn.Module) -> Iterator[None]:
+    """Eval mode and gradients for every parameter, for a while."""
+    training = {module: module.training for module in network.modules()}
+    frozen = [p for p in network.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        network.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _differentiable(example) -> tuple[object, set]:
+    """The example with gradients for what is real-valued, and the nodes of the graph where the flow starts."""
+    if isinstance(example, Mapping):
+        pairs = {key: _differentiable(value) for key, value in example.items()}
+        return {key: value for key, (value, _) in pairs.items()}, set().union(*(s for _, s in pairs.values()))
+    if isinstance(example, Tensor) and example.is_floating_point():
+        leaf = example.detach().clone().requires_grad_(True)
+        # Work on a view: an operation in place is not allowed on a leaf.
+        moved = leaf.view_as(leaf)
+        return moved, {get_gradient_edge(moved).node}
+    return example, set()
+
+
+def _nodes(value) -> list:
+    """The nodes of the graph behind the tensors in what a module was given or returned."""
+    if isinstance(value, Tensor):
+        return [get_gradient_edge(value).node] if value.requires_grad else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [node for item in value for node in _nodes(item)]
+    return []
+
+
+def _shape(value) -> tuple[int, ...]:
+    """The shape of the first tensor, without the batch dimension."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape[1:])
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return next((shape for item in value if (shape := _shape(item))), ())
+    return ()
+
+
+@contextmanager
+def _recorded(network: nn.Module, calls: list[Call], sources: set) -> Iterator[None]:
+    """Hooks that append a `Call` a module, and the look-ups of token ids to the sources of the flow."""
+    known: dict[nn.Module, Call] = {}
+    running: list[Call] = []
+
+    def before(path):
+        def hook(module, args, kwargs):
+            if module in known:
+                known[module].times += 1
+                running.append(known[module])
+                return
+            entry = Call(path, module, len(running), _nodes([args, kwargs]), _shape([args, kwargs]))
+            known[module] = entry
+            calls.append(entry)
+            running.append(entry)
+
+        return hook
+
+    def after(module, args, output):
+        entry = running.pop()
+        nodes = _nodes(output)
+        entry.output, entry.output_shape = (nodes[0] if nodes else None), _shape(output)
+        if isinstance(module, nn.Embedding) and args and not args[0].is_floating_point():
+            sources.update(nodes)
+
+    handles = []
+    for path, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _place(calls: list[Call], sources: set, sinks: list) -> None:
+    """Fill in where each call stands between the cuts of the flow."""
+    order = _flow(sources, sinks[:1])
+    if not order:
+        raise LayerError("the network's output does not depend on its input by way of autograd: no layers can be found")
+    index = {node: i for i, node in enumerate(order)}
+    spans = [0] * (len(order) + 1)  # how many edges of the flow lead past a node
+    for node in order:
+        # The sources are joined: what lies beside one of them and before its consumer is no cut.
+        earlier = [-1] if node in sources else [index[n] for n, _ in node.next_functions if n in index]
+        for source in earlier:
+            if index[node] > source + 1:
+                spans[source + 1] += 1
+                spans[index[node]] -= 1
+    cut, beside, running, not_cut = {}, [0], 0, 0
+    for i, node in enumerate(order):
+        running += spans[i]
+        if running == 0:
+            cut[node] = i
+        not_cut += running != 0
+        beside.append(not_cut)
+    for entry in calls:
+        inside = {node for node in entry.inputs if node in index}
+        if len(inside) == 1 and entry.output in cut:
+            entry.start, entry.end = cut.get(inside.pop()), cut[entry.output]
+            if entry.start is not None:
+                entry.branches = beside[entry.end] > beside[entry.start]
+
+
+def _flow(sources: set, sinks: list) -> list:
+    """The nodes on a way from the sources to the output, in topological order."""
+    # Depth first without recursion: a deep network's graph is deeper than Python's stack.
+    reaches: dict = {}
+    order = []
+    stack = [(node, False) for node in sinks]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            later = [n for n, _ in node.next_functions if n is not None]
+            reaches[node] = node in sources or any(reaches.get(n, False) for n in later)
+            if reaches[node]:
+                order.append(node)
+        elif node not in reaches:
+            reaches[node] = False
+            stack.append((node, True))
+            stack.extend((n, False) for n, _ in node.next_functions if n is not None and n not in reaches)
+    return order

@@ -1,0 +1,74 @@
+"""Finds the best combinations of a given size: all of them where they are few, else by beam search.
+
+Beam search grows sets: of the best `width` sets of n layers every set with one layer more is scored, and the best of
+those go on. It can miss the optimum; scores.csv says where it was used.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from math import comb
+
+from sglp.errors import ScoringError
+
+Score = Callable[[tuple[int, ...]], float]
+
+
+def search(
+    candidates: Sequence[int], size: int, score: Score, width: int | None = None
+) -> dict[tuple[int, ...], float]:
+    """The scores of the combinations of `size` candidates that a search meets.
+
+    Args:
+        candidates: numbers of layers.
+        size: how many of them a combination has.
+        score: of a combination; the higher the better.
+        width: of the beam, or None for all combinations.
+    """
+    if width is None:
+        return {chosen: score(chosen) for chosen in combinations(candidates, size)}
+    level: dict[tuple[int, ...], float] = {(): 0.0}
+    for _ in range(size):
+        best = sorted(level, key=lambda chosen: (-level[chosen], chosen))[:width]
+        grown = {tuple(sorted((*chosen, new))) for chosen in best for new in candidates if new not in chosen}
+        level = {chosen: score(chosen) for chosen in sorted(grown)}
+    return level
+
+
+def evaluations(count: int, size: int, width: int | None) -> int:
+    """The most combinations of `size` of `count` candidates that `search` scores."""
+    if width is None:
+        return comb(count, size)
+    level, total = 1, 0
+    for chosen in range(size):
+        level = min(min(level, width) * (count - chosen), comb(count, chosen + 1))
+        total += level
+    return total
+
+
+def choose_widths(
+    problems: Sequence[tuple[int, int]], max_combinations: int, max_evaluations: int, width: int
+) -> list[int | None]:
+    """How each segment is searched: None for all its combinations, or the width of its beam.
+
+    Args:
+        problems: for every segment (number of candidates, how many of them stay).
+        max_combinations: a segment with at most so many combinations is searched exhaustively.
+        max_evaluations: bound on the evaluations of all segments together; beams are narrowed to stay below it.
+        width: the beam's width where the bound allows it.
+
+    Raises:
+        ScoringError: even beams of width 1 need more evaluations.
+    """
+
+    def widths(beam: int) -> list[int | None]:
+        return [None if comb(*problem) <= max_combinations else beam for problem in problems]
+
+    def total(beam: int) -> int:
+        return sum(evaluations(*problem, w) for problem, w in zip(problems, widths(beam), strict=True))
+
+    if total(1) > max_evaluations:
+        raise ScoringError(
+            f"score.max_evaluations={max_evaluations} is too small: the narrowest search needs {total(1)} evaluations "
+            f"with score.max_combinations={max_combinations}"
+        )
+    return widths(max(w for w in range(1, width + 1) if total(w) <= max_evaluations))

@@ -1,0 +1,66 @@
+"""Takes layers out of a network; what is left is a smaller ordinary module."""
+
+import copy
+from collections.abc import Iterable
+
+from torch import nn
+
+from sglp.architecture import architecture_of, remember
+from sglp.errors import PlanError
+from sglp.plan import Plan
+
+
+def prune(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new network without the layers that a plan removes; the given one is left as it is.
+
+    Children of an `nn.Sequential` or `nn.ModuleList` are taken out and the rest renumbered. A module that its parent
+    calls by attribute is replaced by an identity.
+
+    Args:
+        model: the network that the plan was made for.
+        plan: names as `find_layers` gave them for this network.
+
+    Raises:
+        PlanError: the network has no such layer.
+    """
+    known = dict(model.named_modules())
+    for name in (*plan.kept, *plan.removed):
+        missing = [path for path in name.split("+") if path not in known]
+        if missing:
+            raise PlanError(f"the plan names the layer {name}, but {type(model).__name__} has no module {missing[0]}")
+    pruned = copy.deepcopy(model)
+    drop_modules(pruned, [path for name in plan.removed for path in name.split("+")])
+    architecture = architecture_of(model)
+    if architecture is not None:
+        remember(pruned, architecture.pruned(plan.kept, plan.removed))
+    return pruned
+
+
+def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
+    """Take modules out of a network, in place, by their paths before the first of them went."""
+    by_parent: dict[nn.Module, set[str]] = {}
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        by_parent.setdefault(network.get_submodule(parent), set()).add(child)
+    for parent, children in by_parent.items():
+        if _runs_in_a_row(parent):
+            _keep(parent, [name for name, _ in parent.named_children() if name not in children])
+        else:
+            for child in children:
+                setattr(parent, child, nn.Identity())
+
+
+def _runs_in_a_row(parent: nn.Module) -> bool:
+    """Whether a child can be left out: the parent only iterates over its children."""
+    plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
+    return plain_sequential or isinstance(parent, nn.ModuleList)
+
+
+def _keep(parent: nn.Module, names: list[str]) -> None:
+    """Keep only these children; numbers are made consecutive again, other names stay."""
+    numbered = all(name.isdigit() for name, _ in parent.named_children())
+    kept = [(name, getattr(parent, name)) for name in names]
+    for name in [name for name, _ in parent.named_children()]:
+        delattr(parent, name)
+    for i, (name, module) in enumerate(kept):
+        parent.register_module(str(i) if numbered else name, module)

@@ -1,0 +1,126 @@
+"""Labelled images from `datasets` or a data-set class, as one kind of split."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from sglp.architecture import resolve
+from sglp.errors import DataError, SGLPError
+from sglp.tasks.workload import ImagePreparation, Source
+
+
+class Images:
+    """A split: images and their labels, prepared as tensors one by one.
+
+    Args:
+        source: where the data come from.
+        arguments: of the split; for datasets those of `load_dataset` (split, data_files), else those of the class.
+        prepare: how images become tensors.
+        path: the user's file or folder, or None.
+
+    Raises:
+        DataError: the data can't be read, are empty, or a label is not one of the classes.
+    """
+
+    def __init__(self, source: Source, arguments: dict, prepare: ImagePreparation, path: str | None):
+        self.name = path or source.name or source.loader
+        self.prepare = prepare
+        self.items, self.labels = self._open(source, arguments, path)
+        if not len(self.labels):
+            raise DataError(f"{self.name} holds no images")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= prepare.classes:
+            raise DataError(
+                f"{self.name} has the label {low if low < 0 else high}, but data.prepare.classes={prepare.classes} "
+                f"allows 0 to {prepare.classes - 1}"
+            )
+        self.to_tensor = v2.Compose([v2.ToImage(), *_transforms(prepare.transforms), *self._finish()])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.to_tensor(self.image(index)), int(self.labels[index])
+
+    def image(self, index: int) -> Image.Image:
+        """The image itself, with the channels that the network takes."""
+        return self.items(index).convert("L" if self.prepare.channels == 1 else "RGB")
+
+    def augmented(self, augment: Sequence[dict]) -> v2.Compose:
+        """What makes a training tensor of an image: `augment` in place of the transforms of evaluation."""
+        return v2.Compose([v2.ToImage(), *_transforms(augment), *self._finish()])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs [samples, channels, height, width] and labels [samples].
+
+        Raises:
+            DataError: the prepared images differ in size.
+        """
+        pairs = [self[i] for i in indices]
+        shapes = {tuple(image.shape) for image, _ in pairs}
+        if len(shapes) > 1:
+            raise DataError(
+                f"the images of {self.name} differ in size ({' and '.join(map(str, sorted(shapes)[:2]))}): "
+                "add Resize and CenterCrop to data.prepare.transforms"
+            )
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+    def _finish(self) -> list:
+        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.prepare.mean, self.prepare.std)]
+
+    def _open(self, source: Source, arguments: dict, path: str | None):
+        try:
+            if source.loader == "datasets":
+                return self._from_datasets(source, arguments, path)
+            return self._from_class(source, arguments, path)
+        except SGLPError:
+            raise
+        except Exception as error:  # whatever a data library raises, the user needs one sentence
+            raise DataError(f"the data of {self.name} can't be read: {_sentence(error)}") from error
+
+    def _from_datasets(self, source: Source, arguments: dict, path: str | None):
+        import datasets
+
+        arguments = {"split": "train", **arguments}
+        if path is not None:
+            arguments["data_dir" if source.name == "imagefolder" else "data_files"] = path
+        table = datasets.load_dataset(source.name, revision=source.revision, **arguments)
+        image, label = self.prepare.image_column, self.prepare.label_column
+        for column in (image, label):
+            if column not in table.column_names:
+                raise DataError(f"{self.name} has no column {column!r}: it has {', '.join(table.column_names)}")
+        table = table.cast_column(image, datasets.Image())
+        return (lambda index: table[index][image]), torch.tensor(table[label][:], dtype=torch.int64)
+
+    def _from_class(self, source: Source, arguments: dict, path: str | None):
+        make = resolve(source.loader)
+        data = make(path, **arguments) if path is not None else make(**arguments)
+        labels = getattr(data, "targets", None)
+        labels = [data[i][1] for i in range(len(data))] if labels is None else labels
+        return (lambda index: _as_image(data[index][0])), torch.as_tensor(labels, dtype=torch.int64)
+
+
+def _as_image(value) -> Image.Image:
+    return value if isinstance(value, Image.Image) else v2.functional.to_pil_image(value)
+
+
+def _transforms(entries: Sequence[dict]) -> list:
+    made = []
+    for entry in entries:
+        ((name, arguments),) = entry.items()
+        kind = getattr(v2, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
+            raise DataError(f"{name!r} is no transform of torchvision.transforms.v2")
+        try:
+            made.append(kind(**arguments))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the transform {name} can't take {arguments}: {_sentence(error)}") from error
+    return made
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,136 @@
+"""What a workload file holds: a network, its weights, its data, its recipes. Strict: nothing is guessed or ignored."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# One transform of torchvision.transforms.v2 and its arguments, as {RandomCrop: {size: 32, padding: 4}}.
+Transform = Annotated[dict[str, dict], Field(min_length=1, max_length=1)]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no conversions."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Architecture(Strict):
+    """What builds the network."""
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    kwargs: dict
+
+
+class Weights(Strict):
+    """Where trained weights come from: "pretrain" here, a "file" of the user's, or the "factory" with these kwargs."""
+
+    source: Literal["pretrain", "file", "factory"]
+    kwargs: dict
+
+
+class Source(Strict):
+    """Where the data come from.
+
+    loader: "datasets" for what `datasets.load_dataset` takes, or the dotted name of a data-set class whose items are
+    (image, label).
+    name: for datasets the hub name, or "parquet" or "imagefolder" for the user's files.
+    revision: of a data set on the hub.
+    """
+
+    loader: str
+    name: str | None
+    revision: str | None
+
+
+class ImagePreparation(Strict):
+    """How images become tensors. `transforms` are those of evaluation; training has its own, `augment`."""
+
+    image_column: str
+    label_column: str
+    classes: Positive
+    channels: Literal[1, 3]
+    transforms: list[Transform]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _one_a_channel(self):
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std must have {self.channels} numbers, one a channel")
+        return self
+
+
+class Data(Strict):
+    """The data: where from, which arguments make the two splits, how samples are prepared."""
+
+    source: Source
+    train: dict
+    test: dict
+    prepare: ImagePreparation
+
+
+class File(Strict):
+    """A file or folder of the user's. What is depended on is the sha256; the path is nobody else's business."""
+
+    path: str | None
+    sha256: Sha256 | None
+
+
+class Files(Strict):
+    """All files of the user's: trained weights, data of the splits, a Python module or package."""
+
+    weights: File
+    train: File
+    test: File
+    code: File
+
+
+class Recipe(Strict):
+    """How a network is trained. `keep` says which weights: the last ones, or those best on a held-out share."""
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: Positive
+    epochs: Positive
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    label_smoothing: Share
+    augment: list[Transform]
+    holdout: Share
+    keep: Literal["last", "best"]
+
+    @model_validator(mode="after")
+    def _best_needs_holdout(self):
+        if self.keep == "best" and not self.holdout:
+            raise ValueError("keep: best needs a holdout above 0, the share of the training split to choose on")
+        return self
+
+
+class Pretraining(Recipe):
+    """How the dense network is trained, with a seed of its own."""
+
+    seed: Seed
+
+
+class Finetuning(Recipe):
+    """How the pruned network is tuned. `distillation` is the weight of the dense network's outputs in the loss."""
+
+    distillation: Annotated[float, Field(ge=0, le=1)]
+    temperature: Annotated[float, Field(gt=0)]
+
+
+class Workload(Strict):
+    """One file in models/."""
+
+    task: Literal["image_classification"]
+    architecture: Architecture
+    weights: Weights
+    data: Data
+    files: Files
+    pretrain: Pretraining
+    finetune: Finetuning

@@ -1,0 +1,37 @@
+"""Not a stage: fills in the checksums of a workload's files. ``python -m stages.checksums models/NAME.yaml``."""
+
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from sglp.errors import SGLPError
+from stages.support.params import ParameterError, read_yaml
+from stages.support.userfiles import checksum, find
+
+
+def fill(path: Path) -> None:
+    """Write the sha256 of every file that the workload names; comments and order stay."""
+    read_yaml(path)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for name, file in content["files"].items():
+        if file["path"] is None:
+            file["sha256"] = None
+            continue
+        found = find(file["path"])
+        if found is None:
+            raise ParameterError(f"{path}: files.{name}.path={file['path']} is not there")
+        file["sha256"] = checksum(found)
+        print(f"{path}: files.{name} {file['sha256']} {file['path']}")
+    with path.open("w", encoding="utf-8") as out:
+        yaml.dump(content, out)
+
+
+if __name__ == "__main__":
+    try:
+        for argument in sys.argv[1:]:
+            fill(Path(argument))
+    except SGLPError as error:
+        sys.exit(str(error))

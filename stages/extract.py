@@ -1,0 +1,32 @@
+"""Layers, and the Gram matrices of their activations on samples of the training split, a shard a batch."""
+
+from safetensors.torch import save_file
+
+import sglp
+from sglp.errors import LayerError
+from sglp.files import new_folder
+from sglp.tasks.image_classification import calibration_batches, example
+from stages.support import stage
+from stages.support.layers import write_layers
+from stages.support.params import View
+from stages.support.workloads import load_images, load_network
+
+
+def main(params: View, workload: View) -> None:
+    """Find the layers, stream the batches through."""
+    network = load_network("data/dense", params, workload)
+    images = load_images("train", params, workload)
+    layers = sglp.find_layers(network, example(images).to(next(network.parameters()).device))
+    if not any(layer.removable for layer in layers):
+        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
+        raise LayerError(f"no layer of {type(network).__name__} can be removed ({reasons}, ...)")
+    dials = params.extract
+    batches = calibration_batches(images, dials.samples, dials.batch_size, params.seed)
+    with new_folder("data/grams") as folder:
+        for number, grams in enumerate(sglp.gram_matrices(network, layers, batches, dials.pooling)):
+            save_file({"grams": grams}, folder / f"{number:04d}.safetensors")
+    write_layers("data/layers.csv", layers)
+
+
+if __name__ == "__main__":
+    stage.run(main, "extract")

@@ -1,0 +1,1 @@
+"""What the stages share: their parameters, the user's files, how a stage runs."""

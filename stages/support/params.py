@@ -1,0 +1,201 @@
+"""Parameters, strictly checked; a stage is handed what its entry in dvc.yaml lists, and nothing else."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from sglp.errors import SGLPError
+from sglp.tasks.workload import Positive, Seed, Share, Strict, Workload
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ParameterError(SGLPError):
+    """A parameter file is wrong, or a stage reads what it does not declare."""
+
+
+class Extract(Strict):
+    """How similarity is measured."""
+
+    samples: Annotated[int, Field(ge=4)]
+    batch_size: Annotated[int, Field(ge=4)]
+    pooling: Literal["flatten", "mean"]
+
+
+class Cka(Strict):
+    """How similarity is computed."""
+
+    estimator: Literal["unbiased", "biased"]
+    kernel: Literal["linear", "rbf"]
+
+
+class Segment(Strict):
+    """What is segmented, and when `k: auto` stops."""
+
+    feature: Literal["rows", "row_sum"]
+    auto_share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Score(Strict):
+    """How combinations are scored and searched."""
+
+    batch_size: Positive
+    batches: Positive
+    draws: Positive
+    max_combinations: Annotated[int, Field(ge=0)]
+    max_evaluations: Positive
+    beam_width: Positive
+    budget: list[Positive] | None
+
+
+class Prune(Strict):
+    """What follows the removal."""
+
+    recalibration: Annotated[int, Field(ge=0)]
+
+
+class Evaluate(Strict):
+    """How networks are evaluated."""
+
+    batch_size: Positive
+
+
+class Benchmark(Strict):
+    """How networks are timed."""
+
+    rounds: Annotated[int, Field(ge=2)]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Params(Strict):
+    """params.yaml."""
+
+    model: Annotated[str, Field(min_length=1)]
+    k: Positive | Literal["auto"]
+    prune_ratio: Share
+    method: Annotated[str, Field(min_length=1)]
+    seed: Seed
+    extract: Extract
+    cka: Cka
+    segment: Segment
+    score: Score
+    prune: Prune
+    evaluate: Evaluate
+    benchmark: Benchmark
+
+
+class View:
+    """Parameters as attributes; the ones that the stage does not list are not there."""
+
+    def __init__(self, stage: str, prefix: str, values: dict):
+        self.__dict__.update(values)
+        self._stage, self._prefix = stage, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        raise ParameterError(
+            f"the stage {self._stage} reads the parameter {self._prefix}{name}, which its entry in dvc.yaml does not list"
+        )
+
+
+def declared(stage: str) -> tuple[View, View]:
+    """The parameters that a stage's entry in dvc.yaml lists, of params.yaml and of the chosen workload.
+
+    Raises:
+        ParameterError: a file or a listed key is missing, or anything in the files is wrong.
+    """
+    entry = read_yaml(Path("dvc.yaml"))["stages"][stage]
+    listed = entry.get("do", entry).get("params", [])
+    own = [key for key in listed if isinstance(key, str)]
+    of_workload = [key for item in listed if isinstance(item, dict) for keys in item.values() for key in keys]
+    params = read_yaml(Path("params.yaml"))
+    check(Params, params, Path("params.yaml"), own)
+    workload: dict = {}
+    if of_workload:
+        path = workload_path(params["model"])
+        workload = read_yaml(path)
+        check(Workload, workload, path, of_workload)
+    return _view(stage, params, own), _view(stage, workload, of_workload)
+
+
+def workload_path(model: str) -> Path:
+    """The file of a workload.
+
+    Raises:
+        ParameterError: there is none of this name; the message has those that there are.
+    """
+    path = Path("models") / f"{model}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in Path("models").glob("*.yaml")))
+        raise ParameterError(f"params.yaml: model={model} asks for {path}, which is not there; there are {there}")
+    return path
+
+
+def read_yaml(path: Path) -> dict:
+    """Read YAML 1.2, as DVC does.
+
+    Raises:
+        ParameterError: there is no such file, or it is no mapping in YAML.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParameterError(f"there is no {path} in {Path.cwd().name}: run stages in the project's folder") from error
+    except YAMLError as error:
+        raise ParameterError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path} is empty or no mapping")
+    return content
+
+
+def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] | None = None) -> None:
+    """Check a file's content; with `needed`, only those keys have to be there.
+
+    Raises:
+        ParameterError: one sentence with the first fault.
+    """
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "missing":
+                if needed is None or any(
+                    key == k or k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in needed
+                ):
+                    raise ParameterError(f"{path}: the key {key} is missing") from error
+            elif fault["type"] == "extra_forbidden":
+                there = ", ".join(_keys_beside(schema, fault["loc"]))
+                raise ParameterError(f"{path}: {key} is no key; it can be one of {there}") from error
+            else:
+                # A union's error names its branch last; the user knows only the key.
+                key = ".".join(str(p) for p in fault["loc"] if not any(c in str(p) for c in "[-"))
+                raise ParameterError(f"{path}: {key}={fault['input']!r} is wrong: {_said(fault)}") from error
+
+
+def _said(fault: dict) -> str:
+    message = fault["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _keys_beside(schema: type[BaseModel], location: tuple) -> list[str]:
+    for part in location[:-1]:
+        annotation = schema.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        schema = annotation
+    return sorted(schema.model_fields)
+
+
+def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> View:
+    """A view of the keys (with dots) of a mapping."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        head, _, rest = key.partition(".")
+        groups.setdefault(head, []).append(rest)
+    values = {}
+    for head, rests in groups.items():
+        whole = "" in rests
+        values[head] = content[head] if whole else _view(stage, content[head], rests, f"{prefix}{head}.")
+    return View(stage, prefix, values)

@@ -1,0 +1,49 @@
+"""The small tables that stages hand on. Python's csv reads and writes them: pandas takes a second to import."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sglp.files import new_file
+
+
+def write_rows(path: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a CSV file."""
+    with new_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    """Read a CSV file; all values are text."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_similarity(path: str, similarity) -> None:
+    """Write a matrix as (row, column, similarity), exactly; the form that DVC plots as a heat map."""
+    values = np.asarray(similarity)
+    rows = ((i, j, repr(float(values[i, j]))) for i in range(len(values)) for j in range(len(values)))
+    write_rows(path, ("row", "column", "similarity"), rows)
+
+
+def read_similarity(path: str) -> np.ndarray:
+    """The matrix that `write_similarity` wrote."""
+    values = np.array([float(row["similarity"]) for row in read_rows(path)])
+    size = int(len(values) ** 0.5)
+    return values.reshape(size, size)
+
+
+def write_json(path: str, content) -> None:
+    """Write JSON; equal content gives equal bytes."""
+    with new_file(path) as new:
+        new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: str):
+    """Read JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))

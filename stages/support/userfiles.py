@@ -1,0 +1,72 @@
+"""The user's files: found by their path in the workload, trusted by their sha256."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from stages.support.params import ParameterError, read_yaml, workload_path
+
+
+def locate(model: str, name: str, sha256: str | None) -> str | None:
+    """The path of one of a workload's files, after its content was checked; None where there is none.
+
+    Args:
+        model: the workload.
+        name: which of its files ("weights", "train", "test", "code").
+        sha256: the checksum that the stage depends on.
+
+    Raises:
+        ParameterError: the file is not there, has no checksum, or another one.
+    """
+    source = workload_path(model)
+    path = read_yaml(source)["files"][name]["path"]
+    if path is None:
+        if sha256 is not None:
+            raise ParameterError(f"{source}: files.{name} has a sha256 but no path: write where the file is")
+        return None
+    found = find(path)
+    if found is None:
+        raise ParameterError(f"{source}: files.{name}.path={path} is not there")
+    if sha256 is None:
+        raise ParameterError(f"{source}: files.{name}.sha256 is empty: run 'python -m stages.checksums {source}'")
+    actual = checksum(found)
+    if actual != sha256:
+        raise ParameterError(
+            f"{source}: {path} has the sha256 {actual}, but files.{name}.sha256={sha256}: it is another file or a "
+            f"broken one; if it is right, run 'python -m stages.checksums {source}'"
+        )
+    return str(found)
+
+
+def find(path: str) -> Path | None:
+    """A file or folder, from the project's folder; DVC's copies of it for experiments lie below .dvc/tmp/exps."""
+    here = Path.cwd()
+    project = next((p.parent for p in (here, *here.parents) if p.name == ".dvc"), here)
+    return next((p for p in (here / path, project / path) if p.exists()), None)
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file, or of a folder: of its files' relative paths and checksums, in order."""
+    if path.is_file():
+        return _of_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    stats = [(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    # Reading a large folder for every stage would take longer than the stage: as long as no file in it was touched,
+    # its checksum is the one that was read last.
+    key = hashlib.sha256(json.dumps([str(path.resolve()), stats]).encode()).hexdigest()
+    known = user_cache_path("sglp") / "checksums" / key
+    if known.is_file():
+        return known.read_text(encoding="utf-8")
+    digest = hashlib.sha256()
+    for file, (name, _, _) in zip(files, stats, strict=True):
+        digest.update(f"{name}\0{_of_file(file)}\n".encode())
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(digest.hexdigest(), encoding="utf-8")
+    return digest.hexdigest()
+
+
+def _of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
