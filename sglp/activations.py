@@ -56,7 +56,7 @@ def gram_matrices(
 
 
 def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, Tensor], pooling: str):
-    """Hook a layer's output. The stem's is the first block's input: operations between them that are no modules count."""
+    """Hook a layer's output. The stem's is the first block's input, after what is no module."""
     if layers[i].is_stem and i + 1 < len(layers):
         following = model.get_submodule(layers[i + 1].modules[0])
 

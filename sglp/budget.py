@@ -53,8 +53,8 @@ def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> li
         # The largest ratio, to three digits, that rounds to no more layers than the segments can give.
         largest = int(Fraction(2 * sum(most) + 1, 2 * sum(free)) * 1000 - Fraction(1, 10**6)) / 1000
         raise BudgetError(
-            f"{goes} of {sum(free)} removable layers are to go, but {len(segments)} segments that keep a layer each can "
-            f"give {sum(most)}: the largest possible prune_ratio is {largest:g}"
+            f"{goes} of {sum(free)} removable layers are to go, but {len(segments)} segments that keep a layer each "
+            f"can give {sum(most)}: the largest possible prune_ratio is {largest:g}"
         )
     removed = _largest_remainder(goes, free, most)
     return [size - count for size, count in zip(sizes, removed, strict=True)]

@@ -95,7 +95,7 @@ class View:
 
     def __getattr__(self, name: str) -> Any:
         raise ParameterError(
-            f"the stage {self._stage} reads the parameter {self._prefix}{name}, which its entry in dvc.yaml does not list"
+            f"the stage {self._stage} reads {self._prefix}{name}, a parameter that its entry in dvc.yaml does not list"
         )
 
 
@@ -161,9 +161,7 @@ def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] 
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"])
             if fault["type"] == "missing":
-                if needed is None or any(
-                    key == k or k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in needed
-                ):
+                if needed is None or any(_overlap(key, other) for other in needed):
                     raise ParameterError(f"{path}: the key {key} is missing") from error
             elif fault["type"] == "extra_forbidden":
                 there = ", ".join(_keys_beside(schema, fault["loc"]))
@@ -172,6 +170,11 @@ def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] 
                 # A union's error names its branch last; the user knows only the key.
                 key = ".".join(str(p) for p in fault["loc"] if not any(c in str(p) for c in "[-"))
                 raise ParameterError(f"{path}: {key}={fault['input']!r} is wrong: {_said(fault)}") from error
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two keys is the other or holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _said(fault: dict) -> str:
