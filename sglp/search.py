@@ -1,7 +1,8 @@
 """Finds the best combinations of a given size: all of them where they are few, else by beam search.
 
-Beam search grows sets: of the best `width` sets of n layers every set with one layer more is scored, and the best of
-those go on. It can miss the optimum; scores.csv says where it was used.
+Beam search goes a layer at a time: of the best `width` sets of one level every set that differs by one layer more is
+scored, and the best of those go on. It starts from the end that is nearer, adding layers to none or taking layers from
+all. It can miss the optimum; scores.csv says where it was used.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +27,15 @@ def search(
     """
     if width is None:
         return {chosen: score(chosen) for chosen in combinations(candidates, size)}
-    level: dict[tuple[int, ...], float] = {(): 0.0}
-    for _ in range(size):
+    shrink = size > len(candidates) / 2
+    level: dict[tuple[int, ...], float] = {tuple(candidates) if shrink else (): 0.0}
+    for _ in range(_steps(len(candidates), size)):
         best = sorted(level, key=lambda chosen: (-level[chosen], chosen))[:width]
-        grown = {tuple(sorted((*chosen, new))) for chosen in best for new in candidates if new not in chosen}
-        level = {chosen: score(chosen) for chosen in sorted(grown)}
+        if shrink:
+            following = {tuple(i for i in chosen if i != gone) for chosen in best for gone in chosen}
+        else:
+            following = {tuple(sorted((*chosen, i))) for chosen in best for i in candidates if i not in chosen}
+        level = {chosen: score(chosen) for chosen in sorted(following)}
     return level
 
 
@@ -39,10 +44,15 @@ def evaluations(count: int, size: int, width: int | None) -> int:
     if width is None:
         return comb(count, size)
     level, total = 1, 0
-    for chosen in range(size):
-        level = min(min(level, width) * (count - chosen), comb(count, chosen + 1))
+    for step in range(_steps(count, size)):
+        level = min(min(level, width) * (count - step), comb(count, step + 1))
         total += level
     return total
+
+
+def _steps(count: int, size: int) -> int:
+    """How many layers from the nearer end."""
+    return min(size, count - size)
 
 
 def choose_widths(
@@ -61,7 +71,7 @@ def choose_widths(
     """
 
     def widths(beam: int) -> list[int | None]:
-        return [None if comb(*problem) <= max_combinations else beam for problem in problems]
+        return [None if comb(*problem) <= max(max_combinations, 1) else beam for problem in problems]
 
     def total(beam: int) -> int:
         return sum(evaluations(*problem, w) for problem, w in zip(problems, widths(beam), strict=True))

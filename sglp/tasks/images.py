@@ -1,6 +1,8 @@
 """Labelled images from `datasets` or a data-set class, as one kind of split."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -86,8 +88,16 @@ class Images:
 
         arguments = {"split": "train", **arguments}
         if path is not None:
-            arguments["data_dir" if source.name == "imagefolder" else "data_files"] = path
-        table = datasets.load_dataset(source.name, revision=source.revision, **arguments)
+            # Named here, so that no part of the path ("test", "val") is taken for the name of a split.
+            arguments["data_files"] = {"train": f"{path}/**" if Path(path).is_dir() else path}
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        try:
+            table = datasets.load_dataset(source.name, revision=source.revision, **arguments)
+        except ValueError as error:
+            if "corresponds to no data" in str(error):
+                raise DataError(f"{self.name} holds no images") from error
+            raise
         image, label = self.prepare.image_column, self.prepare.label_column
         for column in (image, label):
             if column not in table.column_names:

@@ -87,7 +87,7 @@ def train(
         eval_dataset=TrainingSamples(images, np.sort(held), None, seed) if len(held) else None,
         data_collator=_collate,
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
-        callbacks=[_MarkComplete()],
+        callbacks=[_Marks()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.label_smoothing, trainer.teacher = recipe.label_smoothing, teacher
@@ -167,10 +167,16 @@ class _Classifier(Trainer):
         return distance * self.temperature**2
 
 
-class _MarkComplete(TrainerCallback):
-    """A mark in each checkpoint that stands whole: a kill can fall into its writing."""
+class _Marks(TrainerCallback):
+    """A point in the log at the very end, and a mark in each checkpoint that stands whole."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
 
     def on_save(self, args, state, control, **kwargs):
+        # A kill can fall into the writing of a checkpoint; what has this mark is whole.
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 

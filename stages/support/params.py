@@ -158,18 +158,28 @@ def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] 
     try:
         schema.model_validate(content)
     except ValidationError as error:
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "missing":
-                if needed is None or any(_overlap(key, other) for other in needed):
-                    raise ParameterError(f"{path}: the key {key} is missing") from error
-            elif fault["type"] == "extra_forbidden":
-                there = ", ".join(_keys_beside(schema, fault["loc"]))
-                raise ParameterError(f"{path}: {key} is no key; it can be one of {there}") from error
-            else:
-                # A union's error names its branch last; the user knows only the key.
-                key = ".".join(str(p) for p in fault["loc"] if not any(c in str(p) for c in "[-"))
-                raise ParameterError(f"{path}: {key}={fault['input']!r} is wrong: {_said(fault)}") from error
+        faults = error.errors()
+    else:
+        return
+    # A misspelt key is both unknown and missing: the first says more.
+    for fault in faults:
+        if fault["type"] == "extra_forbidden":
+            there = ", ".join(_keys_beside(schema, fault["loc"]))
+            raise ParameterError(f"{path}: {_key(fault)} is no key; it can be one of {there}")
+    for fault in faults:
+        if fault["type"] != "missing":
+            # One fault for each kind of value that would be allowed.
+            said = [_said(other) for other in faults if _key(other) == _key(fault)]
+            raise ParameterError(f"{path}: {_key(fault)}={fault['input']!r} is wrong: {' or '.join(said)}")
+    for fault in faults:
+        if needed is None or any(_overlap(_key(fault), other) for other in needed):
+            raise ParameterError(f"{path}: the key {_key(fault)} is missing")
+
+
+def _key(fault: dict) -> str:
+    """The key of a fault, without the kinds of value that pydantic puts behind it."""
+    parts = [str(part) for part in fault["loc"]]
+    return ".".join(part for part in parts if part not in ("constrained-int", "int", "none") and "[" not in part)
 
 
 def _overlap(key: str, other: str) -> bool:

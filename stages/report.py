@@ -1,0 +1,151 @@
+"""The report: the outcome in one sentence, the evidence for it, and all that made it. report.html stands alone."""
+
+import base64
+import json
+import shlex
+import statistics
+from math import comb
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sglp.files import new_file, new_folder
+from stages.support import figures, stage
+from stages.support.outcome import NETWORKS, benchmark_rows, flat, metric_rows, outcome
+from stages.support.params import View
+from stages.support.tables import read_json, read_rows, read_similarity, write_json
+
+
+def main(params: View, workload: View) -> None:
+    """Read what all stages found, draw it, write it down."""
+    segments, scores = read_json("data/segments.json"), _scores()
+    layers = _layers(segments)
+    metrics = {name: read_json(f"reports/metrics/{name}.json") for name in NETWORKS}
+    benchmark = read_json("reports/benchmark.json")
+    losses = [float(row["loss"]) for row in read_rows("reports/segmentation.csv")]
+    training = [
+        {name: float(value) if value else None for name, value in row.items()}
+        for row in read_rows("reports/training.csv")
+    ]
+    write_json("reports/metrics.json", metrics)
+    with new_folder("reports/plots") as folder:
+        figures.draw_architecture(folder / "architecture.png", layers, segments)
+        figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
+        figures.draw_segmentation(
+            folder / "segmentation.png", losses, len(segments), flat(params)["segment.auto_share"]
+        )
+        figures.draw_scores(folder / "scores.png", scores, layers)
+        figures.draw_training(folder / "training.png", training)
+    content = {
+        "outcome": outcome(layers, metrics, benchmark),
+        "table": metric_rows(metrics) + benchmark_rows(benchmark),
+        "samples": metrics["dense"].get("samples"),
+        "benchmark": benchmark,
+        "layers": layers,
+        "segments": segment_rows(segments, layers, scores),
+        "one_by_one": all(len(row["kept"]) == 1 for row in scores),
+        "model": params.model,
+        "command": command(params),
+        "dials": flat(params),
+        "workload": flat(workload),
+        "versions": [line.split("==") for line in Path("versions.txt").read_text(encoding="utf-8").split()],
+    }
+    _render("report.md", content | {"picture": lambda name: f"plots/{name}.png"})
+    _render("report.html", content | {"picture": _embedded})
+
+
+def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list[dict]:
+    """What was scored in every segment, and what stays of it."""
+    rows = []
+    for number, (first, last) in enumerate(segments):
+        scored = [row for row in scores if row["segment"] == number]
+        inside = layers[first : last + 1]
+        kept = [layer["number"] for layer in inside if layer["fate"] != "removed"]
+        free = [layer for layer in inside if layer["removable"]]
+        values = sorted((row["score"] for row in scored), reverse=True)
+        rows.append(
+            {
+                "number": number,
+                "layers": f"{first}-{last}",
+                "kept": _ranges(kept),
+                "gone": len(inside) - len(kept),
+                "scored": len(scored),
+                "possible": comb(len(free), sum(layer["fate"] == "kept" for layer in free)),
+                "search": ", ".join(sorted({row["search"] for row in scored})),
+                "ranks": [f"{value:#.4g}" for value in values[:2]] + [""] * (2 - len(values[:2])),
+                "median": f"{statistics.median(values):#.4g}" if values else "",
+                "lowest": f"{values[-1]:#.4g}" if values else "",
+            }
+        )
+    return rows
+
+
+def command(params: View) -> str:
+    """What makes this report again from the same files: the dials on top of params.yaml, which are turned most."""
+    dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in flat(params).items() if "." not in key]
+    return f"dvc exp run {' '.join(f'-S {shlex.quote(dial)}' for dial in dials)}"
+
+
+def _layers(segments: list) -> list[dict]:
+    """The layers with their numbers, their segments and what became of them."""
+    segment_of = [number for number, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
+    removed = set(read_json("data/plan.json")["removed"])
+    layers = []
+    for number, row in enumerate(read_rows("data/layers.csv")):
+        removable = row["removable"] == "True"
+        fate = "removed" if row["name"] in removed else "kept" if removable else "can't be removed"
+        numbers = {
+            "number": number,
+            "segment": segment_of[number],
+            "parameters": int(row["parameters"]),
+            "macs": int(row["macs"]),
+        }
+        layers.append(row | numbers | {"removable": removable, "fate": fate})
+    return layers
+
+
+def _scores() -> list[dict]:
+    return [
+        {
+            "segment": int(row["segment"]),
+            "kept": [int(number) for number in row["kept"].split()],
+            "score": float(row["score"]),
+            "search": row["search"],
+            "best": row["best"] == "1",
+        }
+        for row in read_rows("data/scores.csv")
+    ]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers in order, those in a row as "4-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _embedded(name: str) -> str:
+    """A figure as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(Path(f'reports/plots/{name}.png').read_bytes()).decode()}"
+
+
+def _render(name: str, content: dict) -> None:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "support"),
+        autoescape=name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
+    with new_file(f"reports/{name}") as new:
+        new.write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    stage.run(main, "report")

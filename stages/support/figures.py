@@ -1,0 +1,236 @@
+"""The report's figures. Drawn without a display; equal inputs give equal bytes.
+
+Layers come as a list of dicts with "fate" (a key of `FATES`) and "macs", segments as inclusive (first, last).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+# Told apart by lightness and hatching too: on grey paper, and by the colour-blind.
+FATES = {
+    "kept": {"facecolor": "#0a5c8f", "edgecolor": "#0a5c8f"},
+    "can't be removed": {"facecolor": "#9aa5ad", "edgecolor": "#3f474d", "hatch": "...."},
+    "removed": {"facecolor": "#fff3dc", "edgecolor": "#d97b00", "hatch": "////"},
+}
+CHOSEN, QUIET = "#d1495b", "#9fb8c8"
+# Layers: more than that have no room for outlines and hatching, then for gaps.
+CROWDED, PACKED = 60, 250
+CROWDED_LOOKS = {"kept": "#0a5c8f", "can't be removed": "#87929a", "removed": "#ffc766"}
+FEW = 15  # segments; the borders of more are thinner
+PANELS = 24  # segments that scores.png has room for
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def draw_similarity(path: Path, similarity: np.ndarray, layers: Sequence[dict], segments: Sequence) -> None:
+    """CKA of every pair of layers as a heat map; segments are boxes, a band above and on the right shows fates."""
+    with _figure(path, 7.6, 6.6) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(similarity, cmap="cividis", interpolation="nearest")
+        thin = 1.8 if len(segments) <= FEW else 0.8
+        for width, colour in ((2 * thin, "black"), (thin, "white")):
+            for first, last in segments:
+                corner, size = (first - 0.5, first - 0.5), last - first + 1
+                box = Rectangle(corner, size, size, fill=False, linewidth=width, edgecolor=colour, clip_on=False)
+                axes.add_patch(box)
+        axes.spines[:].set_visible(False)
+        above = axes.inset_axes((0, 1.016, 1, 0.028), sharex=axes)
+        beside = axes.inset_axes((1.016, 0, 0.028, 1), sharey=axes)
+        _bars(above, layers, range(len(layers)), [1] * len(layers))
+        _bars(beside, layers, range(len(layers)), [1] * len(layers), horizontal=True)
+        for band in (above, beside):
+            band.axis("off")
+        axes.set(xlabel="layer", ylabel="layer")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(_whole(len(layers), room=30))
+        figure.colorbar(image, ax=axes, label="similarity (CKA)", shrink=0.8, pad=0.03)
+        _legend(figure, layers)
+
+
+def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, auto_share: float) -> None:
+    """The loss of the best segmentation for every k, and what each further cut takes from it."""
+    ks, share = np.arange(1, len(losses) + 1), np.asarray(losses) / (losses[0] or 1)
+    with _figure(path, 9, 3.2) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot(ks, share, ".-", color=QUIET, markerfacecolor="#0a5c8f", markeredgecolor="#0a5c8f")
+        right.vlines(ks[1:], 0, -np.diff(share), color=QUIET, linewidth=1)
+        right.plot(ks[1:], -np.diff(share), ".", color="#0a5c8f")
+        right.axhline(auto_share, color="#555555", linewidth=1, linestyle="--")
+        note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right"}
+        right.annotate(f"k: auto cuts above {100 * auto_share:g} %", (len(losses) + 0.5, auto_share), **note)
+        left.set_title("loss that is left, of that of one segment")
+        right.set_title("loss that the cut into k segments takes away")
+        for axes, height in ((left, share), (right, [None, *-np.diff(share)])):
+            if height[chosen - 1] is not None:
+                axes.plot(chosen, height[chosen - 1], "o", markersize=11, fillstyle="none", color=CHOSEN, mew=2)
+            axes.axvline(chosen, color=CHOSEN, linewidth=1, zorder=0, label=f"chosen: k = {chosen}")
+            axes.set_xscale("log")
+            ticks = [k for k in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= len(losses)]
+            axes.set_xticks(ticks, map(str, ticks))
+            axes.minorticks_off()
+            axes.set(xlabel="segments k", xlim=(0.9, len(losses) * 1.1 + 0.2), ylim=(-0.03, None))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        left.legend(loc="upper right", labelcolor=CHOSEN)
+
+
+def draw_scores(path: Path, rows: Sequence[dict], layers: Sequence[dict]) -> None:
+    """What was scored. One bar a layer where layers were scored one by one, else a histogram a segment.
+
+    Args:
+        path: of the PNG.
+        rows: those of scores.csv, with numbers for "segment", "score" and "best", and a list for "kept".
+        layers: all layers.
+    """
+    if all(len(row["kept"]) == 1 for row in rows):
+        with _figure(path, 9, 3) as figure:
+            axes = figure.subplots()
+            _bars(axes, layers, [row["kept"][0] for row in rows], [row["score"] for row in rows])
+            axes.axhline(0, color="#333333", linewidth=0.8)
+            axes.set(xlabel="layer", ylabel="score", xlim=(-0.8, len(layers) - 0.2))
+            axes.xaxis.set_major_locator(_whole(len(layers), room=30))
+            _legend(figure, layers)
+        return
+    parts = [[row for row in rows if row["segment"] == s] for s in sorted({row["segment"] for row in rows})]
+    parts = [part for part in parts if len(part) > 1]
+    more, parts = len(parts) - PANELS, parts[:PANELS]
+    columns = min(3, max(1, len(parts)))
+    height = -(-len(parts) // columns)
+    with _figure(path, 9, 2.5 * max(1, height)) as figure:
+        if not parts:
+            figure.text(0.5, 0.5, "Every segment had one combination only: there was nothing to choose.", ha="center")
+            return
+        grid = figure.subplots(height, columns, squeeze=False).ravel()
+        for axes in grid[len(parts) :]:
+            axes.remove()
+        for axes, part in zip(grid, parts, strict=False):
+            _histogram(axes, part)
+        if more > 0:
+            figure.supxlabel(f"{more} more segments stand in the table only")
+
+
+def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) -> None:
+    """The network as a strip: every layer in order; those that go have dropped out of it. Below, their MACs."""
+    numbers = range(len(layers))
+    with _figure(path, 10, 3.4) as figure:
+        strip, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        _bars(strip, layers, numbers, [1] * len(layers), [-1.15 * (row["fate"] == "removed") for row in layers])
+        _bars(cost, layers, numbers, [row["macs"] for row in layers])
+        thin = 1 if len(segments) <= FEW else 0.5
+        for number, (first, last) in enumerate(segments):
+            if number:
+                for axes in (strip, cost):
+                    axes.axvline(first - 0.5, color="#222222", linewidth=thin, linestyle=(0, (4, 2)))
+            wide = (last - first + 1) / len(layers)
+            label = f"segment {number}" if wide > 0.1 else str(number) if wide > 0.02 else ""
+            strip.text((first + last) / 2, 1.15, label, ha="center", va="bottom")
+        strip.set(xlim=(-0.8, len(layers) - 0.2), ylim=(-1.25, 1.5))
+        strip.set_yticks([0.5, -0.65], ["stays", "goes"])
+        strip.spines[:].set_visible(False)
+        strip.tick_params(length=0, labelbottom=False)
+        cost.set(xlabel="layer", ylabel="MACs")
+        cost.xaxis.set_major_locator(_whole(len(layers), room=30))
+        cost.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        cost.yaxis.set_major_locator(MaxNLocator(3))
+        _legend(figure, layers)
+
+
+def draw_training(path: Path, rows: Sequence[dict]) -> None:
+    """Loss, what was measured on held-out samples, and the learning rate over epochs.
+
+    Args:
+        path: of the PNG.
+        rows: those of training.csv, with numbers, None where there is none.
+    """
+    measured = [name for name in rows[0] if name.startswith("heldout_") and name != "heldout_loss"]
+    measured = [name for name in measured if any(row[name] is not None for row in rows)]
+    with _figure(path, 9, 3.6 + 1.2 * len(measured)) as figure:
+        panels = figure.subplots(2 + len(measured), 1, sharex=True, height_ratios=[3, *[1.5] * len(measured), 1])
+        _curve(panels[0], rows, "loss", "training batches", "#0a5c8f")
+        if _curve(panels[0], rows, "heldout_loss", "held-out samples", CHOSEN):
+            panels[0].legend()
+        panels[0].set_ylabel("loss")
+        if all(row["loss"] > 0 for row in rows):
+            panels[0].set_yscale("log")
+        for axes, name in zip(panels[1:-1], measured, strict=True):
+            _curve(axes, rows, name, "", CHOSEN)
+            axes.set_ylabel(name.replace("heldout_", "held-out\n").replace("_", " "))
+        _curve(panels[-1], rows, "learning_rate", "", "#555555", marker="")
+        panels[-1].set(xlabel="epoch", ylabel="learning\nrate", ylim=(0, None))
+        figure.align_ylabels(panels)
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of a width and height in inches, saved in the end; settings of the user's do not count."""
+    with style.context(STYLE, after_reset=True):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _bars(axes: Axes, layers, numbers, lengths, starts=None, horizontal: bool = False) -> None:
+    """One bar a layer, in the colours of their fates."""
+    starts = [0] * len(lengths) if starts is None else starts
+    for fate in FATES:
+        bars = [bar for bar in zip(numbers, lengths, starts, strict=True) if layers[bar[0]]["fate"] == fate]
+        if not bars:
+            continue
+        where, length, start = zip(*bars, strict=True)
+        draw, thickness = axes.barh if horizontal else axes.bar, 1 if len(layers) > PACKED else 0.82
+        draw(where, length, thickness, start, **_looks(fate, layers))
+
+
+def _looks(fate: str, layers) -> dict:
+    if len(layers) > CROWDED:
+        return {"color": CROWDED_LOOKS[fate], "linewidth": 0}
+    return FATES[fate] | {"linewidth": 0.8}
+
+
+def _legend(figure: Figure, layers) -> None:
+    there = [fate for fate in FATES if any(layer["fate"] == fate for layer in layers)]
+    handles = [Patch(label=fate, **_looks(fate, layers)) for fate in there]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(there))
+
+
+def _histogram(axes: Axes, rows: Sequence[dict]) -> None:
+    """The scores of a segment's combinations, the best one marked."""
+    scores = np.array([row["score"] for row in rows])
+    axes.hist(scores[np.isfinite(scores)], bins=min(30, int(len(scores) ** 0.5) + 4), color=QUIET)
+    axes.set_title(f"segment {rows[0]['segment']}: {len(rows)} combinations")
+    note = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top", "color": CHOSEN}
+    for score in (row["score"] for row in rows if row["best"]):
+        axes.axvline(score, color=CHOSEN, linewidth=2)
+        axes.annotate(f"chosen: {score:#.4g}", (score, 0.99), xycoords=("data", "axes fraction"), **note)
+    axes.margins(y=0.25)
+    axes.set(xlabel="score", ylabel="combinations")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _curve(axes: Axes, rows: Sequence[dict], name: str, label: str, colour: str, marker: str = ".") -> bool:
+    """One column over epochs where it has values; whether it has any."""
+    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+    if points:
+        crowded = len(points) > 60
+        axes.plot(*zip(*points, strict=True), marker="" if crowded else marker, color=colour, label=label)
+    return bool(points)
+
+
+def _whole(count: int, room: int = 45) -> MaxNLocator:
+    """Ticks at whole numbers, every layer's where there is room for them."""
+    return MaxNLocator(count + 2 if count <= room else room // 2, integer=True, steps=[1, 2, 5, 10])

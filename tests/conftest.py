@@ -1,0 +1,41 @@
+"""A small trained network and its data, shared by the tests of the method."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sglp
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """The embedded digits: images [1797, 1, 8, 8] in -1..1 and their classes."""
+    from sklearn.datasets import load_digits
+
+    images, targets = load_digits(return_X_y=True)
+    return torch.tensor(images / 8 - 1, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(targets)
+
+
+@pytest.fixture(scope="session")
+def _trained(digits):
+    images, targets = digits
+    network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}, seed=0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for start in range(0, 1280, 64):
+        F.cross_entropy(network(images[start : start + 64]), targets[start : start + 64]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
+@pytest.fixture
+def network(_trained):
+    """A ResNet-20 that was trained on digits for a moment: the stem and nine blocks, seven of them removable."""
+    return copy.deepcopy(_trained)
+
+
+@pytest.fixture
+def layers(network, digits):
+    return sglp.find_layers(network, digits[0][:2])

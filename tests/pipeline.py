@@ -1,0 +1,142 @@
+"""A small project for tests: the pipeline's own files, a tiny network, tiny dials."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("sglp", "stages", "dvc.yaml", "versions.txt", ".dvcignore", ".dvc/config", ".dvc/plots")
+TINY_PARAMS = {
+    "model": "tiny",
+    "extract": {"samples": 64, "batch_size": 32},
+    "score": {"batch_size": 16},
+    "prune": {"recalibration": 64},
+    "benchmark": {"rounds": 2, "batch_sizes": [1]},
+}
+TINY_WORKLOAD = {"architecture": {"kwargs": {"depth": 20}}, "pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
+
+
+def make_project(folder: Path) -> Path:
+    """The project's files in a new folder, with the workload `tiny` and dials to match."""
+    for name in SOURCES:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    (folder / "models").mkdir()
+    write_yaml(folder / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS))
+    write_yaml(folder / "models/tiny.yaml", merged(read_yaml(ROOT / "models/resnet56-digits.yaml"), TINY_WORKLOAD))
+    return folder
+
+
+def run_python(folder: Path, *arguments: str, cache: Path | None = None, check: bool = True):
+    """Run this environment's Python in a folder, with a user cache of its own."""
+    environment = command_environment(cache or folder / ".usercache")
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def command_environment(cache: Path) -> dict[str, str]:
+    """The environment for commands: this Python first on the path, and a user cache of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache), "PYTHONWARNINGS": "default"}
+
+
+def stage_entry(folder: Path, stage: str) -> dict:
+    """A stage's entry in dvc.yaml, with foreach resolved: "evaluate@dense"."""
+    name, _, item = stage.partition("@")
+    entry = read_yaml(folder / "dvc.yaml")["stages"][name]
+    return _replaced(entry.get("do", entry), item)
+
+
+def _replaced(value, item: str):
+    if isinstance(value, str):
+        return value.replace("${item}", item)
+    if isinstance(value, list):
+        return [_replaced(v, item) for v in value]
+    if isinstance(value, dict):
+        return {_replaced(k, item): _replaced(v, item) for k, v in value.items()}
+    return value
+
+
+def stage_names(folder: Path) -> list[str]:
+    """All stages in the order of dvc.yaml, which is that of the pipeline."""
+    stages = read_yaml(folder / "dvc.yaml")["stages"]
+    return [f"{n}@{item}" if item else n for n, entry in stages.items() for item in entry.get("foreach", [None])]
+
+
+def out_path(out) -> str:
+    """The path of an entry of `outs`, which may carry options."""
+    return out if isinstance(out, str) else next(iter(out))
+
+
+def isolated(project: Path, stage: str, folder: Path) -> Path:
+    """A new folder that holds what a stage declares, and nothing else; of parameter files only the listed keys."""
+    entry = stage_entry(project, stage)
+    for dependency in entry["deps"]:
+        copy(project / dependency, folder / dependency)
+    copy(project / "dvc.yaml", folder / "dvc.yaml")
+    params = read_yaml(project / "params.yaml")
+    own = [key for key in entry.get("params", []) if isinstance(key, str)]
+    write_yaml(folder / "params.yaml", _only(params, own))
+    for item in entry.get("params", []):
+        if isinstance(item, dict):
+            ((path, keys),) = item.items()
+            path = path.replace("${model}", params["model"])
+            # The path of a user's file is no parameter: it stands in the file, and nothing depends on it.
+            names = {key.split(".")[1] for key in keys if key.startswith("files.")}
+            write_yaml(folder / path, _only(read_yaml(project / path), [*keys, *(f"files.{n}.path" for n in names)]))
+    return folder
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or folder, parents made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, target)
+
+
+def _only(content: dict, keys: list[str]) -> dict:
+    picked: dict = {}
+    for key in keys:
+        *parents, last = key.split(".")
+        there, here = content, picked
+        for part in parents:
+            there, here = there[part], here.setdefault(part, {})
+        here[last] = there[last]
+    return picked
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """`base` with `changes`, group by group."""
+    return {
+        key: merged(value, changes[key])
+        if isinstance(value, dict) and isinstance(changes.get(key), dict)
+        else changes.get(key, value)
+        for key, value in base.items()
+    }
+
+
+def read_yaml(path: Path) -> dict:
+    """Read YAML 1.2."""
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def write_yaml(path: Path, content: dict) -> None:
+    """Write YAML in block style."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yaml = YAML()
+    yaml.default_flow_style = False
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)

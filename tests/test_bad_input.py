@@ -1,0 +1,228 @@
+"""Bad input gets one clear sentence and no traceback, before any work is done."""
+
+import runpy
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline import make_project, merged, read_yaml, run_python, write_yaml
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A tiny project, in which this process stands."""
+    folder = make_project(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the user's code is put on it
+    return folder
+
+
+def change_params(project: Path, changes: dict) -> None:
+    write_yaml(project / "params.yaml", merged(read_yaml(project / "params.yaml"), changes))
+
+
+def change_workload(project: Path, changes: dict) -> None:
+    path = project / "models/tiny.yaml"
+    write_yaml(path, merged(read_yaml(path), changes))
+
+
+def run(module: str, *arguments: str) -> None:
+    """What `python -m` does, in this process: importing torch takes longer than most of these checks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def complaint(module: str, *arguments: str) -> str:
+    """The sentence with which a stage ends."""
+    with pytest.raises(SystemExit) as stop:
+        run(module, *arguments)
+    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"k": 0}, "params.yaml: k=0 is wrong: input should be greater than or equal to 1"),
+        ({"k": "five"}, "params.yaml: k='five' is wrong: input should be a valid integer or input should be 'auto'"),
+        ({"prune_ratio": 1.0}, "params.yaml: prune_ratio=1.0 is wrong: input should be less than 1"),
+        ({"seed": True}, "params.yaml: seed=True is wrong: input should be a valid integer"),
+        (
+            {"cka": {"estimator": "fair"}},
+            "params.yaml: cka.estimator='fair' is wrong: input should be 'unbiased' or 'biased'",
+        ),
+        ({"model": "nope"}, "model=nope asks for models/nope.yaml, which is not there; there are tiny"),
+    ],
+)
+def test_a_wrong_dial_is_named_with_its_file_and_value(project, changes, sentence):
+    change_params(project, changes)
+    assert sentence in complaint("stages.check")
+
+
+def test_a_misspelt_dial_is_told_with_those_there_are(project):
+    content = read_yaml(project / "params.yaml")
+    content["cka"]["estimater"] = content["cka"].pop("estimator")
+    write_yaml(project / "params.yaml", content)
+    sentence = complaint("stages.check")
+    assert "params.yaml: cka.estimater is no key" in sentence
+    assert "estimator, kernel" in sentence
+
+
+def test_a_missing_dial_is_named(project):
+    content = read_yaml(project / "models/tiny.yaml")
+    del content["finetune"]["epochs"]
+    write_yaml(project / "models/tiny.yaml", content)
+    assert complaint("stages.check") == "models/tiny.yaml: the key finetune.epochs is missing"
+
+
+def test_no_yaml(project):
+    (project / "params.yaml").write_text("k: [1")
+    assert "params.yaml is no YAML" in complaint("stages.check")
+
+
+def test_more_segments_than_layers(project):
+    change_params(project, {"k": 9})
+    (project / "data").mkdir()
+    rows = [f"{i},{j},{float(i == j)}" for i in range(3) for j in range(3)]
+    (project / "data/similarity.csv").write_text("\n".join(["row,column,similarity", *rows]) + "\n")
+    sentence = complaint("stages.segment")
+    assert sentence == "segment: k=9 segments can't be made of 3 layers: k must be 1 to 3"
+    assert not (project / "data/segments.json").exists()
+
+
+@pytest.fixture
+def checkpoint(project) -> Path:
+    """Trained weights of the tiny network as a file of the user's, checksums filled in."""
+    import sglp
+
+    workload = read_yaml(project / "models/tiny.yaml")
+    network = sglp.build(workload["architecture"]["factory"], workload["architecture"]["kwargs"], seed=0)
+    path = project / "weights.pt"
+    torch.save({"state_dict": network.state_dict()}, path)
+    change_workload(project, {"weights": {"source": "file"}, "files": {"weights": {"path": "weights.pt"}}})
+    run("stages.checksums", "models/tiny.yaml")
+    return path
+
+
+def test_a_file_of_weights_is_used(project, checkpoint):
+    run("stages.pretrain")
+    assert (project / "data/dense/model.safetensors").exists()
+
+
+def test_missing_weights(project, checkpoint):
+    checkpoint.unlink()
+    assert "files.weights.path=weights.pt is not there" in complaint("stages.pretrain")
+
+
+def test_a_replaced_file_has_the_wrong_sha256(project, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    sentence = complaint("stages.pretrain")
+    assert "weights.pt has the sha256" in sentence
+    assert "run 'python -m stages.checksums models/tiny.yaml'" in sentence
+
+
+def test_corrupted_weights(project, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    run("stages.checksums", "models/tiny.yaml")
+    assert "weights.pt is broken" in complaint("stages.pretrain")
+
+
+def test_weights_of_another_architecture(project, checkpoint):
+    change_workload(project, {"architecture": {"kwargs": {"depth": 14}}})
+    sentence = complaint("stages.pretrain")
+    assert "weights.pt does not hold this network's weights" in sentence
+    assert not (project / "data/dense").exists()
+
+
+def test_no_checksum(project, checkpoint):
+    change_workload(project, {"files": {"weights": {"sha256": None}}})
+    assert "files.weights.sha256 is empty: run" in complaint("stages.pretrain")
+
+
+CHAIN = """
+from torch import nn
+
+
+def chain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
+"""
+
+
+def test_nothing_removable(project):
+    (project / "chain.py").write_text(CHAIN)
+    change_workload(
+        project,
+        {"architecture": {"factory": "chain:chain", "kwargs": {}}, "files": {"code": {"path": "chain.py"}}},
+    )
+    # `merged` goes group by group: the arguments of the other factory have to go as a whole.
+    content = read_yaml(project / "models/tiny.yaml")
+    content["architecture"]["kwargs"] = {}
+    write_yaml(project / "models/tiny.yaml", content)
+    run("stages.checksums", "models/tiny.yaml")
+    run("stages.pretrain")
+    sentence = complaint("stages.extract")
+    assert "no layer of Sequential can be removed" in sentence
+    assert "changes the shape from 64 to 32" in sentence
+    assert not (project / "data/grams").exists()
+
+
+def test_a_factory_that_is_not_there(project):
+    change_workload(project, {"architecture": {"factory": "sglp.networks.cifar_resnet:resnext"}})
+    assert "the module sglp.networks.cifar_resnet has no resnext" in complaint("stages.pretrain")
+
+
+def use_images(project: Path, count: int, label: int) -> None:
+    """Point the workload at a parquet file of grey images with one label."""
+    import datasets
+
+    images = [Image.fromarray(np.full((8, 8), i, dtype=np.uint8)) for i in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": images, "label": [label] * count}, features=features)
+    table.to_parquet(project / "train.parquet")
+    content = read_yaml(project / "models/tiny.yaml")
+    content["data"]["source"] = {"loader": "datasets", "name": "parquet", "revision": None}
+    content["data"]["train"] = content["data"]["test"] = {}
+    content["files"]["train"]["path"] = "train.parquet"
+    write_yaml(project / "models/tiny.yaml", content)
+    run("stages.checksums", "models/tiny.yaml")
+
+
+def test_labels_out_of_range(project):
+    use_images(project, 4, 12)
+    sentence = complaint("stages.pretrain")
+    assert "train.parquet has the label 12, but data.prepare.classes=10 allows 0 to 9" in sentence
+
+
+def test_an_empty_data_set(project):
+    use_images(project, 0, 0)
+    assert "train.parquet holds no images" in complaint("stages.pretrain")
+
+
+def test_too_few_samples(project):
+    use_images(project, 6, 3)
+    run("stages.pretrain")
+    assert "64 samples are asked for, but" in complaint("stages.extract")
+
+
+def test_a_stage_says_it_on_stderr_without_a_traceback(project):
+    change_params(project, {"k": 0})
+    done = run_python(project, "-m", "stages.segment", check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("segment: params.yaml: k=0 is wrong")
+
+
+def test_a_python_without_sglp_is_named(project, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = tmp_path / "bare/bin/python"
+    done = subprocess.run([python, "-m", "stages.segment"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sglp is not installed for {python}: activate the project's environment")

@@ -1,0 +1,135 @@
+"""What the cache promises: a question re-runs what depends on it, and nobody in the team computes anything twice."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from pipeline import ROOT, command_environment, make_project, merged, read_yaml, stage_names, write_yaml
+
+STAGES = stage_names(ROOT)
+BEFORE_SEGMENT = {"pretrain", "extract", "cka"}
+
+
+class Team:
+    """Clones of one project, each with a user cache of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.origin = make_project(folder / "origin")
+        # A second workload and an early stop of the clock: these tests are about caching.
+        tiny = read_yaml(self.origin / "models/tiny.yaml")
+        smaller = merged(tiny, {"architecture": {"kwargs": {"depth": 14}}})
+        write_yaml(self.origin / "models/smaller.yaml", smaller)
+        (self.origin / ".gitignore").write_text("__pycache__/\n/data/\n/reports/\n/.usercache/\n")
+        (self.origin / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+        for command in ("git init -q -b main", "git add -A", "git commit -q -m start"):
+            self.run(self.origin, command)
+
+    def clone(self, name: str) -> Path:
+        """A fresh clone."""
+        self.run(self.folder, f"git clone -q {self.origin} {name}")
+        return self.folder / name
+
+    def run(self, where: Path, command: str) -> str:
+        """Run a command, give what it printed."""
+        environment = command_environment(self.folder / f"cache of {where.name}") | {
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@t",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@t",
+        }
+        done = subprocess.run(command.split(), cwd=where, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def ran(self, where: Path, command: str) -> set[str]:
+        """The stages that a command ran."""
+        return set(re.findall(r"Running stage '(.+?)'", self.run(where, command)))
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory) -> Team:
+    return Team(tmp_path_factory.mktemp("team"))
+
+
+@pytest.fixture(scope="module")
+def clone(team) -> Path:
+    """A clone after a cold run."""
+    folder = team.clone("first")
+    assert team.ran(folder, "dvc repro") == set(STAGES)
+    return folder
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """The checksum of every output in dvc.lock, of the stages that are bit-identical when run twice."""
+    stages = read_yaml(folder / "dvc.lock")["stages"]
+    return {
+        out["path"]: out["md5"]
+        for name, stage in stages.items()
+        if name not in ("benchmark", "report")
+        for out in stage["outs"]
+    }
+
+
+def test_nothing_runs_twice(team, clone):
+    assert team.ran(clone, "dvc repro") == set()
+
+
+def test_another_k_runs_segment_and_what_follows(team, clone):
+    first = outputs(clone)
+    ran = team.ran(clone, "dvc exp run -S k=2")
+    assert "segment" in ran
+    assert "score" in ran
+    assert not ran & {*BEFORE_SEGMENT, "evaluate@dense"}
+    assert team.ran(clone, "dvc exp run -S k=3") == set()
+    assert outputs(clone) == first
+
+
+def test_the_same_plan_runs_nothing_after_score_but_the_report(team, clone):
+    team.run(clone, "dvc exp run -S prune_ratio=0.0")
+    ran = team.ran(clone, "dvc exp run -S k=2")
+    assert ran == {"segment", "score", "report"}
+    team.run(clone, "dvc exp run -S k=3 -S prune_ratio=0.5")
+
+
+def test_a_method_without_segments_is_not_scored_again_for_another_k(team, clone):
+    team.run(clone, "dvc exp run -S method=tail")
+    assert team.ran(clone, "dvc exp run -S k=2") == {"segment", "report"}
+    team.run(clone, "dvc exp run -S method=sglp -S k=3")
+
+
+def test_the_way_back_from_another_model_costs_nothing(team, clone):
+    first = outputs(clone)
+    ran = team.ran(clone, "dvc exp run -S model=smaller")
+    assert {"pretrain", "extract", "cka", "score", "evaluate@dense"} <= ran
+    assert team.ran(clone, "dvc exp run -S model=tiny") == set()
+    assert outputs(clone) == first
+
+
+def test_one_dial_of_the_recipe_runs_finetune_and_what_follows(team, clone):
+    ran = team.ran(clone, "dvc exp run -S models/tiny.yaml:finetune.label_smoothing=0.1")
+    assert ran == {"finetune", "evaluate@finetuned", "benchmark", "report"}
+    team.run(clone, "dvc exp run -S models/tiny.yaml:finetune.label_smoothing=0.0")
+
+
+def test_the_run_cache_in_a_remote_saves_a_colleague_every_stage(team, clone):
+    team.run(clone, f"dvc remote add --local -d team {team.folder / 'remote'}")
+    team.run(clone, "dvc push --run-cache")
+    colleague = team.clone("colleague")
+    team.run(colleague, f"dvc remote add --local -d team {team.folder / 'remote'}")
+    assert team.ran(colleague, "dvc repro --pull") == set()
+    assert outputs(colleague) == outputs(clone)
+
+
+def test_a_shared_cache_saves_a_colleague_every_stage(team, clone):
+    colleague = team.clone("neighbour")
+    team.run(colleague, f"dvc cache dir --local {clone / '.dvc/cache'}")
+    assert team.ran(colleague, "dvc repro") == set()
+
+
+def test_two_cold_runs_give_the_same_outputs(team, clone):
+    again = team.clone("again")
+    stages = [name for name in STAGES if name not in ("benchmark", "report")]
+    assert team.ran(again, f"dvc repro {' '.join(stages)}") == set(stages)
+    assert outputs(again) == outputs(clone)

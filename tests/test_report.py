@@ -1,0 +1,190 @@
+"""The report on small made-up inputs, with numbers worked out by hand."""
+
+import csv
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import report
+from stages.support.params import View
+
+DENSE = {"accuracy": 0.9, "loss": 0.5, "params": 4000, "macs": 2_000_000, "samples": 100}
+TUNED = {"accuracy": 0.8, "loss": 0.6, "params": 3000, "macs": 1_000_000, "samples": 100}
+SEGMENTS = [[0, 3], [4, 6]]
+SCORES = [  # of the layers 0 to 6, 0 and 4 can't be removed, 2 and 6 go
+    (0, "0 1 2", 2.5, "exhaustive", 0),
+    (0, "0 1 3", 3.5, "exhaustive", 1),
+    (0, "0 2 3", 1.5, "exhaustive", 0),
+    (1, "4 5", 8.0, "beam 4", 1),
+    (1, "4 6", 7.0, "beam 4", 0),
+]
+TRAINING = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, "", "")]
+
+
+def views() -> tuple[View, View]:
+    params = {"model": "toy", "k": 2, "method": "a b", "segment": {"auto_share": 0.05}, "score": {"budget": None}}
+    data = View("report", "data.", {"train": {"split": "some<b>"}})
+    return View("report", "", params), View("report", "", {"data": data, "finetune": {"epochs": 2}})
+
+
+def write_csv(path: str, columns: str, rows) -> None:
+    with Path(path).open("w", newline="") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+
+
+def write_inputs(
+    count=7, fixed=(0, 4), removed=(2, 6), segments=SEGMENTS, scores=SCORES, training=TRAINING, dense=DENSE, tuned=TUNED
+) -> None:
+    """All inputs of the report, in the current folder."""
+    Path("data").mkdir(exist_ok=True)
+    Path("reports/metrics").mkdir(parents=True, exist_ok=True)
+    layers = [(f"block.{i}", i not in fixed, "stem" if i in fixed else "", 500, 200_000) for i in range(count)]
+    write_csv("data/layers.csv", "name,removable,reason,parameters,macs", layers)
+    position = np.arange(count) / count
+    similarity = 1 - (position[:, None] - position) ** 2
+    cells = [(i, j, similarity[i, j]) for i in range(count) for j in range(count)]
+    write_csv("data/similarity.csv", "row,column,similarity", cells)
+    write_csv("data/scores.csv", "segment,kept,score,search,best", scores)
+    write_csv("reports/segmentation.csv", "k,loss", [(k, 8 * (1 / k - 1 / count)) for k in range(1, count + 1)])
+    write_csv("reports/training.csv", "step,epoch,loss,learning_rate,heldout_loss,heldout_accuracy", training)
+    plan = {
+        fate: [f"block.{i}" for i in range(count) if (i in removed) == (fate == "removed")]
+        for fate in ("kept", "removed")
+    }
+    batch = {
+        "latency_seconds": {"dense": 0.004, "finetuned": 0.002},
+        "peak_memory_bytes": {"dense": 4e6, "finetuned": 3e6},
+        "speedup": {"median": 2.04, "quartile_1": 1.9, "quartile_3": 2.2},
+    }
+    benchmark = {"hardware": "a CPU", "threads": 2, "rounds": 3, "batch": {"16": batch, "2": batch}}
+    files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark}
+    files |= {"reports/metrics/dense": dense, "reports/metrics/pruned": tuned, "reports/metrics/finetuned": tuned}
+    for name, content in files.items():
+        Path(f"{name}.json").write_text(json.dumps(content))
+    Path("versions.txt").write_text("torch==1.2\n")
+
+
+def made() -> tuple[str, str]:
+    """Run the stage; the report in Markdown and in HTML."""
+    report.main(*views())
+    return Path("reports/report.md").read_text(), Path("reports/report.html").read_text()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> tuple[str, str, Path]:
+    """What `made` gives for the inputs above, and the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("toy"))
+        write_inputs()
+        return *made(), Path.cwd()
+
+
+def row_of(markdown: str, start: str) -> list[str]:
+    line = next(line for line in markdown.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_outcome_comes_first(toy):
+    markdown, html, _ = toy
+    # The standard errors are sqrt(0.9 * 0.1 / 100) = 0.03 and sqrt(0.8 * 0.2 / 100) = 0.04.
+    said = (
+        "2 of 7 layers are gone: 50.0 % fewer MACs, 25.0 % fewer parameters, accuracy 90.0 ± 3.0 % → 80.0 ± 4.0 % "
+        "(-10.0 points), 2.0 times as fast at batch 2."
+    )
+    assert markdown.splitlines()[2] == f"**{said}**"
+    assert said in html
+
+
+def test_the_table_has_units_and_changes(toy):
+    markdown, _, _ = toy
+    assert row_of(markdown, "accuracy (top-1)")[0] == "90.00 ± 3.00 %"
+    assert row_of(markdown, "accuracy (top-1)")[3:] == ["80.00 ± 4.00 %", "-10.00 points"]
+    assert row_of(markdown, "loss") == ["0.5000", "0.6000", "+20.0 %", "0.6000", "+20.0 %"]
+    assert row_of(markdown, "parameters")[::3] == ["4.000 k", "3.000 k"]
+    assert row_of(markdown, "latency, batch 16") == ["4.000 ms", "", "", "2.000 ms", "-50.0 %"]
+    assert row_of(markdown, "peak memory, batch 2")[3:] == ["3.000 MB", "-25.0 %"]
+    assert row_of(markdown, "times as fast, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert markdown.index("latency, batch 2 ") < markdown.index("latency, batch 16 ")
+
+
+def test_a_task_without_accuracy():
+    tuned = {"perplexity": 12.0, "lambada": 0.25, "note": "a|b"}
+    write_inputs(dense={"perplexity": 10.0, "lambada": 0.5}, tuned=tuned)
+    markdown, _ = made()
+    assert "gone: perplexity 10.00 → 12.00 (+20.0 %), 2.0 times" in markdown
+    assert row_of(markdown, "lambada") == ["0.5000", "0.2500", "-50.0 %", "0.2500", "-50.0 %"]
+
+
+def test_segments_and_layers(toy):
+    markdown, _, _ = toy
+    # Of segment 0 two of three removable layers stay: 3 combinations; of segment 1 one of two.
+    ranks = ["3.500", "2.500", "2.500", "1.500"]
+    assert row_of(markdown, "0") == ["0-3", "0-1, 3", "1", "3", "3", "exhaustive", *ranks]
+    assert row_of(markdown, "1")[:6] == ["4-6", "4-5", "1", "2", "2", "beam 4"]
+    assert "| 4 | `block.4` | 1 | 500 | 200,000 | can't be removed: stem |" in markdown
+    assert "| 6 | `block.6` | 1 | 500 | 200,000 | removed |" in markdown
+
+
+def test_every_dial_and_the_command(toy):
+    markdown, html, _ = toy
+    for key, value in (("score.budget", "null"), ("segment.auto_share", "0.05"), ("finetune.epochs", "2")):
+        assert f"| `{key}` | `{value}` |" in markdown
+    assert "dvc exp run -S model=toy -S k=2 -S 'method=a b'\n" in markdown
+    assert "| torch | 1.2 |" in markdown
+    assert "some&lt;b&gt;" in html
+
+
+def test_the_page_stands_alone(toy):
+    markdown, html, folder = toy
+    assert html.count("data:image/png;base64,iVBOR") == 5
+    assert not re.search(r"https?:|<script|<link|@import|url\(", html)
+    linked = re.findall(r"\(<(plots/\w+\.png)>\)", markdown)
+    assert sorted(linked) == sorted(f"plots/{p.name}" for p in (folder / "reports/plots").iterdir())
+    metrics = json.loads((folder / "reports/metrics.json").read_text())
+    assert metrics == {"dense": DENSE, "pruned": TUNED, "finetuned": TUNED}
+
+
+def test_equal_inputs_give_equal_bytes(toy):
+    write_inputs()
+    made()
+    files = [p for p in Path("reports").rglob("*.*") if p.is_file()]
+    assert len(files) >= 8
+    assert all(p.read_bytes() == (toy[2] / p).read_bytes() for p in files)
+
+
+def test_a_baseline_and_held_out_samples():
+    scores = [(0, str(i), -float(i), "tail", int(i not in (5, 6))) for i in range(7)]
+    training = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, 0.7, 0.8)]
+    write_inputs(removed=(5, 6), segments=[[0, 6]], scores=scores, training=training)
+    markdown, _ = made()
+    assert row_of(markdown, "0")[:6] == ["0-6", "0-4", "2", "7", "", "tail"]
+
+
+def test_a_segment_without_a_choice():
+    write_inputs(count=2, fixed=(0,), removed=(1,), segments=[[0, 1]], scores=[(0, "0 0", 1.0, "exhaustive", 1)])
+    markdown, _ = made()
+    assert row_of(markdown, "0")[6:] == ["1.000", "", "1.000", "1.000"]
+
+
+def test_six_hundred_layers():
+    segments = [[i, i + 13] for i in range(0, 602, 14)]
+    removed = range(1, 602, 2)
+    scores = [
+        (number, " ".join(str(i) for i in range(first, last + 1, 2)), draw, "beam 4", int(draw == 19))
+        for number, (first, last) in enumerate(segments)
+        for draw in range(20)
+    ]
+    write_inputs(602, (0,), removed, segments, scores)
+    start = time.perf_counter()
+    markdown, _ = made()
+    assert time.perf_counter() - start < 20
+    assert "**301 of 602 layers are gone" in markdown

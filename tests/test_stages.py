@@ -1,0 +1,124 @@
+"""Each stage declares what it reads, and reads nothing else."""
+
+import filecmp
+import shutil
+from pathlib import Path
+
+import pytest
+from closure import closure
+from pipeline import (
+    ROOT,
+    copy,
+    isolated,
+    make_project,
+    out_path,
+    read_yaml,
+    run_python,
+    stage_entry,
+    stage_names,
+    write_yaml,
+)
+
+STAGES = stage_names(ROOT)
+FILES = sorted({name.partition("@")[0] for name in STAGES})
+
+
+def run_isolated(project: Path, stage: str, folder: Path, check: bool = True):
+    """Run a stage where only what it declares is."""
+    isolated(project, stage, folder)
+    command = stage_entry(project, stage)["cmd"].split()
+    return run_python(folder, *command[1:], cache=folder.parent / "cache", check=check)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The tiny project after all its stages ran, each in a folder of its own with only what it declares."""
+    project = make_project(tmp_path_factory.mktemp("isolated") / "project")
+    for stage in stage_names(project):
+        folder = project.parent / stage
+        run_isolated(project, stage, folder)
+        for out in map(out_path, stage_entry(project, stage)["outs"]):
+            assert (folder / out).exists(), f"{stage} did not write {out}"
+            copy(folder / out, project / out)
+    return project
+
+
+def test_every_stage_runs_with_what_it_declares_alone(finished):
+    written = [out_path(out) for stage in STAGES for out in stage_entry(finished, stage)["outs"]]
+    assert all((finished / out).exists() for out in written)
+
+
+def test_a_stage_leaves_nothing_else_behind(finished):
+    for stage in STAGES:
+        folder = finished.parent / stage
+        outs = [out_path(out) for out in stage_entry(finished, stage)["outs"]]
+        before = [*stage_entry(finished, stage)["deps"], "dvc.yaml", "params.yaml", "models"]
+        files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        extra = [f for f in files if not any(f.is_relative_to(known) for known in (*outs, *before))]
+        assert not extra, f"{stage} also wrote {extra}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_declared_code_is_the_import_closure(name):
+    entry = read_yaml(ROOT / "dvc.yaml")["stages"][name]
+    declared = {dep for dep in entry.get("do", entry)["deps"] if dep.endswith(".py")}
+    assert declared == closure(ROOT / f"stages/{name}.py", ROOT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_numeric_stages_depend_on_the_versions(name):
+    entry = read_yaml(ROOT / "dvc.yaml")["stages"][name]
+    assert "versions.txt" in entry.get("do", entry)["deps"]
+
+
+def test_the_closure_sees_a_new_import(tmp_path):
+    shutil.copytree(ROOT / "sglp", tmp_path / "sglp")
+    shutil.copytree(ROOT / "stages", tmp_path / "stages")
+    stage = tmp_path / "stages/segment.py"
+    before = closure(stage, tmp_path)
+    stage.write_text(stage.read_text() + "\n\ndef later():\n    import sglp.budget\n")
+    assert closure(stage, tmp_path) - before == {"sglp/budget.py"}
+
+
+def test_an_undeclared_dependency_is_not_there(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    content = read_yaml(project / "dvc.yaml")
+    content["stages"]["segment"]["deps"].remove("data/similarity.csv")
+    write_yaml(project / "dvc.yaml", content)
+    assert run_isolated(project, "segment", tmp_path / "segment", check=False).returncode != 0
+
+
+def test_undeclared_code_is_not_there(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    stage = project / "stages/segment.py"
+    stage.write_text(stage.read_text().replace("def main", "import sglp.budget\n\n\ndef main"))
+    done = run_isolated(project, "segment", tmp_path / "segment", check=False)
+    assert "No module named 'sglp.budget'" in done.stderr
+
+
+def test_an_undeclared_parameter_can_not_be_read(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    stage = project / "stages/segment.py"
+    stage.write_text(stage.read_text().replace('"""One table gives every k."""', "params.prune_ratio"))
+    done = run_python(project, "-m", "stages.segment", check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "segment: the stage segment reads prune_ratio, a parameter that its entry in dvc.yaml does not list"
+    )
+
+
+def test_the_segment_stage_needs_no_torch(finished):
+    code = (
+        "import runpy, sys; runpy.run_module('stages.segment', run_name='__main__'); "
+        "sys.exit(' '.join({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = run_python(finished, "-c", code, check=False)
+    assert not done.stderr.strip()
+
+
+def test_pruned_and_tuned_networks_differ(finished):
+    tuned, pruned = (finished / f"data/{name}/model.safetensors" for name in ("finetuned", "pruned"))
+    assert not filecmp.cmp(tuned, pruned, shallow=False)

@@ -1,0 +1,176 @@
+"""Every shipped workload is valid and runs, at tiny size; so does a user's own network."""
+
+import gzip
+import runpy
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline import ROOT, make_project, merged, out_path, read_yaml, stage_entry, stage_names, write_yaml
+
+import sglp
+
+WORKLOADS = sorted(path.stem for path in (ROOT / "models").glob("*.yaml"))
+SAMPLES = 8
+DIALS = {
+    "prune_ratio": 0.03,
+    "k": 2,
+    "extract": {"samples": SAMPLES, "batch_size": SAMPLES},
+    "score": {"batch_size": 4, "max_combinations": 0, "beam_width": 1},
+    "prune": {"recalibration": SAMPLES},
+    "evaluate": {"batch_size": SAMPLES},
+}
+
+
+def images(size: tuple[int, int], channels: int) -> list[np.ndarray]:
+    shape = (size[1], size[0]) if channels == 1 else (size[1], size[0], channels)
+    return list(np.random.default_rng(0).integers(0, 256, (SAMPLES, *shape), dtype=np.uint8))
+
+
+def tiny_data(workload: dict, folder: Path) -> dict:
+    """The workload with a handful of random images of the kind that it reads."""
+    source, prepare = workload["data"]["source"], workload["data"]["prepare"]
+    labels = [i % 4 for i in range(SAMPLES)]
+    if source["loader"] == "sglp.tasks.digits:Digits":
+        return workload
+    if source["loader"] == "torchvision.datasets:FashionMNIST":
+        raw = folder / "FashionMNIST/raw"
+        raw.mkdir(parents=True)
+        pixels = np.stack(images((28, 28), 1))
+        for split in ("train", "t10k"):
+            header = struct.pack(">IIII", 2051, SAMPLES, 28, 28)
+            for name, content in (
+                (f"{split}-images-idx3-ubyte", header + pixels.tobytes()),
+                (f"{split}-labels-idx1-ubyte", struct.pack(">II", 2049, SAMPLES) + bytes(labels)),
+            ):
+                (raw / name).write_bytes(content)
+                (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+    elif source["name"] == "imagefolder":
+        for i, pixels in enumerate(images((60, 48), 3)):
+            path = folder / f"class{labels[i]}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    else:
+        import datasets
+
+        assert source["revision"], "a data set on the hub is pinned to a revision"
+        columns = {
+            prepare["image_column"]: [Image.fromarray(p) for p in images((32, 32), 3)],
+            prepare["label_column"]: labels,
+        }
+        features = datasets.Features(
+            {prepare["image_column"]: datasets.Image(), prepare["label_column"]: datasets.Value("int64")}
+        )
+        folder.mkdir(parents=True)
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images.parquet")
+        workload["data"] |= {"train": {}, "test": {}}
+        workload["data"]["source"] |= {"name": "parquet", "revision": None}
+        folder = folder / "images.parquet"
+    for split in ("train", "test"):
+        workload["files"][split] = {"path": str(folder), "sha256": None}
+    return workload
+
+
+def run(module: str, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__")
+
+
+def run_pipeline(project: Path, workload: dict) -> None:
+    """All stages but benchmark and report, in this process."""
+    write_yaml(project / "models/tiny.yaml", workload)
+    run("stages.checksums", "models/tiny.yaml")
+    for stage in stage_names(project):
+        if stage not in ("benchmark", "report"):
+            run(*stage_entry(project, stage)["cmd"].split()[2:])
+            assert all((project / out_path(out)).exists() for out in stage_entry(project, stage)["outs"])
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    folder = make_project(tmp_path / "project")
+    write_yaml(folder / "params.yaml", merged(read_yaml(folder / "params.yaml"), DIALS))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return folder
+
+
+def keys(content: dict) -> set[str]:
+    """All keys that DVC can track, with dots; the arguments of libraries are one value."""
+    free = ("kwargs", "train", "test")
+    return {
+        f"{key}.{inner}" if inner else key
+        for key, value in content.items()
+        for inner in (keys(value) if isinstance(value, dict) and (key not in free or "path" in value) else {""})
+    }
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_has_every_key(name):
+    # DVC refuses a parameter that is listed in dvc.yaml and missing in the file.
+    assert keys(read_yaml(ROOT / f"models/{name}.yaml")) == keys(read_yaml(ROOT / "models/resnet56-digits.yaml"))
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_runs(name, project):
+    workload = read_yaml(ROOT / f"models/{name}.yaml")
+    if workload["weights"]["source"] == "factory":
+        import torchvision
+
+        make = workload["architecture"]["factory"].partition(":")[2]
+        known = torchvision.models.get_model_weights(make).__members__
+        assert workload["weights"]["kwargs"]["weights"] in known
+        workload["weights"] = {"source": "pretrain", "kwargs": {}}
+    workload = tiny_data(workload, project.parent / "raw")
+    short = {"epochs": 1, "warmup_epochs": 0}
+    workload = merged(workload, {"pretrain": short, "finetune": short})
+    run_pipeline(project, workload)
+    dense, tuned = sglp.load(project / "data/dense"), sglp.load(project / "data/finetuned")
+    assert sum(p.numel() for p in tuned.parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+NETS = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def build(width, blocks):
+    middle = nn.Sequential(*(Block(width) for _ in range(blocks)))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), middle, nn.Linear(width, 10))
+"""
+
+
+def test_a_users_own_network_with_their_weights(project, monkeypatch):
+    (project.parent / "my_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(project.parent)
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+    trained = sglp.build("my_nets:build", {"width": 24, "blocks": 6}, seed=3)
+    torch.save(trained.state_dict(), project.parent / "mine.pt")
+    workload = read_yaml(project / "models/tiny.yaml")
+    workload["architecture"] = {"factory": "my_nets:build", "kwargs": {"width": 24, "blocks": 6}}
+    workload["weights"] = {"source": "file", "kwargs": {}}
+    workload["files"]["weights"]["path"] = "../mine.pt"
+    workload["files"]["code"]["path"] = "../my_nets.py"
+    params = read_yaml(project / "params.yaml")
+    write_yaml(project / "params.yaml", params | {"prune_ratio": 0.5})
+    run_pipeline(project, workload)
+    dense, pruned = sglp.load("data/dense", trust=True), sglp.load("data/pruned", trust=True)
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dense(x), trained.eval()(x))
+    assert (len(dense[2]), len(pruned[2])) == (6, 3)
+    with pytest.raises(sglp.SGLPError, match="my_nets:build, which is no known library's"):
+        sglp.load("data/pruned")
