@@ -17,7 +17,16 @@ TINY_PARAMS = {
     "prune": {"recalibration": 64},
     "benchmark": {"rounds": 2, "batch_sizes": [1]},
 }
-TINY_WORKLOAD = {"architecture": {"kwargs": {"depth": 20}}, "pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
+TINY_WORKLOAD = {
+    "architecture": {"kwargs": {"depth": 20}},
+    "pretrain": {"epochs": 1},
+    "finetune": {
+        "epochs": 1,
+        "augment": [{"RandomCrop": {"size": 8, "padding": 1}}],
+        "holdout": 0.1,
+        "distillation": 0.5,
+    },
+}
 
 
 def make_project(folder: Path) -> Path:

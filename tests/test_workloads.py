@@ -17,7 +17,7 @@ import sglp
 WORKLOADS = sorted(path.stem for path in (ROOT / "models").glob("*.yaml"))
 SAMPLES = 8
 DIALS = {
-    "prune_ratio": 0.03,
+    "prune_ratio": 0.1,
     "k": 2,
     "extract": {"samples": SAMPLES, "batch_size": SAMPLES},
     "score": {"batch_size": 4, "max_combinations": 0, "beam_width": 1},
