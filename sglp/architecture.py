@@ -10,7 +10,7 @@ from torch import nn
 from sglp.errors import ArchitectureError
 
 # Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
-KNOWN_LIBRARIES = ("torchvision.models", "timm", "sglp.networks")
+KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
 _GENERIC = ("torchvision.models:get_model", "timm:create_model", "timm.models:create_model")
 # Arguments that fetch weights: they are for the making of the dense network, never for loading a saved one.
 WEIGHT_ARGUMENTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
@@ -32,10 +32,12 @@ class Architecture:
     kept: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
-    def pruned(self, kept, removed) -> "Architecture":
+    def pruned(self, kept, removed, network: nn.Module) -> "Architecture":
         """The architecture after one more plan, whose names are those of the network as it is now."""
         gone = {path for name in self.removed for path in name.split("+")}
-        dense = {name: "+".join(_dense_path(path, gone) for path in name.split("+")) for name in (*kept, *removed)}
+        dense = {
+            name: "+".join(_dense_path(path, gone, network) for path in name.split("+")) for name in (*kept, *removed)
+        }
         return replace(
             self,
             kept=tuple(dense[name] for name in kept),
@@ -104,26 +106,34 @@ def is_known(factory: str) -> bool:
     """Whether a factory is a public network of a known library, safe to call with arguments from a file."""
     if factory in _GENERIC:
         return True
-    if not factory.startswith(KNOWN_LIBRARIES):
+    module = factory.partition(":")[0]
+    if not any(module == library or module.startswith(f"{library}.") for library in KNOWN_LIBRARIES):
         return False
     home = getattr(resolve(factory), "__module__", "") or ""
     inside = any(home == library or home.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
     return inside and not any(part.startswith("_") for part in home.split("."))
 
 
-def _dense_path(path: str, gone: set[str]) -> str:
+def runs_in_a_row(parent: nn.Module) -> bool:
+    """Whether a child can be left out and the rest renumbered: the parent only iterates over its children."""
+    plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
+    return plain_sequential or isinstance(parent, nn.ModuleList)
+
+
+def _dense_path(path: str, gone: set[str], parent: nn.Module) -> str:
     """A path in a pruned network as it is in the dense one: numbers of children count those that went before them."""
     dense = ""
     for part in path.split("."):
         prefix = f"{dense}." if dense else ""
-        if part.isdigit():
+        child = parent.get_submodule(part)
+        if part.isdigit() and runs_in_a_row(parent):
             left = int(part)
             number = -1
             while left >= 0:
                 number += 1
                 left -= f"{prefix}{number}" not in gone
             part = str(number)
-        dense = f"{prefix}{part}"
+        dense, parent = f"{prefix}{part}", child
     return dense
 
 

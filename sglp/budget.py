@@ -81,14 +81,18 @@ def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence
 def _largest_remainder(goes: int, free: list[int], most: list[int]) -> list[int]:
     """Split `goes` in proportion to `free`, no part above `most`; what a full part can't take goes to the others."""
     removed = [0] * len(free)
-    while (rest := goes - sum(removed)) > 0:
-        open_ = [i for i in range(len(free)) if removed[i] < most[i]]
-        weight = sum(free[i] for i in open_)
+    open_ = [i for i, room in enumerate(most) if room]
+    while open_:
+        rest, weight = goes - sum(removed), sum(free[i] for i in open_)
         shares = {i: Fraction(rest * free[i], weight) for i in open_}
-        whole = {i: min(int(shares[i]), most[i] - removed[i]) for i in open_}
-        if not any(whole.values()):
-            for i in sorted(open_, key=lambda i: (-(shares[i] % 1), i))[:rest]:
+        full = [i for i in open_ if shares[i] >= most[i]]
+        if not full:
+            for i in open_:
+                removed[i] = int(shares[i])
+            for i in sorted(open_, key=lambda i: (-(shares[i] % 1), i))[: goes - sum(removed)]:
                 removed[i] += 1
-        for i, count in whole.items():
-            removed[i] += count
+            break
+        for i in full:
+            removed[i] = most[i]
+        open_ = [i for i in open_ if i not in full]
     return removed

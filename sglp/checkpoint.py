@@ -60,9 +60,15 @@ def save(model: nn.Module, folder) -> None:
         "shared": shared,
         "versions": versions,
     }
+    try:
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    except TypeError as error:
+        raise CheckpointError(
+            f"the arguments {architecture.kwargs} of {architecture.factory} can't be saved: they must be numbers, "
+            "strings, lists and dicts"
+        ) from error
     with new_folder(folder) as new:
         save_file(tensors, new / WEIGHTS)
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
 
 
@@ -81,7 +87,9 @@ def load(folder, trust: bool = False) -> nn.Module:
         content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
         kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
-    except FileNotFoundError as error:
+        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
+            raise TypeError("wrong kinds of values")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
@@ -92,7 +100,12 @@ def load(folder, trust: bool = False) -> nn.Module:
         )
     # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
     network = build(factory, kwargs, seed=0)
-    drop_modules(network, [path for name in removed for path in name.split("+")])
+    try:
+        drop_modules(network, [path for name in removed for path in name.split("+")])
+    except AttributeError as error:
+        raise CheckpointError(
+            f"{folder / ARCHITECTURE} is broken: it removes layers that {factory} does not have"
+        ) from error
     remember(network, Architecture(factory, kwargs, kept, removed))
     state = _read(folder / WEIGHTS)
     state |= {name: state[first] for name, first in shared.items() if first in state}
@@ -116,14 +129,16 @@ def load_weights(model: nn.Module, path) -> None:
         if isinstance(state.get(section), Mapping):
             state = state[section]
             metadata = getattr(state, "_metadata", None)
-    state = {_bare(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    metadata = {_bare(f"{name}.")[:-1]: version for name, version in metadata.items()} if metadata else None
+    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not set(state) <= set(model.state_dict()):
+        state = {_bare(name): tensor for name, tensor in state.items()}
+        metadata = {_bare(f"{name}.")[:-1]: version for name, version in metadata.items()} if metadata else None
     _fill(model, state, metadata, Path(path))
 
 
 def _bare(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
     return name
 
 
@@ -134,7 +149,15 @@ def _read(path: Path) -> Mapping:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(f"{path} is broken, or holds more than weights: it can't be read safely") from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, but a file of weights holds named tensors")

@@ -112,6 +112,6 @@ def _normalise(hsic: Tensor, names: Sequence[str] | None) -> Tensor:
         message = f"no difference between samples in the output of {which}: its similarity to other layers is set to 0"
         warnings.warn(message, DeadLayerWarning, stacklevel=3)
     scale = torch.where(dead, torch.inf, own).sqrt()
-    similarity = hsic / scale[:, None] / scale[None, :]
+    similarity = hsic / (scale[:, None] * scale[None, :])
     similarity.fill_diagonal_(1)
     return similarity

@@ -5,6 +5,8 @@ Counted are convolutions and matrix products (attention's too), by torch's own c
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -32,14 +34,8 @@ def macs_by_module(network: nn.Module, example) -> dict[str, int]:
         network: any module; runs once in eval mode and is left as it was.
         example: a tensor [samples, ...], or a dict of keyword arguments.
     """
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(network, example)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _evaluated(network), FlopCounterMode(display=False) as counter:
+        call(network, example)
     samples = size_of(example)
     root = type(network).__name__
     macs = {"": 0}
@@ -58,9 +54,25 @@ def peak_memory(network: nn.Module, example) -> int:
     tracker = _LiveBytes()
     for tensor in [*network.parameters(), *network.buffers(), *tree_leaves(example)]:
         tracker.follow(tensor)
-    with torch.no_grad(), tracker:
+    with _evaluated(network), tracker:
         call(network, example)
     return tracker.peak
+
+
+@contextmanager
+def _evaluated(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients for a while, and attention as single operations, which the counter knows."""
+    training = {module: module.training for module in network.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        network.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training.items():
+            module.training = mode
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -82,8 +82,6 @@ def _layer(calls: list[Call], reason: str, macs: dict[str, int]) -> Layer:
 
 
 def _reason(group: list[Call]) -> str:
-    if any(entry.times > 1 for entry in group):
-        return f"runs {max(entry.times for entry in group)} times"
     before, after = group[0].input_shape, group[-1].output_shape
     if before != after:
         return f"changes the shape from {_text(before)} to {_text(after)}"
@@ -99,7 +97,8 @@ def _inside(entry: Call, outer: Call) -> bool:
 
 
 def _blocks(calls: list[Call]) -> list[list[Call]]:
-    branching = [entry for entry in calls if entry.straight_through and entry.branches and entry.path]
+    # A norm that is written out (RMSNorm) branches too, but holds no matrix.
+    branching = [c for c in calls if c.straight_through and c.branches and c.path and _holds_weight(c.module)]
     innermost = [a for a in branching if not any(_inside(b, a) for b in branching)]
     kinds = {type(entry.module) for entry in innermost if not _reason([entry])}
     blocks: list[Call] = []
@@ -132,6 +131,10 @@ def _units(calls: list[Call]) -> list[list[Call]]:
 
 def _has_weight(module: nn.Module) -> bool:
     return any(p.ndim >= 2 for p in module.parameters(recurse=False))
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    return any(_has_weight(child) for child in module.modules())
 
 
 def _siblings(a: Call, b: Call) -> bool:

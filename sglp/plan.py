@@ -44,6 +44,9 @@ class Plan:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(content["kept"], content["removed"])
+            kept, removed = content["kept"], content["removed"]
+            if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in (kept, removed)):
+                raise TypeError("not lists of names")
+            return cls(kept, removed)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"{path} is not a plan: a plan is JSON with the lists 'kept' and 'removed'") from error

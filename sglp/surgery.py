@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from sglp.architecture import architecture_of, remember
+from sglp.architecture import architecture_of, remember, runs_in_a_row
 from sglp.errors import PlanError
 from sglp.plan import Plan
 
@@ -32,7 +32,7 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     drop_modules(pruned, [path for name in plan.removed for path in name.split("+")])
     architecture = architecture_of(model)
     if architecture is not None:
-        remember(pruned, architecture.pruned(plan.kept, plan.removed))
+        remember(pruned, architecture.pruned(plan.kept, plan.removed, model))
     return pruned
 
 
@@ -43,17 +43,11 @@ def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
         parent, _, child = path.rpartition(".")
         by_parent.setdefault(network.get_submodule(parent), set()).add(child)
     for parent, children in by_parent.items():
-        if _runs_in_a_row(parent):
+        if runs_in_a_row(parent):
             _keep(parent, [name for name, _ in parent.named_children() if name not in children])
         else:
             for child in children:
                 setattr(parent, child, nn.Identity())
-
-
-def _runs_in_a_row(parent: nn.Module) -> bool:
-    """Whether a child can be left out: the parent only iterates over its children."""
-    plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
-    return plain_sequential or isinstance(parent, nn.ModuleList)
 
 
 def _keep(parent: nn.Module, names: list[str]) -> None:

@@ -22,6 +22,8 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
         drop_modules(fresh, [path for name in architecture.removed for path in name.split("+")])
         return fresh
     fresh = copy.deepcopy(network)
+    for parameter in fresh.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for path, module in fresh.named_modules():

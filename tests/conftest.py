@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 import sglp
 
+# Networks this small gain nothing from more threads, and lose minutes where other programs run beside.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:

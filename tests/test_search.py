@@ -1,5 +1,6 @@
 """The search against the full enumeration, and its number of evaluations against a count of the calls."""
 
+from functools import cache
 from itertools import combinations
 from math import comb
 
@@ -36,7 +37,7 @@ def test_the_exhaustive_search_scores_every_combination_once():
     assert search(CANDIDATES, 3, score) == expected
 
 
-@pytest.mark.parametrize("size", range(1, 8))
+@pytest.mark.parametrize("size", range(1, 7))
 def test_a_beam_as_wide_as_all_combinations_misses_none(size):
     score = random_scores(size)
     widest = max(comb(len(CANDIDATES), n) for n in range(size + 1))
@@ -86,13 +87,13 @@ def test_small_segments_are_searched_exhaustively_and_large_ones_by_beam():
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=4),
-    st.integers(1, 100),
+    st.integers(0, 100),
     st.integers(1, 2000),
     st.integers(1, 8),
 )
 def test_beams_are_as_wide_as_max_evaluations_allows(problems, max_combinations, max_evaluations, width):
     def total(beam):
-        beams = [None if comb(*problem) <= max_combinations else beam for problem in problems]
+        beams = [None if comb(*problem) <= max(max_combinations, 1) else beam for problem in problems]
         return beams, sum(evaluations(*problem, b) for problem, b in zip(problems, beams, strict=True))
 
     if total(1)[1] > max_evaluations:
@@ -106,17 +107,14 @@ def test_beams_are_as_wide_as_max_evaluations_allows(problems, max_combinations,
 
 
 def test_beams_lose_little_on_real_scores(network, layers, digits):
-    """Measured: see BEAM_SHARE; the seven removable layers as one segment, three of them kept."""
-    criterion = GradNorm(network, layers, [(digits[0][:32], digits[1][:32])])
+    """Measured, keeping 3, 4, 5 of 7: the worst share of the best score is 0.947, 0.970, 1; the median set has 0.76."""
+    score = cache(GradNorm(network, layers, [(digits[0][:32], digits[1][:32])]))
     free = [i for i, layer in enumerate(layers) if layer.removable]
-    exhaustive = search(free, 3, criterion)
-    for width in (1, 2, 4):
-        share = max(search(free, 3, exhaustive_or(criterion, exhaustive), width).values()) / max(exhaustive.values())
-        print(width, share, sorted(exhaustive.values())[:3], sorted(exhaustive.values())[-3:])
-
-
-def exhaustive_or(criterion, known):
-    return lambda chosen: known[chosen] if chosen in known else criterion(chosen)
+    for size in (3, 4, 5):
+        scores = search(free, size, score)
+        for width, share in {1: 0.9, 2: 0.93, 4: 0.97}.items():
+            assert max(search(free, size, score, width).values()) >= share * max(scores.values())
+        assert np.median(list(scores.values())) < 0.9 * max(scores.values())
 
 
 def test_scores_say_which_search_found_them(network, layers, digits):

@@ -1,0 +1,117 @@
+"""The baselines, and how a name finds a method."""
+
+import numpy as np
+import pytest
+
+import sglp
+from sglp.errors import SGLPError
+from sglp.layers import Layer
+from sglp.methods import find_method, method_names
+from sglp.methods import sglp as sglp_method
+
+FIXED = {0, 4, 7}
+LAYERS = [Layer(f"layer{i}", i not in FIXED, "changes the shape" * (i in FIXED), 1, 1) for i in range(10)]
+SEGMENTS = [(0, 3), (4, 6), (7, 9)]
+BASELINES = pytest.mark.parametrize("name", ["random", "tail"])
+POSSIBLE = pytest.mark.parametrize("keep", range(3, 11))
+
+
+def plan_of(name, keep, seed=0, layers=LAYERS):
+    return find_method(name)(None, layers, SEGMENTS, np.eye(len(layers)), [], keep, seed)
+
+
+@BASELINES
+@POSSIBLE
+def test_a_plan_keeps_so_many_layers_and_those_that_can_not_go(name, keep):
+    plan, _ = plan_of(name, keep)
+    assert len(plan.kept) == keep
+    assert {f"layer{i}" for i in FIXED} <= set(plan.kept)
+    assert sorted((*plan.kept, *plan.removed)) == [layer.name for layer in LAYERS]
+    assert list(plan.kept) == sorted(plan.kept)
+
+
+@BASELINES
+@POSSIBLE
+def test_the_rows_of_scores_say_what_the_plan_does(name, keep):
+    plan, rows = plan_of(name, keep)
+    assert [row.kept for row in rows] == [(i,) for i in range(10)]
+    assert [LAYERS[row.kept[0]].name for row in rows if row.best] == list(plan.kept)
+    gone = [row.score for row in rows if not row.best]
+    stays = [row.score for row in rows if row.best and LAYERS[row.kept[0]].removable]
+    assert max(gone, default=-np.inf) <= min(stays, default=np.inf)
+
+
+@BASELINES
+@pytest.mark.parametrize("keep", [2, 11])
+def test_impossible_numbers_of_layers_are_refused(name, keep):
+    with pytest.raises(SGLPError):
+        plan_of(name, keep)
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(9, (9,)), (7, (6, 8, 9)), (5, (3, 5, 6, 8, 9)), (10, ())])
+def test_tail_removes_the_last_layers_that_can_go(keep, gone):
+    plan, _ = plan_of("tail", keep)
+    assert plan.removed == tuple(f"layer{i}" for i in gone)
+
+
+def test_random_is_the_same_for_the_same_seed_and_differs_by_seed():
+    plans = [plan_of("random", 6, seed)[0] for seed in range(20)]
+    assert plans == [plan_of("random", 6, seed)[0] for seed in range(20)]
+    assert len({plan.removed for plan in plans}) > 10
+
+
+def test_random_removes_every_removable_layer_equally_often():
+    plans = [plan_of("random", 6, seed)[0] for seed in range(700)]
+    counts = [sum(f"layer{i}" in plan.removed for plan in plans) for i in range(10) if i not in FIXED]
+    assert sum(counts) == 2800
+    assert all(abs(count - 400) < 4 * (700 * 4 / 7 * 3 / 7) ** 0.5 for count in counts)
+
+
+def test_random_leaves_the_global_state_of_numpy_alone():
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    plan_of("random", 6)
+    assert np.random.random() == expected
+
+
+def test_methods_are_found_by_their_names():
+    assert {"sglp", "random", "tail"} <= set(method_names())
+    assert method_names()[0] == "sglp"
+    assert find_method("sglp") is sglp_method
+    for name in method_names():
+        assert find_method(name).__name__ == name
+
+
+def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
+    assert find_method("sglp.baselines.tail:tail") is find_method("tail")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tails", "method=tails is unknown: it must be sglp, random, tail or package.module:function"),
+        ("ranking", "method=ranking is unknown: .*sglp"),
+        ("__init__", "method=__init__ is unknown"),
+        ("sglp.baselines.tail:head", "the module sglp.baselines.tail has no head"),
+        ("no_such_package:method", "the module no_such_package can't be imported"),
+    ],
+)
+def test_unknown_methods_are_refused(name, message):
+    with pytest.raises(SGLPError, match=message):
+        find_method(name)
+
+
+def test_sglp_splits_its_budget_or_takes_the_users(network, layers, digits):
+    batches = [(digits[0][:16], digits[1][:16])]
+    arguments = (network, layers, SEGMENTS, np.eye(10), batches)
+    plan, rows = sglp_method(*arguments, 7, 0)
+    assert len(plan.kept) == 7
+    kept = [next(row.kept for row in rows if row.segment == s and row.best) for s in range(3)]
+    assert sglp.best_plan(layers, rows) == plan
+    assert plan.kept == tuple(layers[i].name for kept_in in kept for i in kept_in)
+    budget = [4, 1, 1]
+    plan, rows = sglp_method(*arguments, 7, 0, budget=budget)
+    assert [len(next(row.kept for row in rows if row.segment == s and row.best)) for s in range(3)] == budget
+    with pytest.raises(SGLPError, match="segment 0-3 can keep 1 to 4 layers"):
+        sglp_method(*arguments, 7, 0, budget=[5, 1, 1])

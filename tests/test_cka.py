@@ -1,0 +1,292 @@
+"""Similarities against their definitions in float64, and the Gram matrices that they come from."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sglp import cka_matrix, find_layers, gram_matrices
+from sglp.errors import DeadLayerWarning, SimilarityError
+
+
+def unbiased_hsic(K, L):
+    """Song et al. 2012, term by term."""
+    n, ones = len(K), torch.ones(len(K), dtype=torch.float64)
+    K, L = K - K.diag().diag(), L - L.diag().diag()
+    product = (K @ L).trace()
+    sums = (ones @ K @ ones) * (ones @ L @ ones) / ((n - 1) * (n - 2))
+    return (product + sums - 2 / (n - 2) * (ones @ K @ L @ ones)) / (n * (n - 3))
+
+
+def biased_hsic(K, L):
+    n = len(K)
+    H = torch.eye(n, dtype=torch.float64) - torch.full((n, n), 1 / n, dtype=torch.float64)
+    return (K @ H @ L @ H).trace() / (n - 1) ** 2
+
+
+HSIC = {"unbiased": unbiased_hsic, "biased": biased_hsic}
+ESTIMATORS = pytest.mark.parametrize("estimator", HSIC)
+KERNELS = pytest.mark.parametrize("kernel", ["linear", "rbf"])
+
+
+def cka_by_definition(blocks, estimator):
+    """Each HSIC term is averaged over the batches, then the ratio is taken."""
+    terms = [[[HSIC[estimator](K, L) for L in block] for K in block] for block in blocks]
+    hsic = torch.tensor(terms, dtype=torch.float64).mean(dim=0)
+    return hsic / hsic.diag().outer(hsic.diag()).sqrt()
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def grams_of(activations):
+    return torch.stack([X @ X.T for X in activations])
+
+
+def related_activations(n=20, seed=0):
+    """Four layers that look alike to different degrees, and are not centred."""
+    base = gaussian(n, 6, seed=seed)
+    return [base + share * gaussian(n, 6, seed=seed + 1 + i) + 3 for i, share in enumerate((0.1, 0.5, 1, 4))]
+
+
+def hooked_grams(network, names, batch):
+    """Uncentred Gram matrices of the stem (the first block's input) and the blocks' whole outputs, by own hooks."""
+    seen = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output.clone()})
+        )
+        for name in names
+    ]
+    first = network.get_submodule(names[0])
+    handles.append(first.register_forward_pre_hook(lambda module, args: seen.update(stem=args[0].clone())))
+    with torch.no_grad():
+        network.eval()(batch)
+    for handle in handles:
+        handle.remove()
+    return grams_of([seen[name].double().flatten(1) for name in ("stem", *names)])
+
+
+@ESTIMATORS
+def test_cka_of_a_network_equals_its_definition(network, layers, digits, estimator):
+    batches = [digits[0][:24], digits[0][24:40]]
+    names = [layer.name for layer in layers[1:]]
+    expected = cka_by_definition([hooked_grams(network, names, batch) for batch in batches], estimator)
+    found = cka_matrix(gram_matrices(network, layers, batches), estimator)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@ESTIMATORS
+@pytest.mark.parametrize("samples", [(20,), (20, 20, 20), (20, 9, 31)], ids=str)
+def test_cka_of_gram_matrices_equals_its_definition(estimator, samples):
+    blocks = [grams_of(related_activations(n, seed=10 * i)) for i, n in enumerate(samples)]
+    expected = cka_by_definition(blocks, estimator)
+    torch.testing.assert_close(cka_matrix(blocks, estimator), expected, rtol=0, atol=1e-9)
+
+
+def test_minibatch_cka_is_no_mean_of_ratios():
+    blocks = [grams_of(related_activations(n, seed=10 * n)) for n in (5, 30)]
+    mean = torch.stack([cka_by_definition([block], "biased") for block in blocks]).mean(dim=0)
+    assert (cka_matrix(blocks, "biased") - mean).abs().max() > 1e-3
+
+
+@ESTIMATORS
+def test_rbf_cka_equals_its_definition(estimator):
+    activations = related_activations(21)
+    kernels = []
+    for X in activations:
+        distances = (X[:, None] - X[None]).norm(dim=-1)
+        pairs = distances[torch.ones_like(distances).triu(1).bool()]
+        assert len(pairs) % 2 == 0
+        median = pairs.median()  # the lower of the two middle ones
+        kernels.append(torch.exp(-(distances**2) / (2 * median**2)))
+    expected = cka_by_definition([torch.stack(kernels)], estimator)
+    found = cka_matrix([grams_of(activations)], estimator, "rbf")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "biased"), [(32, 0.985), (128, 0.942), (1024, 0.667)])
+def test_independent_wide_layers_look_alike_to_the_biased_estimator_alone(n, biased):
+    block = grams_of([gaussian(n, 2048, seed=1), gaussian(n, 2048, seed=2)])
+    assert cka_matrix([block], "biased")[0, 1] == pytest.approx(biased, abs=0.003)
+    assert abs(cka_matrix([block], "unbiased")[0, 1]) < 0.05
+
+
+@ESTIMATORS
+@KERNELS
+def test_cka_ignores_rotation_scale_and_shift(estimator, kernel):
+    activations = related_activations()
+    rotation = torch.linalg.qr(gaussian(6, 6, seed=9)).Q
+    moved = [activations[0] @ rotation * 7 + 2, *activations[1:]]
+    expected = cka_matrix([grams_of(activations)], estimator, kernel)
+    found = cka_matrix([grams_of(moved)], estimator, kernel)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_cka_sees_a_stretch():
+    activations = related_activations()
+    stretched = [activations[0] * torch.tensor([9, 1, 1, 1, 1, 1]), *activations[1:]]
+    change = cka_matrix([grams_of(activations)]) - cka_matrix([grams_of(stretched)])
+    assert change[0, 1].abs() > 0.01
+
+
+@ESTIMATORS
+@KERNELS
+def test_similarity_is_symmetric_with_ones_on_the_diagonal(estimator, kernel):
+    similarity = cka_matrix([grams_of(related_activations())], estimator, kernel)
+    torch.testing.assert_close(similarity, similarity.T, rtol=0, atol=1e-15)
+    assert (similarity.diag() == 1).all()
+    assert similarity[0, 1] > similarity[0, 2] > similarity[0, 3]
+
+
+@ESTIMATORS
+@KERNELS
+def test_a_dead_layer_is_named_and_like_no_other(estimator, kernel):
+    activations = related_activations()
+    block = grams_of([activations[0], torch.zeros(20, 6, dtype=torch.float64), activations[1]])
+    with pytest.warns(DeadLayerWarning, match=r"output of layer2\.4:"):
+        similarity = cka_matrix([block], estimator, kernel, names=["conv1", "layer2.4", "layer3.0"])
+    assert similarity[1].tolist() == similarity[:, 1].tolist() == [0, 1, 0]
+    without = cka_matrix([block[[0, 2]]], estimator, kernel)
+    torch.testing.assert_close(similarity[0, 2], without[0, 1], rtol=1e-12, atol=0)
+
+
+def test_a_layer_that_is_constant_but_for_rounding_is_dead():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[2].bias.fill_(1000)
+    x = gaussian(16, 4).float()
+    found = find_layers(model, x)
+    with pytest.warns(DeadLayerWarning, match="output of 1, 2:"):
+        similarity = cka_matrix(gram_matrices(model, found, [x]), names=[layer.name for layer in found])
+    assert torch.equal(similarity, torch.eye(3, dtype=torch.float64))
+
+
+def with_nan():
+    block = grams_of(related_activations())
+    block[1, 2, 3] = torch.nan
+    return [block]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "arguments", "message"),
+    [
+        (with_nan(), {}, "not finite"),
+        ([grams_of(related_activations(3))], {}, "3 samples is too small: unbiased CKA needs 4"),
+        ([grams_of(related_activations(1))], {"estimator": "biased"}, "1 samples is too small: biased CKA needs 2"),
+        ([grams_of(related_activations()), grams_of(related_activations(3))], {}, "3 samples is too small"),
+        ([], {}, "no batch"),
+        ([grams_of(related_activations())], {"estimator": "best"}, "estimator='best' is unknown.*'unbiased'"),
+        ([grams_of(related_activations())], {"kernel": "cubic"}, "kernel='cubic' is unknown.*'linear'"),
+    ],
+)
+def test_impossible_similarities_are_refused(blocks, arguments, message):
+    with pytest.raises(SimilarityError, match=message):
+        cka_matrix(blocks, **arguments)
+
+
+@pytest.mark.parametrize("samples", [4, 5])
+def test_the_smallest_batches_are_enough(samples):
+    activations = [gaussian(samples, 9, seed=1), gaussian(samples, 9, seed=2)]
+    expected = unbiased_hsic(*grams_of(activations))
+    own = [unbiased_hsic(K, K) for K in grams_of(activations)]
+    found = cka_matrix([grams_of(activations)])[0, 1]
+    assert found == pytest.approx(float(expected / (own[0] * own[1]).sqrt()), abs=1e-9)
+
+
+def test_pooling_is_a_mean_over_space_or_tokens():
+    class Tokens(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).mT
+
+    conv, norm = nn.Conv2d(2, 3, 1), nn.LayerNorm(3)
+    model = nn.Sequential(conv, Tokens(), norm)
+    x = gaussian(5, 2, 4, 4).float()
+    space = conv(x).double()
+    tokens = norm(space.float().flatten(2).mT).double()
+    found = find_layers(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.zeros(1, 3))
+    renamed = [type(layer)(name, True, "", 0, 0) for layer, name in zip(found, ["0", "2"], strict=True)]
+    for pooling, features in {
+        "mean": [space.mean(dim=(2, 3)), tokens.mean(dim=1)],
+        "flatten": [space.flatten(1), tokens.flatten(1)],
+    }.items():
+        (block,) = gram_matrices(model, renamed, [x], pooling)
+        centred = [f - f.mean(dim=0) for f in features]
+        torch.testing.assert_close(block, grams_of(centred).detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_unknown_pooling_is_refused(network, layers, digits):
+    with pytest.raises(SimilarityError, match="pooling='max' is unknown"):
+        list(gram_matrices(network, layers, [digits[0][:4]], "max"))
+
+
+def test_batches_are_pulled_one_at_a_time_and_their_activations_dropped(network, layers, digits):
+    pulled, alive = [], []
+    network.layer2[1].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
+
+    def batches():
+        for start in (0, 8, 16):
+            pulled.append(start)
+            yield digits[0][start : start + 8]
+
+    blocks = gram_matrices(network, layers, batches())
+    assert pulled == []
+    assert next(blocks).shape == (10, 8, 8)
+    assert pulled == [0]
+    next(blocks)
+    assert pulled == [0, 8]
+    assert [activation() for activation in alive] == [None, None]
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_a_network_is_left_as_it_was(network, layers, digits, stop_early):
+    network.train()
+    network.layer2.eval()
+    modes = [module.training for module in network.modules()]
+    state = copy.deepcopy(network.state_dict())
+    blocks = gram_matrices(network, layers, [digits[0][:8]] * 2)
+    next(blocks)
+    assert not network.training
+    blocks.close() if stop_early else list(blocks)
+    assert [module.training for module in network.modules()] == modes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_the_stem_is_what_the_first_block_is_given(network, layers, digits):
+    x = digits[0][:8]
+    (block,) = gram_matrices(network, layers, [x])
+    stem = F.relu(network.bn1(network.conv1(x))).detach().double().flatten(1)
+    centred = stem - stem.mean(dim=0)
+    torch.testing.assert_close(block[0], centred @ centred.T, rtol=1e-12, atol=1e-12)
+
+
+def test_pairs_and_keyword_arguments_are_batches(network, layers, digits):
+    x, target = digits[0][:8], digits[1][:8]
+    (plain,) = gram_matrices(network, layers, [x])
+    for batch in ((x, target), {"x": x}, ({"x": x}, target)):
+        (block,) = gram_matrices(network, layers, [batch])
+        assert torch.equal(block, plain)
+
+
+def test_an_operation_in_place_after_a_layer_does_not_reach_its_gram_matrix():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x), inplace=True))
+
+    model, x = Net(), gaussian(8, 6).float()
+    found = find_layers(model, x)
+    assert [layer.name for layer in found] == ["a", "b"]
+    (block,) = gram_matrices(model, found, [x])
+    before_relu = model.a(x).detach().double()
+    centred = before_relu - before_relu.mean(dim=0)
+    torch.testing.assert_close(block[0], centred @ centred.T, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,161 @@
+"""GradNorm against autograd on networks put together by hand."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sglp
+from sglp.errors import ArchitectureError, ScoringError
+from sglp.gradnorm import GradNorm
+
+FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
+
+
+@pytest.fixture
+def batches(digits):
+    return [(digits[0][start : start + 16], digits[1][start : start + 16]) for start in (0, 16)]
+
+
+def gradient_norm(network, x, target):
+    """sqrt of the sum of all squared gradients, by autograd in train mode."""
+    loss = F.cross_entropy(network.train()(x), target)
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    return sum(g.double().square().sum() for g in gradients).sqrt().item()
+
+
+def by_hand(trained, layers, kept, seed):
+    """A random network with the trained weights in some layers."""
+    fresh = sglp.build(FACTORY, KWARGS, seed=seed)
+    for path in [path for i in kept for path in layers[i].modules]:
+        fresh.get_submodule(path).load_state_dict(trained.get_submodule(path).state_dict())
+    return fresh
+
+
+def perceptron(*between):
+    """A user's network; weights twice as large as drawn stand for trained ones."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), *between, nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 10))
+    for parameter in model.parameters():
+        parameter.data *= 2
+    return model, sglp.find_layers(model, torch.zeros(2, 64))
+
+
+def flat(batches):
+    return [(x.flatten(1), target) for x, target in batches]
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (2, 3), (1, 4, 7, 9), tuple(range(10))], ids=str)
+def test_the_score_equals_autograd_on_a_network_built_by_hand(network, layers, batches, kept):
+    expected = gradient_norm(by_hand(network, layers, kept, seed=5), *batches[0])
+    assert GradNorm(network, layers, batches[:1], seed=5)(kept) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_score_is_the_mean_over_draws_and_batches(network, layers, batches):
+    norms = [gradient_norm(by_hand(network, layers, (2, 3), seed), *batch) for seed in (7, 8) for batch in batches]
+    found = GradNorm(network, layers, batches, seed=7, draws=2)((2, 3))
+    assert found == pytest.approx(sum(norms) / 4, rel=1e-6)
+
+
+def test_scores_do_not_depend_on_the_order_of_evaluation(network, layers, batches):
+    criterion = GradNorm(network, layers, batches, draws=2)
+    first = [criterion(kept) for kept in ((1, 2), (4, 5, 6), (), (9,))]
+    again = [criterion(kept) for kept in ((9,), (), (4, 5, 6), (1, 2))]
+    assert first == again[::-1]
+    assert len(set(first)) == 4
+
+
+def test_the_network_and_the_random_state_are_left_as_they_were(network, layers, batches):
+    network.layer2.train()
+    network.linear.weight.grad = torch.ones_like(network.linear.weight)
+    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    GradNorm(network, layers, batches)((1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes
+    assert (network.linear.weight.grad == 1).all()
+    assert all(p.grad is None for name, p in network.named_parameters() if name != "linear.weight")
+
+
+def test_the_callers_random_state_does_not_reach_the_score(batches):
+    model, layers = perceptron(nn.Dropout(0.5))
+    torch.manual_seed(1)
+    score = GradNorm(model, layers, flat(batches))((0,))
+    torch.manual_seed(2)
+    assert GradNorm(model, layers, flat(batches))((0,)) == score
+
+
+def test_a_network_with_dropout_gets_the_same_score_twice(batches):
+    model, layers = perceptron(nn.Dropout(0.5))
+    criterion = GradNorm(model, layers, flat(batches))
+    assert criterion((0,)) == criterion((0,))
+    plain = GradNorm(*perceptron(), flat(batches))
+    assert criterion((0,)) != plain((0,))  # dropout is at work
+
+
+def test_a_users_network_needs_no_factory(batches):
+    """All its layers kept, nothing is random: the score is that of the network itself."""
+    model, layers = perceptron()
+    expected = gradient_norm(copy.deepcopy(model), *flat(batches)[0])
+    criterion = GradNorm(model, layers, flat(batches)[:1])
+    assert criterion(range(len(layers))) == pytest.approx(expected, rel=1e-6)
+    assert criterion((0,)) != pytest.approx(expected, rel=0.01)
+
+
+def test_a_users_network_with_attention_needs_no_factory():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True)
+    model = nn.Sequential(copy.deepcopy(block), copy.deepcopy(block), nn.Flatten(), nn.Linear(24, 5))
+    x, target = torch.randn(4, 3, 8), torch.arange(4)
+    layers = sglp.find_layers(model, x)
+    criterion = GradNorm(model, layers, [(x, target)])
+    assert [layer.name for layer in layers] == ["0", "1"]
+    assert len({criterion(()), criterion((0,)), criterion((1,)), criterion((0, 1))}) == 4
+
+
+def test_frozen_parameters_count_as_all_others(batches):
+    model, layers = perceptron()
+    expected = GradNorm(model, layers, flat(batches))((0, 1))
+    model.requires_grad_(False)
+    assert GradNorm(model, layers, flat(batches))((0, 1)) == expected
+
+
+def test_parameters_that_can_not_be_drawn_anew_are_named():
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(torch.zeros(12))
+
+        def forward(self, x):
+            return x + self.by
+
+    model, layers = perceptron(Shift())
+    with pytest.raises(ArchitectureError, match=r"^2 has parameters but no reset_parameters\(\): build the network"):
+        GradNorm(model, layers, [(torch.zeros(2, 64), torch.tensor([0, 1]))])
+
+
+def test_a_pruned_network_is_scored_like_one_built_small(network, layers, batches):
+    """Its random twin has the dense network's draws for the layers that stayed."""
+    names = [layer.name for layer in layers]
+    pruned = sglp.prune(network, sglp.Plan([n for n in names if n != "layer1.1"], ["layer1.1"]))
+    found = GradNorm(pruned, sglp.find_layers(pruned, batches[0][0]), batches[:1], seed=5)((1, 2))
+    hand = by_hand(network, layers, (1, 3), seed=5)
+    hand.layer1[1] = nn.Identity()
+    assert found == pytest.approx(gradient_norm(hand, *batches[0]), rel=1e-6)
+
+
+def test_a_loss_of_the_users_own_is_used(network, layers, batches):
+    def doubled(output, target):
+        return 2 * F.cross_entropy(output, target)
+
+    plain = GradNorm(network, layers, batches)((1,))
+    assert GradNorm(network, layers, batches, loss=doubled)((1,)) == pytest.approx(2 * plain, rel=1e-5)
+
+
+def test_no_batch_is_refused(network, layers):
+    with pytest.raises(ScoringError, match="no batch"):
+        GradNorm(network, layers, [])
