@@ -1,7 +1,9 @@
-"""A small trained network and its data, shared by the tests of the method."""
+"""What tests share: a small trained network and its data, and a tiny project whose stages all ran."""
 
 import copy
+from pathlib import Path
 
+import pipeline
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,3 +44,16 @@ def network(_trained):
 @pytest.fixture
 def layers(network, digits):
     return sglp.find_layers(network, digits[0][:2])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The tiny project after all its stages ran, each in a folder of its own with only what it declares."""
+    project = pipeline.make_project(tmp_path_factory.mktemp("isolated") / "project")
+    for stage in pipeline.stage_names(project):
+        folder = project.parent / stage
+        pipeline.run_isolated(project, stage, folder)
+        for out in map(pipeline.out_path, pipeline.stage_entry(project, stage)["outs"]):
+            assert (folder / out).exists(), f"{stage} did not write {out}"
+            pipeline.copy(folder / out, project / out)
+    return project

@@ -108,6 +108,13 @@ def isolated(project: Path, stage: str, folder: Path) -> Path:
     return folder
 
 
+def run_isolated(project: Path, stage: str, folder: Path, check: bool = True):
+    """Run a stage where only what it declares is."""
+    isolated(project, stage, folder)
+    command = stage_entry(project, stage)["cmd"].split()
+    return run_python(folder, *command[1:], cache=folder.parent / "cache", check=check)
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a file or folder, parents made."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,18 +5,16 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from closure import closure
 from pipeline import (
     ROOT,
     command_environment,
-    copy,
     isolated,
-    make_project,
     out_path,
     read_yaml,
+    run_isolated,
     run_python,
     stage_entry,
     stage_names,
@@ -25,26 +23,6 @@ from pipeline import (
 
 STAGES = stage_names(ROOT)
 FILES = sorted({name.partition("@")[0] for name in STAGES})
-
-
-def run_isolated(project: Path, stage: str, folder: Path, check: bool = True):
-    """Run a stage where only what it declares is."""
-    isolated(project, stage, folder)
-    command = stage_entry(project, stage)["cmd"].split()
-    return run_python(folder, *command[1:], cache=folder.parent / "cache", check=check)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """The tiny project after all its stages ran, each in a folder of its own with only what it declares."""
-    project = make_project(tmp_path_factory.mktemp("isolated") / "project")
-    for stage in stage_names(project):
-        folder = project.parent / stage
-        run_isolated(project, stage, folder)
-        for out in map(out_path, stage_entry(project, stage)["outs"]):
-            assert (folder / out).exists(), f"{stage} did not write {out}"
-            copy(folder / out, project / out)
-    return project
 
 
 def test_every_stage_runs_with_what_it_declares_alone(finished):
