@@ -20,7 +20,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 repro: setup
 	@python -m stages.check
 	dvc repro
-	@cat reports/report.md
+	@sed '/^## /Q' reports/report.md; echo 'The whole report: reports/report.html'
 
 test: setup
 	pytest
