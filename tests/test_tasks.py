@@ -1,0 +1,160 @@
+"""Images, evaluation and training against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
+import sglp
+from sglp.errors import DataError
+from sglp.tasks.image_classification import calibration_batches, evaluate
+from sglp.tasks.images import Images
+from sglp.tasks.training import TrainingSamples, _Classifier, train
+from sglp.tasks.workload import ImagePreparation, Recipe, Source
+
+PREPARE = ImagePreparation(
+    image_column="image",
+    label_column="label",
+    classes=10,
+    channels=1,
+    transforms=[],
+    mean=[0.3],
+    std=[0.4],
+)
+DIGITS = Source(loader="sglp.tasks.digits:Digits", name=None, revision=None)
+SHIFT = [{"RandomCrop": {"size": 8, "padding": 1}}]
+
+
+def recipe(**changes) -> Recipe:
+    plain = {
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "batch_size": 64,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "label_smoothing": 0.0,
+        "augment": [],
+        "holdout": 0.2,
+        "keep": "last",
+    }
+    return Recipe.model_validate(plain | changes)
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return Images(DIGITS, {"train": True}, PREPARE, None)
+
+
+def fresh(depth: int = 8):
+    return sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": depth, "in_channels": 1}, seed=0)
+
+
+def test_the_digits_are_split_without_overlap_and_with_the_same_share_of_each(images):
+    test = Images(DIGITS, {"train": False}, PREPARE, None)
+    assert (len(images), len(test)) == (1437, 360)
+    seen = {images.image(i).tobytes() for i in range(len(images))}
+    assert not seen & {test.image(i).tobytes() for i in range(len(test))}
+    shares = [np.bincount(split.labels) / len(split) for split in (images, test)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.002
+
+
+def test_an_image_is_scaled_and_normalised(images):
+    pixels = np.asarray(images.image(3), dtype=np.float64)
+    assert torch.allclose(images[3][0][0].double(), torch.tensor((pixels / 255 - 0.3) / 0.4), atol=1e-6)
+
+
+def test_evaluation_equals_scikit_learn(images):
+    network = fresh()
+    network(images.batch(range(512))[0])  # in train mode: running statistics that fit the data
+    network.eval()
+    logits = network(images.batch(range(len(images)))[0]).detach().double()
+    labels, scores = images.labels.numpy(), logits.softmax(-1).numpy()
+    found = evaluate(network, images, batch_size=100)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, scores.argmax(1)), abs=1e-12)
+    assert found["accuracy_top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5), abs=1e-12)
+    assert found["loss"] == pytest.approx(log_loss(labels, scores), rel=1e-5)
+
+
+def test_calibration_draws_without_replacement_by_its_seed(images):
+    first, again, other = (list(calibration_batches(images, 100, 32, seed)) for seed in (0, 0, 1))
+    assert [len(labels) for _, labels in first] == [32, 32, 32, 4]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+    whole = torch.cat([inputs for inputs, _ in calibration_batches(images, len(images), 500, 0)])
+    expected = torch.cat([images.batch([i])[0] for i in range(len(images))])
+    assert torch.equal(whole.sum(dim=0), expected.sum(dim=0)) or torch.allclose(
+        whole.sum(0), expected.sum(0), atol=1e-3
+    )
+
+
+def test_too_many_calibration_samples(images):
+    with pytest.raises(DataError, match=r"2000 samples are asked for, but .* has 1437"):
+        list(calibration_batches(images, 2000, 32, 0))
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(images):
+    samples = TrainingSamples(images, np.arange(50), SHIFT, seed=0)
+    first = [samples[0, i][0] for i in range(50)]
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    again = [samples[0, i][0] for i in reversed(range(50))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert sum(not torch.equal(first[i], samples[1, i][0]) for i in range(50)) > 30
+    other = TrainingSamples(images, np.arange(50), SHIFT, seed=1)
+    assert sum(not torch.equal(first[i], other[0, i][0]) for i in range(50)) > 30
+
+
+def test_an_unknown_transform_is_named(images):
+    with pytest.raises(DataError, match="'RandomCorp' is no transform"):
+        images.augmented([{"RandomCorp": {}}])
+
+
+def test_images_of_different_sizes_are_told(images, tmp_path):
+    from PIL import Image
+
+    for i in range(2):
+        Image.new("L", (8 + i, 8)).save(tmp_path / f"{i}.png")
+    prepare = PREPARE.model_copy(update={"classes": 2})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "a/0.png")
+    (tmp_path / "1.png").rename(tmp_path / "b/1.png")
+    folder = Images(Source(loader="datasets", name="imagefolder", revision=None), {}, prepare, str(tmp_path))
+    with pytest.raises(DataError, match="differ in size"):
+        folder.batch([0, 1])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_best_weights_on_the_held_out_share_are_kept(images, tmp_path, optimizer):
+    # A rate that grows too high at first: the last point need not be the best.
+    network = fresh()
+    rate = 0.05 if optimizer == "sgd" else 0.01
+    rows = train(network, images, recipe(optimizer=optimizer, keep="best", learning_rate=rate), 0, tmp_path)
+    held = np.random.default_rng(0).permutation(len(images))[:288]
+    inputs, labels = images.batch(sorted(held.tolist()))
+    accuracy = float((network(inputs).argmax(-1) == labels).double().mean())
+    assert accuracy == pytest.approx(max(row["heldout_accuracy"] for row in rows), abs=1e-9)
+    assert not network.training
+
+
+def test_training_learns(images, tmp_path):
+    network = fresh()
+    before = evaluate(network, images, 256)["loss"]
+    rows = train(network, images, recipe(holdout=0.0, epochs=2), 0, tmp_path)
+    assert evaluate(network, images, 256)["loss"] < before / 2
+    assert [*rows[-1]] == ["step", "epoch", "loss", "learning_rate"]
+
+
+def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature(images):
+    teacher, student = fresh(14).eval(), fresh(8).eval()
+    inputs = images.batch(range(16))[0]
+    trainer = _Classifier.__new__(_Classifier)
+    trainer.teacher, trainer.temperature = teacher, 3.0
+    logits = student(inputs).detach()
+    p, q = (F.softmax(x.double() / 3.0, -1) for x in (teacher(inputs), logits))
+    expected = 9 * (p * (p / q).log()).sum(-1).mean().detach()
+    assert float(trainer._distance(logits, inputs)) == pytest.approx(float(expected), rel=1e-4)
