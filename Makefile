@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro test test-slow lint lock versions push pull
+.PHONY: setup repro test lint lock versions push pull
 
 setup: $(INSTALLED)
 
@@ -20,13 +20,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 repro: setup
 	@python -m stages.check
 	dvc repro
-	@sed '/^## /Q' reports/report.md; echo 'The whole report: reports/report.html'
+	@awk '/^## /{exit} 1' reports/report.md; echo 'The whole report: reports/report.html'
 
 test: setup
 	pytest
-
-test-slow: setup
-	pytest -m slow
 
 lint: setup
 	ruff check .
@@ -37,7 +34,7 @@ lint: setup
 lock:
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	uv pip compile --quiet --universal --generate-hashes --all-extras --no-header --upgrade pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --generate-hashes --all-extras --no-header --upgrade --python-version 3.11 pyproject.toml -o requirements.txt
 
 # The versions that change numbers, as installed; all numeric stages depend on them.
 versions: setup

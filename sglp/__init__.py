@@ -20,6 +20,7 @@ _WHERE = {
     "load": "checkpoint",
     "load_weights": "checkpoint",
     "prune": "surgery",
+    "recalibrate": "batchnorm",
     "save": "checkpoint",
     "score_combinations": "scoring",
 }

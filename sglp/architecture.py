@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from sglp.errors import ArchitectureError
+from sglp.errors import ArchitectureError, SGLPError, first_line
 
 # Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
 KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
@@ -67,8 +67,11 @@ def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, 
             torch.manual_seed(seed)
         try:
             network = make(**kwargs, **(weights or {}))
-        except (TypeError, ValueError, KeyError) as error:
-            raise ArchitectureError(f"{factory} can't build a network from {kwargs}: {_sentence(error)}") from error
+        except SGLPError:
+            raise
+        except Exception as error:  # whatever a factory raises, the user needs one sentence
+            arguments = {**kwargs, **(weights or {})}
+            raise ArchitectureError(f"{factory} can't build a network from {arguments}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ArchitectureError(f"{factory} returned a {type(network).__name__}, but a factory returns a torch module")
     setattr(network, _ATTRIBUTE, Architecture(factory, kwargs))
@@ -135,7 +138,3 @@ def _dense_path(path: str, gone: set[str], parent: nn.Module) -> str:
             part = str(number)
         dense, parent = f"{prefix}{part}", child
     return dense
-
-
-def _sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -72,12 +72,13 @@ def save(model: nn.Module, folder) -> None:
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
 
 
-def load(folder, trust: bool = False) -> nn.Module:
+def load(folder, trust: bool | Collection[str] = False) -> nn.Module:
     """Load a network that `save` wrote; it gives the same outputs to the bit. It comes in eval mode, on the CPU.
 
     Args:
         folder: what `save` wrote.
-        trust: whether code outside torchvision, timm and sglp that the folder names may run.
+        trust: whether code outside torchvision, timm and sglp that the folder names may run: for all of it, or the
+            factories ("package.module:function") for which it may.
 
     Raises:
         CheckpointError: something is missing or broken, or the folder names code that is not trusted.
@@ -89,14 +90,17 @@ def load(folder, trust: bool = False) -> nn.Module:
         kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
         if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
             raise TypeError("wrong kinds of values")
+        if not all(isinstance(name, str) for name in shared.values()):
+            raise TypeError("wrong kinds of names")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
-    if not trust and not is_known(factory):
+    trusted = trust if isinstance(trust, bool) else factory in trust
+    if not trusted and not is_known(factory):
         raise CheckpointError(
             f"{folder} is built by {factory}, which is no known library's: loading it runs that code; "
-            "say trust=True if you trust the folder"
+            f"say trust=[{factory!r}] if you trust it"
         )
     # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
     network = build(factory, kwargs, seed=0)
@@ -109,6 +113,9 @@ def load(folder, trust: bool = False) -> nn.Module:
     remember(network, Architecture(factory, kwargs, kept, removed))
     state = _read(folder / WEIGHTS)
     state |= {name: state[first] for name, first in shared.items() if first in state}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if name in state:  # as it was saved, in half precision too
+            tensor.data = tensor.data.to(state[name].dtype)
     metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
     _fill(network, state, metadata, folder / WEIGHTS)
     return network.eval()

@@ -43,3 +43,9 @@ class DataError(SGLPError):
 
 class DeadLayerWarning(UserWarning):
     """A layer gives the same output for every sample: it has no similarity to any other."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

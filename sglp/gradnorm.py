@@ -4,6 +4,7 @@ Source: SGLP (arXiv 2410.14720), section III; the published code never resets th
 draws a new batch for each. Here all combinations see the same random network and the same batches.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -57,13 +58,20 @@ class GradNorm:
         self.twins = [_Twin(network, layers, seed + draw, device) for draw in range(draws)]
 
     def __call__(self, kept: Iterable[int]) -> float:
-        """The score of the layers with these numbers."""
+        """The score of the layers with these numbers.
+
+        Raises:
+            ScoringError: it is not finite.
+        """
         norms = []
         for twin in self.twins:
             twin.train(kept)
             norms += [self._norm(twin.network, *batch) for batch in self.batches]
             twin.reset()
-        return sum(norms) / len(norms)
+        score = sum(norms) / len(norms)
+        if not math.isfinite(score):
+            raise ScoringError(f"the score of layers {list(kept)} is {score}: the loss or its gradient is not finite")
+        return score
 
     def _norm(self, network: nn.Module, inputs, target) -> float:
         network.train()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglp.errors import PlanError
+from sglp.files import new_file
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Plan:
     def save(self, path) -> None:
         """Write the plan as JSON: two plans with the same layers are the same bytes."""
         text = json.dumps({"kept": self.kept, "removed": self.removed}, indent=2) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
+        with new_file(path) as new:
+            new.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path) -> "Plan":

@@ -31,7 +31,7 @@ def main(params: View, workload: View) -> None:
             for name, network in networks.items():
                 times[name].append(_seconds(network, inputs, repeats[name]))
         sizes[str(size)] = _summary(times, size) | {
-            "peak_memory_bytes": {name: _peak(network, inputs) for name, network in networks.items()}
+            "peak_memory_bytes": {name: peak_memory(network, inputs) for name, network in networks.items()}
         }
     hardware = torch.cuda.get_device_name() if device().type == "cuda" else platform.processor() or platform.machine()
     content = {
@@ -58,14 +58,6 @@ def _seconds(network: torch.nn.Module, inputs: torch.Tensor, repeats: int) -> fl
 def _repeats(network: torch.nn.Module, inputs: torch.Tensor) -> int:
     _seconds(network, inputs, 2)  # warm-up
     return max(1, round(SHORTEST / _seconds(network, inputs, 2)))
-
-
-def _peak(network: torch.nn.Module, inputs: torch.Tensor) -> int:
-    if not inputs.is_cuda:
-        return peak_memory(network, inputs)
-    torch.cuda.reset_peak_memory_stats()
-    _seconds(network, inputs, 1)
-    return torch.cuda.max_memory_allocated()
 
 
 def _summary(times: dict[str, list[float]], size: int) -> dict:

@@ -14,7 +14,15 @@ def main() -> None:
     params = read_yaml(path)
     check(Params, params, path)
     workload = workload_path(params["model"])
-    check(Workload, read_yaml(workload), workload)
+    content = read_yaml(workload)
+    check(Workload, content, workload)
+    from sglp.tasks.images import make_transforms
+
+    for transforms in (
+        content["data"]["prepare"]["transforms"],
+        *(content[r]["augment"] for r in ("pretrain", "finetune")),
+    ):
+        make_transforms(transforms)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from sglp.errors import SGLPError
-from stages.support.params import ParameterError, read_yaml
+from sglp.files import new_file
+from sglp.tasks.workload import Workload
+from stages.support.params import ParameterError, check, read_yaml
 from stages.support.userfiles import checksum, find
 
 
 def fill(path: Path) -> None:
     """Write the sha256 of every file that the workload names; comments and order stay."""
-    read_yaml(path)
+    check(Workload, read_yaml(path), path)
     yaml = YAML()
     yaml.preserve_quotes = True
     content = yaml.load(path.read_text(encoding="utf-8"))
@@ -25,11 +27,13 @@ def fill(path: Path) -> None:
             raise ParameterError(f"{path}: files.{name}.path={file['path']} is not there")
         file["sha256"] = checksum(found)
         print(f"{path}: files.{name} {file['sha256']} {file['path']}")
-    with path.open("w", encoding="utf-8") as out:
+    with new_file(path) as new, new.open("w", encoding="utf-8") as out:
         yaml.dump(content, out)
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("which workload? python -m stages.checksums models/NAME.yaml")
     try:
         for argument in sys.argv[1:]:
             fill(Path(argument))

@@ -4,15 +4,20 @@ import sys
 from pathlib import Path
 
 from sglp.cost import count_macs, count_parameters
+from sglp.errors import SGLPError
 from sglp.tasks.image_classification import evaluate, example
 from stages.support import stage
 from stages.support.params import View
 from stages.support.tables import write_json
 from stages.support.workloads import load_images, load_network
 
+NETWORKS = ("dense", "pruned", "finetuned")
+
 
 def main(params: View, workload: View) -> None:
     """Quality and cost; the only stage that reads the test split."""
+    if sys.argv[1:] not in ([name] for name in NETWORKS):
+        raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
     name = sys.argv[1]
     network = load_network(f"data/{name}", params, workload)
     images = load_images("test", params, workload)

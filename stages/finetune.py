@@ -18,17 +18,10 @@ def main(params: View, workload: View) -> None:
     network = load_network("data/pruned", params, workload)
     teacher = load_network("data/dense", params, workload) if recipe.distillation else None
     images = load_images("train", params, workload)
-    data = workload.data
-    depends = {
-        "recipe": recipe.model_dump(),
-        "seed": params.seed,
-        "data": [data.source, data.train, data.prepare],
-        "files": [workload.files.train.sha256, workload.files.code.sha256],
-    }
-    with resumable("finetune", depends, ["versions.txt", "data/pruned", "data/dense"]) as folder:
+    with resumable("finetune", params, workload) as folder:
         rows = train(network, images, recipe, params.seed, folder, teacher, recipe.distillation, recipe.temperature)
         sglp.save(network, "data/finetuned")
-    write_rows("reports/training.csv", COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
+        write_rows("reports/training.csv", COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The pruned network: the plan's layers taken out, batch norm's statistics taken anew."""
 
-from torch.optim.swa_utils import update_bn
-
 import sglp
 from sglp.tasks.image_classification import calibration_batches
 from stages.support import stage
@@ -18,7 +16,7 @@ def main(params: View, workload: View) -> None:
     samples = params.prune.recalibration
     if samples:
         images = load_images("train", params, workload)
-        update_bn(calibration_batches(images, samples, BATCH, params.seed), pruned, next(pruned.parameters()).device)
+        sglp.recalibrate(pruned, calibration_batches(images, samples, BATCH, params.seed))
     sglp.save(pruned, "data/pruned")
 
 

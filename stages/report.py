@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sglp.files import new_file, new_folder
 from stages.support import figures, stage
-from stages.support.outcome import NETWORKS, benchmark_rows, flat, metric_rows, outcome
-from stages.support.params import View
+from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome
+from stages.support.params import View, flat
 from stages.support.tables import read_json, read_rows, read_similarity, write_json
 
 

@@ -1,7 +1,5 @@
 """The plan: the method scores layers, and says which stay."""
 
-from itertools import islice
-
 from sglp.budget import layers_to_keep
 from sglp.methods import find_method
 from sglp.tasks.image_classification import calibration_batches
@@ -9,11 +7,12 @@ from stages.support import stage
 from stages.support.layers import read_layers
 from stages.support.params import View
 from stages.support.tables import read_json, read_similarity, write_rows
-from stages.support.workloads import load_images, load_network
+from stages.support.workloads import load_images, load_network, use_code
 
 
 def main(params: View, workload: View) -> None:
     """Run the method on calibration batches of the training split."""
+    use_code(params, workload, params.method)
     method = find_method(params.method)
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
@@ -30,7 +29,7 @@ def main(params: View, workload: View) -> None:
     network = load_network("data/dense", params, workload)
     images = load_images("train", params, workload)
     samples = dials.batch_size * dials.batches
-    batches = list(islice(calibration_batches(images, samples, dials.batch_size, params.seed), dials.batches))
+    batches = list(calibration_batches(images, samples, dials.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")
     plan, scores = method(network, layers, segments, similarity, batches, keep, params.seed, **options)
     rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)

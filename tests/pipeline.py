@@ -19,9 +19,9 @@ TINY_PARAMS = {
 }
 TINY_WORKLOAD = {
     "architecture": {"kwargs": {"depth": 20}},
-    "pretrain": {"epochs": 1},
+    "pretrain": {"epochs": 1, "warmup_epochs": 0},
     "finetune": {
-        "epochs": 1,
+        "epochs": 2,
         "augment": [{"RandomCrop": {"size": 8, "padding": 1}}],
         "holdout": 0.1,
         "distillation": 0.5,

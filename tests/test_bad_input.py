@@ -189,7 +189,7 @@ def use_images(project: Path, count: int, label: int) -> None:
     table.to_parquet(project / "train.parquet")
     content = read_yaml(project / "models/tiny.yaml")
     content["data"]["source"] = {"loader": "datasets", "name": "parquet", "revision": None}
-    content["data"]["train"] = content["data"]["test"] = {}
+    content["data"]["train"], content["data"]["test"] = {}, {"split": "train"}
     content["files"]["train"]["path"] = "train.parquet"
     write_yaml(project / "models/tiny.yaml", content)
     run("stages.checksums", "models/tiny.yaml")
@@ -226,3 +226,65 @@ def test_a_python_without_sglp_is_named(project, tmp_path):
     done = subprocess.run([python, "-m", "stages.segment"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"sglp is not installed for {python}: activate the project's environment")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"pretrain": {"warmup_epochs": 1}}, "models/tiny.yaml: pretrain: warmup_epochs=1 must be below epochs=1"),
+        (
+            {"finetune": {"keep": "best", "holdout": 0.0}},
+            "models/tiny.yaml: finetune: keep: best needs a holdout above 0",
+        ),
+        ({"weights": {"source": "factory"}}, "models/tiny.yaml: weights: kwargs are the arguments that make a factory"),
+        (
+            {"data": {"source": {"loader": "datasets", "name": "me/images"}}},
+            "models/tiny.yaml: data.source: a data set on the hub needs the revision of a commit",
+        ),
+        (
+            {"data": {"test": {"train": True}}},
+            "models/tiny.yaml: the whole: data.train and data.test are the same split",
+        ),
+        ({"data": {"prepare": {"mean": [0.1, 0.2]}}}, "mean and std must have 1 numbers, one a channel"),
+        ({"finetune": {"augment": [{"RandomCorp": {}}]}}, "'RandomCorp' is no transform of torchvision.transforms.v2"),
+        ({"finetune": {"augment": [{"RandomCrop": {}}]}}, "the transform RandomCrop can't take {}"),
+    ],
+)
+def test_a_wrong_workload_is_told_before_anything_runs(project, changes, sentence):
+    change_workload(project, changes)
+    assert sentence in complaint("stages.check")
+
+
+def test_a_crop_larger_than_the_images(project):
+    change_workload(project, {"pretrain": {"augment": [{"RandomCrop": {"size": 32}}]}})
+    assert "can't be prepared: Required crop size (32, 32) is larger" in complaint("stages.pretrain")
+
+
+def test_images_that_the_network_does_not_take(project):
+    change_workload(project, {"architecture": {"kwargs": {"in_channels": 3}}})
+    assert "the network can't take inputs of the shape [1, 1, 8, 8]" in complaint("stages.pretrain")
+
+
+def test_code_in_the_projects_folder_without_a_checksum(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    (project / "lurking.py").write_text(CHAIN)
+    change_workload(project, {"architecture": {"factory": "lurking:chain"}})
+    assert "lurking:chain is code in the project's folder without a checksum" in complaint("stages.pretrain")
+
+
+def test_only_the_workloads_factory_is_trusted(project):
+    run("stages.pretrain")
+    path = project / "data/dense/architecture.json"
+    path.write_text(path.read_text().replace("sglp.networks.cifar_resnet:resnet", "os:system"))
+    assert "data/dense is built by os:system, which is no known library's" in complaint("stages.extract")
+
+
+def test_other_versions_than_those_written_down(project):
+    (project / "versions.txt").write_text("torch==1.0.0\n")
+    assert "versions.txt says torch==1.0.0, but torch" in complaint("stages.segment")
+
+
+def test_a_diverged_training_is_no_result(project):
+    change_workload(project, {"pretrain": {"learning_rate": 1e20}})
+    assert "training diverged" in complaint("stages.pretrain")
+    assert not (project / "data/dense").exists()

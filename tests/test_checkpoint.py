@@ -166,7 +166,9 @@ def test_a_users_factory_runs_only_on_the_callers_word(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     model, x = sglp.build("users_network:build", {"width": 5}, seed=0), torch.ones(2, 4)
     sglp.save(model, tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"users_network:build, which is no known library's.*trust=True"):
+    with pytest.raises(
+        CheckpointError, match=r"users_network:build, which is no known library's.*trust=\['users_network:build'\]"
+    ):
         sglp.load(tmp_path / "saved")
     assert torch.equal(logits(sglp.load(tmp_path / "saved", trust=True), x), logits(model, x))
 
@@ -439,3 +441,14 @@ def test_the_widely_used_checkpoint_loads(tmp_path):
     sglp.save(model, tmp_path / "saved")
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(logits(sglp.load(tmp_path / "saved"), x), logits(model, x))
+
+
+def test_half_precision_comes_back_as_it_was_saved(network, tmp_path):
+    half = network.to(torch.bfloat16)
+    sglp.save(half, tmp_path / "half")
+    again = sglp.load(tmp_path / "half")
+    assert {name: value.dtype for name, value in again.state_dict().items()} == {
+        name: value.dtype for name, value in half.state_dict().items()
+    }
+    x = torch.ones(2, 1, 8, 8, dtype=torch.bfloat16)
+    assert torch.equal(half(x), again(x))

@@ -45,7 +45,7 @@ def recipe(**changes) -> Recipe:
 
 @pytest.fixture(scope="module")
 def images() -> Images:
-    return Images(DIGITS, {"train": True}, PREPARE, None)
+    return Images(DIGITS, {"train": True}, PREPARE)
 
 
 def fresh(depth: int = 8):
@@ -53,7 +53,7 @@ def fresh(depth: int = 8):
 
 
 def test_the_digits_are_split_without_overlap_and_with_the_same_share_of_each(images):
-    test = Images(DIGITS, {"train": False}, PREPARE, None)
+    test = Images(DIGITS, {"train": False}, PREPARE)
     assert (len(images), len(test)) == (1437, 360)
     seen = {images.image(i).tobytes() for i in range(len(images))}
     assert not seen & {test.image(i).tobytes() for i in range(len(test))}

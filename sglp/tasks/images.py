@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sglp.architecture import resolve
-from sglp.errors import DataError, SGLPError
+from sglp.errors import DataError, SGLPError, first_line
 from sglp.tasks.workload import ImagePreparation, Source
 
 
@@ -22,14 +22,22 @@ class Images:
         arguments: of the split; for datasets those of `load_dataset` (split, data_files), else those of the class.
         prepare: how images become tensors.
         path: the user's file or folder, or None.
+        sha256: its checksum; what `datasets` makes of a file is kept under it, so that no other file's is taken.
 
     Raises:
         DataError: the data can't be read, are empty, or a label is not one of the classes.
     """
 
-    def __init__(self, source: Source, arguments: dict, prepare: ImagePreparation, path: str | None):
+    def __init__(
+        self,
+        source: Source,
+        arguments: dict,
+        prepare: ImagePreparation,
+        path: str | None = None,
+        sha256: str | None = None,
+    ):
         self.name = path or source.name or source.loader
-        self.prepare = prepare
+        self.prepare, self.sha256 = prepare, sha256
         self.items, self.labels = self._open(source, arguments, path)
         if not len(self.labels):
             raise DataError(f"{self.name} holds no images")
@@ -39,13 +47,24 @@ class Images:
                 f"{self.name} has the label {low if low < 0 else high}, but data.prepare.classes={prepare.classes} "
                 f"allows 0 to {prepare.classes - 1}"
             )
-        self.to_tensor = v2.Compose([v2.ToImage(), *_transforms(prepare.transforms), *self._finish()])
+        self.to_tensor = v2.Compose([v2.ToImage(), *make_transforms(prepare.transforms), *self._finish()])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.to_tensor(self.image(index)), int(self.labels[index])
+        return self.prepared(index, self.to_tensor), int(self.labels[index])
+
+    def prepared(self, index: int, transform: v2.Compose) -> Tensor:
+        """One image after a transform.
+
+        Raises:
+            DataError: the image can't be decoded, or the transform can't take it.
+        """
+        try:
+            return transform(self.image(index))
+        except Exception as error:  # whatever a decoder or a transform raises, the user needs one sentence
+            raise DataError(f"image {index} of {self.name} can't be prepared: {first_line(error)}") from error
 
     def image(self, index: int) -> Image.Image:
         """The image itself, with the channels that the network takes."""
@@ -53,22 +72,11 @@ class Images:
 
     def augmented(self, augment: Sequence[dict]) -> v2.Compose:
         """What makes a training tensor of an image: `augment` in place of the transforms of evaluation."""
-        return v2.Compose([v2.ToImage(), *_transforms(augment), *self._finish()])
+        return v2.Compose([v2.ToImage(), *make_transforms(augment), *self._finish()])
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs [samples, channels, height, width] and labels [samples].
-
-        Raises:
-            DataError: the prepared images differ in size.
-        """
-        pairs = [self[i] for i in indices]
-        shapes = {tuple(image.shape) for image, _ in pairs}
-        if len(shapes) > 1:
-            raise DataError(
-                f"the images of {self.name} differ in size ({' and '.join(map(str, sorted(shapes)[:2]))}): "
-                "add Resize and CenterCrop to data.prepare.transforms"
-            )
-        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+        """Inputs [samples, channels, height, width] and labels [samples]; errors as in `stack`."""
+        return stack([self[i] for i in indices])
 
     def _finish(self) -> list:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.prepare.mean, self.prepare.std)]
@@ -81,15 +89,19 @@ class Images:
         except SGLPError:
             raise
         except Exception as error:  # whatever a data library raises, the user needs one sentence
-            raise DataError(f"the data of {self.name} can't be read: {_sentence(error)}") from error
+            raise DataError(f"the data of {self.name} can't be read: {first_line(error)}") from error
 
     def _from_datasets(self, source: Source, arguments: dict, path: str | None):
         import datasets
 
-        arguments = {"split": "train", **arguments}
         if path is not None:
             # Named here, so that no part of the path ("test", "val") is taken for the name of a split.
-            arguments["data_files"] = {"train": f"{path}/**" if Path(path).is_dir() else path}
+            files = {"train": f"{path}/**" if Path(path).is_dir() else path}
+            arguments = {"split": "train", "data_files": files, **arguments}
+            if self.sha256:
+                arguments["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / self.sha256)
+        if "split" not in arguments:
+            raise DataError(f"which split of {self.name} is meant? data.train and data.test need the key split")
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         try:
@@ -102,6 +114,9 @@ class Images:
         for column in (image, label):
             if column not in table.column_names:
                 raise DataError(f"{self.name} has no column {column!r}: it has {', '.join(table.column_names)}")
+        classes = getattr(table.features[label], "num_classes", None)
+        if classes is not None and classes != self.prepare.classes:
+            raise DataError(f"{self.name} has {classes} classes, but data.prepare.classes={self.prepare.classes}")
         table = table.cast_column(image, datasets.Image())
         return (lambda index: table[index][image]), torch.tensor(table[label][:], dtype=torch.int64)
 
@@ -113,11 +128,31 @@ class Images:
         return (lambda index: _as_image(data[index][0])), torch.as_tensor(labels, dtype=torch.int64)
 
 
+def stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Inputs [samples, channels, height, width] and labels [samples] of pairs.
+
+    Raises:
+        DataError: the images differ in size.
+    """
+    shapes = sorted({tuple(image.shape) for image, _ in pairs})
+    if len(shapes) > 1:
+        raise DataError(
+            f"the images differ in size ({shapes[0]} and {shapes[1]}): add Resize and CenterCrop to "
+            "data.prepare.transforms, and RandomResizedCrop or the like to augment"
+        )
+    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+
 def _as_image(value) -> Image.Image:
     return value if isinstance(value, Image.Image) else v2.functional.to_pil_image(value)
 
 
-def _transforms(entries: Sequence[dict]) -> list:
+def make_transforms(entries: Sequence[dict]) -> list:
+    """The transforms of torchvision.transforms.v2 with these names and arguments.
+
+    Raises:
+        DataError: there is no such transform, or it can't take the arguments.
+    """
     made = []
     for entry in entries:
         ((name, arguments),) = entry.items()
@@ -127,10 +162,5 @@ def _transforms(entries: Sequence[dict]) -> list:
         try:
             made.append(kind(**arguments))
         except (TypeError, ValueError) as error:
-            raise DataError(f"the transform {name} can't take {arguments}: {_sentence(error)}") from error
+            raise DataError(f"the transform {name} can't take {arguments}: {first_line(error)}") from error
     return made
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sglp.batches import logits_of
-from sglp.tasks.images import Images
+from sglp.errors import SGLPError
+from sglp.tasks.images import Images, stack
 from sglp.tasks.workload import Recipe
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
@@ -46,6 +47,10 @@ def train(
 
     Returns:
         One row a point of the log: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
+
+    Raises:
+        SGLPError: the loss is not finite at some point, or several GPUs are visible.
+        DataError: an image can't be prepared, or the images differ in size.
     """
     chosen = np.random.default_rng(seed).permutation(len(images))
     held = chosen[: math.ceil(recipe.holdout * len(images))]
@@ -66,6 +71,7 @@ def train(
         optim_args=f"momentum={recipe.momentum}" if recipe.optimizer == "sgd" else None,
         logging_strategy="steps",
         logging_steps=every,
+        logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
@@ -74,12 +80,18 @@ def train(
         load_best_model_at_end=recipe.keep == "best",
         metric_for_best_model="accuracy" if recipe.keep == "best" else None,
         seed=seed,
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
+    if arguments.n_gpu > 1:
+        raise SGLPError(
+            f"{arguments.n_gpu} GPUs are visible, which would multiply the recipe's batch size: choose one with "
+            "CUDA_VISIBLE_DEVICES"
+        )
     trainer = _Classifier(
         model=network,
         args=arguments,
@@ -94,7 +106,10 @@ def train(
     trainer.distillation, trainer.temperature = distillation, temperature
     trainer.train(resume_from_checkpoint=_last_complete(resume))
     network.cpu().eval()
-    return _history(trainer.state.log_history)
+    rows = _history(trainer.state.log_history)
+    if not all(math.isfinite(row.get("loss", 0.0)) for row in rows):
+        raise SGLPError(f"training diverged, its loss is not finite: learning_rate={recipe.learning_rate} is too high")
+    return rows
 
 
 class TrainingSamples(Dataset):
@@ -122,7 +137,7 @@ class TrainingSamples(Dataset):
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state[0] >> np.uint64(1)))
-            return self.transform(self.images.image(index)), int(self.images.labels[index])
+            return self.images.prepared(index, self.transform), int(self.images.labels[index])
 
 
 class _EpochSampler(Sampler):
@@ -191,10 +206,8 @@ def _last_complete(resume: Path) -> str | None:
 
 
 def _collate(pairs: list) -> dict[str, Tensor]:
-    return {
-        "inputs": torch.stack([image for image, _ in pairs]),
-        "labels": torch.tensor([label for _, label in pairs]),
-    }
+    inputs, labels = stack(pairs)
+    return {"inputs": inputs, "labels": labels}
 
 
 def _history(log: list[dict]) -> list[dict]:

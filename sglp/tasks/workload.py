@@ -12,6 +12,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Transform = Annotated[dict[str, dict], Field(min_length=1, max_length=1)]
 
 
+# What `load_dataset` makes of the user's own files.
+LOCAL_FORMATS = ("parquet", "imagefolder")
+
+
 class Strict(BaseModel):
     """No unknown keys, no conversions."""
 
@@ -31,6 +35,15 @@ class Weights(Strict):
     source: Literal["pretrain", "file", "factory"]
     kwargs: dict
 
+    @model_validator(mode="after")
+    def _kwargs_are_the_factorys(self):
+        if (self.source == "factory") != bool(self.kwargs):
+            raise ValueError(
+                "kwargs are the arguments that make a factory fetch weights: source: factory needs them, "
+                "and no other source takes any"
+            )
+        return self
+
 
 class Source(Strict):
     """Where the data come from.
@@ -38,12 +51,22 @@ class Source(Strict):
     loader: "datasets" for what `datasets.load_dataset` takes, or the dotted name of a data-set class whose items are
     (image, label).
     name: for datasets the hub name, or "parquet" or "imagefolder" for the user's files.
-    revision: of a data set on the hub.
+    revision: the commit of a data set on the hub, so that the data can't change unseen.
     """
 
     loader: str
     name: str | None
-    revision: str | None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+
+    @model_validator(mode="after")
+    def _pinned(self):
+        on_hub = self.loader == "datasets" and self.name not in LOCAL_FORMATS
+        if on_hub != (self.revision is not None):
+            raise ValueError(
+                f"a data set on the hub needs the revision of a commit, and {' and '.join(LOCAL_FORMATS)} "
+                "or a class take none"
+            )
+        return self
 
 
 class ImagePreparation(Strict):
@@ -71,6 +94,14 @@ class Data(Strict):
     train: dict
     test: dict
     prepare: ImagePreparation
+
+    @model_validator(mode="after")
+    def _files_stand_in_files(self):
+        for split in (self.train, self.test):
+            for key in ("data_files", "data_dir"):
+                if key in split:
+                    raise ValueError(f"{key} has no checksum: give the path as files.train and files.test")
+        return self
 
 
 class File(Strict):
@@ -105,6 +136,12 @@ class Recipe(Strict):
     keep: Literal["last", "best"]
 
     @model_validator(mode="after")
+    def _warms_up_in_time(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_holdout(self):
         if self.keep == "best" and not self.holdout:
             raise ValueError("keep: best needs a holdout above 0, the share of the training split to choose on")
@@ -134,3 +171,10 @@ class Workload(Strict):
     files: Files
     pretrain: Pretraining
     finetune: Finetuning
+
+    @model_validator(mode="after")
+    def _test_is_another_split(self):
+        files = self.files
+        if self.data.train == self.data.test and files.train.path == files.test.path:
+            raise ValueError("data.train and data.test are the same split: the test split must be another")
+        return self

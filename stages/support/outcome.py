@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from stages.support.params import View
+from stages.support.params import flat
 
 NETWORKS = ("dense", "pruned", "finetuned")
 
@@ -74,20 +74,6 @@ def benchmark_rows(benchmark: dict) -> list[list[str]]:
             else:
                 rows.append(_row(metric, [measured[key].get(name) for name in NETWORKS]))
     return rows
-
-
-def flat(content: View | dict, prefix: str = "") -> dict:
-    """A view or mapping without nesting: keys joined by dots, what a view keeps to itself left out."""
-    items = vars(content) if isinstance(content, View) else content
-    found = {}
-    for key, value in items.items():
-        if isinstance(content, View) and key.startswith("_"):
-            continue
-        if isinstance(value, View) or (isinstance(value, dict) and value):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _sizes(benchmark: dict) -> list[str]:

@@ -9,8 +9,6 @@ from ruamel.yaml import YAML, YAMLError
 from sglp.errors import SGLPError
 from sglp.tasks.workload import Positive, Seed, Share, Strict, Workload
 
-Rate = Annotated[float, Field(ge=0, lt=1)]
-
 
 class ParameterError(SGLPError):
     """A parameter file is wrong, or a stage reads what it does not declare."""
@@ -99,14 +97,27 @@ class View:
         )
 
 
+def flat(content: View | dict, prefix: str = "") -> dict:
+    """A view or mapping without nesting: keys joined by dots, what a view keeps to itself left out."""
+    items = vars(content) if isinstance(content, View) else content
+    found = {}
+    for key, value in items.items():
+        if isinstance(content, View) and key.startswith("_"):
+            continue
+        if isinstance(value, View) or (isinstance(value, dict) and value):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def declared(stage: str) -> tuple[View, View]:
     """The parameters that a stage's entry in dvc.yaml lists, of params.yaml and of the chosen workload.
 
     Raises:
         ParameterError: a file or a listed key is missing, or anything in the files is wrong.
     """
-    entry = read_yaml(Path("dvc.yaml"))["stages"][stage]
-    listed = entry.get("do", entry).get("params", [])
+    listed = entry(stage).get("params", [])
     own = [key for key in listed if isinstance(key, str)]
     of_workload = [key for item in listed if isinstance(item, dict) for keys in item.values() for key in keys]
     params = read_yaml(Path("params.yaml"))
@@ -117,6 +128,12 @@ def declared(stage: str) -> tuple[View, View]:
         workload = read_yaml(path)
         check(Workload, workload, path, of_workload)
     return _view(stage, params, own), _view(stage, workload, of_workload)
+
+
+def entry(stage: str) -> dict:
+    """A stage's entry in dvc.yaml; for one of several alike (foreach) what they have in common."""
+    found = read_yaml(Path("dvc.yaml"))["stages"][stage]
+    return found.get("do", found)
 
 
 def workload_path(model: str) -> Path:
@@ -170,7 +187,9 @@ def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] 
         if fault["type"] != "missing":
             # One fault for each kind of value that would be allowed.
             said = [_said(other) for other in faults if _key(other) == _key(fault)]
-            raise ParameterError(f"{path}: {_key(fault)}={fault['input']!r} is wrong: {' or '.join(said)}")
+            value = fault["input"]
+            shown = f"{_key(fault)}={value!r} is wrong" if not isinstance(value, dict) else _key(fault) or "the whole"
+            raise ParameterError(f"{path}: {shown}: {' or '.join(said)}")
     for fault in faults:
         if needed is None or any(_overlap(_key(fault), other) for other in needed):
             raise ParameterError(f"{path}: the key {_key(fault)} is missing")

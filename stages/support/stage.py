@@ -1,18 +1,36 @@
-"""Runs a stage: its parameters, its errors in one sentence, its first lines."""
+"""Runs a stage: its versions, its parameters, its errors in one sentence."""
 
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 from sglp.errors import SGLPError
-from stages.support.params import View, declared
+from stages.support.params import ParameterError, View, declared
 
 
 def run(main: Callable[[View, View], None], name: str) -> None:
     """Run a stage's `main(params, workload)`; what the user can mend is told in one sentence, with exit code 1."""
     try:
+        check_versions()
         main(*declared(name))
     except SGLPError as error:
         sys.exit(f"{os.environ.get('DVC_STAGE', name)}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def check_versions() -> None:
+    """The libraries whose versions change numbers must be those that versions.txt says, for it stands in for them.
+
+    Raises:
+        ParameterError: one of them is another.
+    """
+    for line in Path("versions.txt").read_text(encoding="utf-8").split():
+        name, _, wanted = line.partition("==")
+        if version(name).partition("+")[0] != wanted:
+            raise ParameterError(
+                f"versions.txt says {line}, but {name} {version(name)} is installed: run 'make setup' to install what "
+                "is locked, or 'make versions' to write down what you have (all stages will run again)"
+            )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from sglp.files import new_file
 from stages.support.params import ParameterError, read_yaml, workload_path
 
 
@@ -52,7 +53,7 @@ def checksum(path: Path) -> str:
     if path.is_file():
         return _of_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    stats = [(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    stats = [(p.relative_to(path).as_posix(), *_touched(p)) for p in files]
     # Reading a large folder for every stage would take longer than the stage: as long as no file in it was touched,
     # its checksum is the one that was read last.
     key = hashlib.sha256(json.dumps([str(path.resolve()), stats]).encode()).hexdigest()
@@ -60,11 +61,17 @@ def checksum(path: Path) -> str:
     if known.is_file():
         return known.read_text(encoding="utf-8")
     digest = hashlib.sha256()
-    for file, (name, _, _) in zip(files, stats, strict=True):
+    for file, (name, *_) in zip(files, stats, strict=True):
         digest.update(f"{name}\0{_of_file(file)}\n".encode())
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.write_text(digest.hexdigest(), encoding="utf-8")
+    with new_file(known) as new:
+        new.write_text(digest.hexdigest(), encoding="utf-8")
     return digest.hexdigest()
+
+
+def _touched(path: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is written or replaced, even with its old time of modification."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _of_file(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What a workload names, brought to life: the user's code, its networks, its images."""
 
+import importlib.util
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,44 +12,65 @@ from sglp.tasks.workload import ImagePreparation, Source
 from stages.support.params import ParameterError, View
 from stages.support.userfiles import locate
 
+OURS = ("sglp", "stages")
+
 
 def device() -> torch.device:
     """A GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_versions() -> None:
-    """The libraries whose versions change numbers must be those that versions.txt says, for it stands in for them.
+def use_code(params: View, workload: View, *names: str) -> None:
+    """Import the user's Python file or package, its checksum verified, and nothing that lies beside it.
+
+    Args:
+        params, workload: what the stage declares.
+        names: dotted names that the stage is going to use, "package.module:attribute".
 
     Raises:
-        ParameterError: one of them is another.
+        ParameterError: one of the names would be found in the project's folder without a checksum.
     """
-    for line in Path("versions.txt").read_text(encoding="utf-8").split():
-        name, _, wanted = line.partition("==")
-        if version(name).partition("+")[0] != wanted:
+    path = locate(params.model, "code", workload.files.code.sha256)
+    if path is not None:
+        _import(Path(path))
+    for name in names:
+        package = name.partition(":")[0].partition(".")[0]
+        if ":" not in name or package in OURS or package in sys.modules:
+            continue
+        found = importlib.util.find_spec(package)
+        if found and found.origin and Path(found.origin).is_relative_to(Path.cwd()) and ".venv" not in found.origin:
             raise ParameterError(
-                f"versions.txt says {line}, but {name} {version(name)} is installed: run 'make setup' to install what "
-                "is locked, or 'make versions' to write down what you have (all stages will run again)"
+                f"{name} is code in the project's folder without a checksum: give {package} as files.code.path in "
+                f"models/{params.model}.yaml and run 'python -m stages.checksums models/{params.model}.yaml'"
             )
 
 
-def use_code(params: View, workload: View) -> None:
-    """Make the user's Python module or package importable, after its checksum was verified."""
-    path = locate(params.model, "code", workload.files.code.sha256)
-    if path is not None:
-        sys.path.insert(0, str(Path(path).resolve().parent))
+def _import(path: Path) -> None:
+    """Import one file or package under its own name."""
+    file = path / "__init__.py" if path.is_dir() else path
+    inside = [str(path)] if path.is_dir() else None
+    spec = importlib.util.spec_from_file_location(path.stem, file, submodule_search_locations=inside)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code: whatever it raises, they need to know where
+        del sys.modules[path.stem]
+        raise ParameterError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
 
 
 def load_network(folder: str, params: View, workload: View) -> torch.nn.Module:
-    """A network that an earlier stage saved, on the device. The workload is the user's word for its factory."""
-    check_versions()
-    use_code(params, workload)
-    return sglp.load(folder, trust=True).to(device())
+    """A network that an earlier stage saved, on the device; only the workload's own factory is trusted to build it."""
+    factory = workload.architecture.factory
+    use_code(params, workload, factory)
+    return sglp.load(folder, trust=[factory]).to(device())
 
 
 def load_images(split: str, params: View, workload: View) -> Images:
     """A split ("train" or "test") of the workload's data."""
-    path = locate(params.model, split, getattr(workload.files, split).sha256)
+    sha256 = getattr(workload.files, split).sha256
+    path = locate(params.model, split, sha256)
     data = workload.data
     source = Source.model_validate(data.source)
-    return Images(source, getattr(data, split), ImagePreparation.model_validate(data.prepare), path)
+    use_code(params, workload, source.loader)
+    return Images(source, getattr(data, split), ImagePreparation.model_validate(data.prepare), path, sha256)

@@ -1,0 +1,39 @@
+"""Batch norm's running statistics, taken anew after layers went."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sglp.batches import call, device_of, inputs_of, to_device
+
+
+def recalibrate(network: nn.Module, batches: Iterable) -> None:
+    """Replace the running statistics of all batch norms by their means over batches, in place.
+
+    Only batch norm runs in train mode: dropout and stochastic depth would put noise into the statistics. Unlike
+    `torch.optim.swa_utils.update_bn`, which runs the whole network in train mode.
+
+    Args:
+        network: the network; ends in eval mode.
+        batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    device = device_of(network)
+    try:
+        for batch in batches:
+            with torch.no_grad():
+                call(network, to_device(inputs_of(batch), device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
