@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sglp.errors import SGLPError
 from sglp.tasks.workload import Workload
-from stages.support.params import Params, check, read_yaml, workload_path
+from stages.support.dials import Params
+from stages.support.params import check, read_yaml, workload_path
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import sglp
 from sglp.errors import DataError
 from sglp.tasks.image_classification import calibration_batches, evaluate
 from sglp.tasks.images import Images
-from sglp.tasks.training import TrainingSamples, _Classifier, train
+from sglp.tasks.samples import TrainingSamples
+from sglp.tasks.training import _Classifier, train
 from sglp.tasks.workload import ImagePreparation, Recipe, Source
 
 PREPARE = ImagePreparation(

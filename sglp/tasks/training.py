@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sglp.batches import logits_of
 from sglp.errors import SGLPError
-from sglp.tasks.images import Images, stack
+from sglp.tasks.images import Images
+from sglp.tasks.samples import EpochSampler, TrainingSamples, collate
 from sglp.tasks.workload import Recipe
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
@@ -97,7 +98,7 @@ def train(
         args=arguments,
         train_dataset=samples,
         eval_dataset=TrainingSamples(images, np.sort(held), None, seed) if len(held) else None,
-        data_collator=_collate,
+        data_collator=collate,
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
         callbacks=[_Marks()],
     )
@@ -112,56 +113,11 @@ def train(
     return rows
 
 
-class TrainingSamples(Dataset):
-    """Samples by (epoch, index): the augmentation depends on seed, epoch and index alone, not on what ran before.
-
-    Args:
-        images: the training split.
-        indices: which of its samples.
-        augment: transforms for training, or None for those of evaluation.
-        seed: of the augmentation.
-    """
-
-    def __init__(self, images: Images, indices: np.ndarray, augment: list[dict] | None, seed: int):
-        self.images, self.indices, self.seed = images, indices, seed
-        self.transform = None if augment is None else images.augmented(augment)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key) -> tuple[Tensor, int]:
-        if self.transform is None:
-            return self.images[int(self.indices[key])]
-        epoch, position = key
-        index = int(self.indices[position])
-        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(state[0] >> np.uint64(1)))
-            return self.images.prepared(index, self.transform), int(self.images.labels[index])
-
-
-class _EpochSampler(Sampler):
-    """Pairs (epoch, position) in an order that depends on seed and epoch alone."""
-
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return ((self.epoch, int(position)) for position in order)
-
-
 class _Classifier(Trainer):
     """Trainer with a classifier's loss, distillation, and weight decay on all parameters."""
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return _EpochSampler(len(self.train_dataset), self.args.seed)
+        return EpochSampler(len(self.train_dataset), self.args.seed)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         return [name for name, _ in model.named_parameters()]
@@ -203,11 +159,6 @@ def _last_complete(resume: Path) -> str | None:
         if folder not in whole:
             shutil.rmtree(folder)
     return str(whole[-1]) if whole else None
-
-
-def _collate(pairs: list) -> dict[str, Tensor]:
-    inputs, labels = stack(pairs)
-    return {"inputs": inputs, "labels": labels}
 
 
 def _history(log: list[dict]) -> list[dict]:

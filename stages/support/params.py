@@ -1,87 +1,18 @@
 """Parameters, strictly checked; a stage is handed what its entry in dvc.yaml lists, and nothing else."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from sglp.errors import SGLPError
-from sglp.tasks.workload import Positive, Seed, Share, Strict, Workload
+from sglp.tasks.workload import Workload
+from stages.support.dials import Params
 
 
 class ParameterError(SGLPError):
     """A parameter file is wrong, or a stage reads what it does not declare."""
-
-
-class Extract(Strict):
-    """How similarity is measured."""
-
-    samples: Annotated[int, Field(ge=4)]
-    batch_size: Annotated[int, Field(ge=4)]
-    pooling: Literal["flatten", "mean"]
-
-
-class Cka(Strict):
-    """How similarity is computed."""
-
-    estimator: Literal["unbiased", "biased"]
-    kernel: Literal["linear", "rbf"]
-
-
-class Segment(Strict):
-    """What is segmented, and when `k: auto` stops."""
-
-    feature: Literal["rows", "row_sum"]
-    auto_share: Annotated[float, Field(gt=0, lt=1)]
-
-
-class Score(Strict):
-    """How combinations are scored and searched."""
-
-    batch_size: Positive
-    batches: Positive
-    draws: Positive
-    max_combinations: Annotated[int, Field(ge=0)]
-    max_evaluations: Positive
-    beam_width: Positive
-    budget: list[Positive] | None
-
-
-class Prune(Strict):
-    """What follows the removal."""
-
-    recalibration: Annotated[int, Field(ge=0)]
-
-
-class Evaluate(Strict):
-    """How networks are evaluated."""
-
-    batch_size: Positive
-
-
-class Benchmark(Strict):
-    """How networks are timed."""
-
-    rounds: Annotated[int, Field(ge=2)]
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
-
-
-class Params(Strict):
-    """params.yaml."""
-
-    model: Annotated[str, Field(min_length=1)]
-    k: Positive | Literal["auto"]
-    prune_ratio: Share
-    method: Annotated[str, Field(min_length=1)]
-    seed: Seed
-    extract: Extract
-    cka: Cka
-    segment: Segment
-    score: Score
-    prune: Prune
-    evaluate: Evaluate
-    benchmark: Benchmark
 
 
 class View:

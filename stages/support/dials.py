@@ -1,0 +1,77 @@
+"""The dials of params.yaml, with their types and bounds."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sglp.tasks.workload import Positive, Seed, Share, Strict
+
+
+class Extract(Strict):
+    """How similarity is measured."""
+
+    samples: Annotated[int, Field(ge=4)]
+    batch_size: Annotated[int, Field(ge=4)]
+    pooling: Literal["flatten", "mean"]
+
+
+class Cka(Strict):
+    """How similarity is computed."""
+
+    estimator: Literal["unbiased", "biased"]
+    kernel: Literal["linear", "rbf"]
+
+
+class Segment(Strict):
+    """What is segmented, and when `k: auto` stops."""
+
+    feature: Literal["rows", "row_sum"]
+    auto_share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Score(Strict):
+    """How combinations are scored and searched."""
+
+    batch_size: Positive
+    batches: Positive
+    draws: Positive
+    max_combinations: Annotated[int, Field(ge=0)]
+    max_evaluations: Positive
+    beam_width: Positive
+    budget: list[Positive] | None
+
+
+class Prune(Strict):
+    """What follows the removal."""
+
+    recalibration: Annotated[int, Field(ge=0)]
+
+
+class Evaluate(Strict):
+    """How networks are evaluated."""
+
+    batch_size: Positive
+
+
+class Benchmark(Strict):
+    """How networks are timed."""
+
+    rounds: Annotated[int, Field(ge=2)]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Params(Strict):
+    """params.yaml."""
+
+    model: Annotated[str, Field(min_length=1)]
+    k: Positive | Literal["auto"]
+    prune_ratio: Share
+    method: Annotated[str, Field(min_length=1)]
+    seed: Seed
+    extract: Extract
+    cka: Cka
+    segment: Segment
+    score: Score
+    prune: Prune
+    evaluate: Evaluate
+    benchmark: Benchmark
