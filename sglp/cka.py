@@ -109,7 +109,9 @@ def _normalise(hsic: Tensor, names: Sequence[str] | None) -> Tensor:
     dead = own <= 0
     if dead.any():
         which = ", ".join(str(names[i]) if names else f"layer {i}" for i in dead.nonzero().flatten().tolist())
-        message = f"no activity that differs between samples in {which}: its similarity to other layers is set to 0"
+        message = (
+            f"nothing differs between samples in the output of {which}: its similarity to other layers is set to 0"
+        )
         warnings.warn(message, DeadLayerWarning, stacklevel=3)
     scale = torch.where(dead, torch.inf, own).sqrt()
     similarity = hsic / (scale[:, None] * scale[None, :])
