@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import call, device_of, inputs_of, to_device
+from sglp.batches import call, device_of, eval_mode, inputs_of, to_device
 from sglp.errors import SimilarityError
 from sglp.layers import Layer
 
@@ -39,20 +39,17 @@ def gram_matrices(
     if pooling not in ("flatten", "mean"):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be 'flatten' or 'mean'")
     grams: dict[int, Tensor] = {}
-    training = {module: module.training for module in model.modules()}
     handles = [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]
     device = device_of(model)
     try:
-        model.eval()
-        for batch in batches:
-            with torch.no_grad():
-                call(model, to_device(inputs_of(batch), device))
-            yield torch.stack([grams[i] for i in range(len(layers))])
+        with eval_mode(model):
+            for batch in batches:
+                with torch.no_grad():
+                    call(model, to_device(inputs_of(batch), device))
+                yield torch.stack([grams[i] for i in range(len(layers))])
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, Tensor], pooling: str):

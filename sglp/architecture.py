@@ -32,9 +32,14 @@ class Architecture:
     kept: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
+    @property
+    def removed_modules(self) -> list[str]:
+        """The paths of the modules that went, as in the dense network."""
+        return [path for name in self.removed for path in name.split("+")]
+
     def pruned(self, kept, removed, network: nn.Module) -> "Architecture":
         """The architecture after one more plan, whose names are those of the network as it is now."""
-        gone = {path for name in self.removed for path in name.split("+")}
+        gone = set(self.removed_modules)
         dense = {
             name: "+".join(_dense_path(path, gone, network) for path in name.split("+")) for name in (*kept, *removed)
         }

@@ -1,6 +1,7 @@
-"""What a batch is: the inputs of a network, alone or with their targets."""
+"""Running a network on a batch: its inputs, alone or with their targets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ def inputs_of(batch):
 def call(network: nn.Module, inputs):
     """Run a network on a tensor, or on a dict of keyword arguments."""
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards every module is in the mode that it was in."""
+    training = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def logits_of(output) -> Tensor:

@@ -102,15 +102,16 @@ def load(folder, trust: bool | Collection[str] = False) -> nn.Module:
             f"{folder} is built by {factory}, which is no known library's: loading it runs that code; "
             f"say trust=[{factory!r}] if you trust it"
         )
+    architecture = Architecture(factory, kwargs, kept, removed)
     # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
     network = build(factory, kwargs, seed=0)
     try:
-        drop_modules(network, [path for name in removed for path in name.split("+")])
+        drop_modules(network, architecture.removed_modules)
     except AttributeError as error:
         raise CheckpointError(
             f"{folder / ARCHITECTURE} is broken: it removes layers that {factory} does not have"
         ) from error
-    remember(network, Architecture(factory, kwargs, kept, removed))
+    remember(network, architecture)
     state = _read(folder / WEIGHTS)
     state |= {name: state[first] for name, first in shared.items() if first in state}
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sglp.batches import call, size_of
+from sglp.batches import call, eval_mode, size_of
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -64,17 +64,13 @@ def peak_memory(network: nn.Module, example) -> int:
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients for a while, and attention as single operations, which the counter knows."""
-    training = {module: module.training for module in network.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        network.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from sglp.batches import call
+from sglp.batches import call, eval_mode
 from sglp.errors import LayerError
 
 
@@ -74,18 +74,15 @@ def trace(network: nn.Module, example) -> list[Call]:
 @contextmanager
 def _traceable(network: nn.Module) -> Iterator[None]:
     """Eval mode and gradients for every parameter, for a while."""
-    training = {module: module.training for module in network.modules()}
     frozen = [p for p in network.parameters() if not p.requires_grad and p.is_floating_point()]
     try:
-        network.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        yield
+        with eval_mode(network):
+            yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _differentiable(example) -> tuple[object, set]:

@@ -19,7 +19,7 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
     architecture = architecture_of(network)
     if architecture is not None:
         fresh = build(architecture.factory, architecture.kwargs, seed=seed)
-        drop_modules(fresh, [path for name in architecture.removed for path in name.split("+")])
+        drop_modules(fresh, architecture.removed_modules)
         return fresh
     fresh = copy.deepcopy(network)
     for parameter in fresh.parameters():
