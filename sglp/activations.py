@@ -1,7 +1,7 @@
 """Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from sglp.batches import call, device_of, eval_mode, inputs_of, to_device
 from sglp.errors import SimilarityError
 from sglp.layers import Layer
 
-Pooling = Literal["flatten", "mean"]
+Pooling = Literal["flatten", "mean", "last", "tokens"]
 # Relative to a layer's largest value, differences between samples below this are rounding of float32, not activity.
 CONSTANT = 2**-21
 
@@ -27,17 +27,17 @@ def gram_matrices(
         model: the network; runs in eval mode and is left as it was.
         layers: what `find_layers` found.
         batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
-        pooling: "flatten", all values of a sample, or "mean", over space [samples, channels, height, width] or tokens
-            [samples, tokens, channels].
+        pooling: "flatten", all values of a sample; "mean", over space [samples, channels, height, width] or tokens
+            [samples, tokens, channels]; "last", the last token; "tokens", every token is a sample of its own.
 
     Yields:
         One float64 tensor [layers, samples, samples] a batch, on the CPU.
 
     Raises:
-        SimilarityError: the pooling is unknown.
+        SimilarityError: the pooling is unknown, or needs tokens where there are none.
     """
-    if pooling not in ("flatten", "mean"):
-        raise SimilarityError(f"pooling={pooling!r} is unknown: it must be 'flatten' or 'mean'")
+    if pooling not in get_args(Pooling):
+        raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
     grams: dict[int, Tensor] = {}
     handles = [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]
     device = device_of(model)
@@ -58,17 +58,17 @@ def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, T
         following = model.get_submodule(layers[i + 1].modules[0])
 
         def before(module, args, kwargs):
-            grams[i] = _gram(_first(args) if args else _first(kwargs.values()), pooling)
+            grams[i] = _gram(first_tensor(args) if args else first_tensor(kwargs.values()), pooling)
 
         return following.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module, args, output):
-        grams[i] = _gram(_first(output), pooling)
+        grams[i] = _gram(first_tensor(output), pooling)
 
     return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
 
 
-def _first(value) -> Tensor:
+def first_tensor(value) -> Tensor:
     """The first tensor of what a module was given or returned."""
     if isinstance(value, Tensor):
         return value
@@ -78,11 +78,23 @@ def _first(value) -> Tensor:
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:
     """[samples, samples] inner products of the centred activations; zeros where all samples have the same."""
-    features = activation.detach().double()
-    if pooling == "mean" and features.ndim > 2:
-        features = features.mean(dim=1 if features.ndim == 3 else tuple(range(2, features.ndim)))
-    features = features.flatten(1)
+    features = _pooled(activation.detach(), pooling)
     centred = features - features.mean(dim=0)
     if centred.abs().amax() <= CONSTANT * features.abs().amax():
         centred = torch.zeros_like(centred)
     return (centred @ centred.T).cpu()
+
+
+def _pooled(activation: Tensor, pooling: str) -> Tensor:
+    """[samples, features] in float64."""
+    if pooling in ("last", "tokens"):
+        if activation.ndim != 3:
+            raise SimilarityError(
+                f"pooling={pooling!r} needs tokens [samples, tokens, channels], but a layer's output has the shape "
+                f"{list(activation.shape)}: 'flatten' or 'mean' would be right"
+            )
+        return (activation[:, -1] if pooling == "last" else activation.flatten(0, 1)).double()
+    features = activation.double()
+    if pooling == "mean" and features.ndim > 2:
+        features = features.mean(dim=1 if features.ndim == 3 else tuple(range(2, features.ndim)))
+    return features.flatten(1)

@@ -1,9 +1,13 @@
 """The baselines, and how a name finds a method."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
 import sglp
+from sglp.baselines.block_influence import influences
 from sglp.errors import SGLPError
 from sglp.layers import Layer
 from sglp.methods import find_method, method_names
@@ -76,7 +80,7 @@ def test_random_leaves_the_global_state_of_numpy_alone():
 
 
 def test_methods_are_found_by_their_names():
-    assert {"sglp", "random", "tail"} <= set(method_names())
+    assert {"sglp", "random", "tail", "block_influence"} <= set(method_names())
     assert method_names()[0] == "sglp"
     assert find_method("sglp") is sglp_method
     for name in method_names():
@@ -90,7 +94,7 @@ def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tails", "method=tails is unknown: it must be sglp, random, tail or package.module:function"),
+        ("tails", "method=tails is unknown: it must be sglp, block_influence, random, tail or package.module:function"),
         ("ranking", "method=ranking is unknown: .*sglp"),
         ("__init__", "method=__init__ is unknown"),
         ("sglp.baselines.tail:head", "the module sglp.baselines.tail has no head"),
@@ -115,3 +119,43 @@ def test_sglp_splits_its_budget_or_takes_the_users(network, layers, digits):
     assert [len(next(row.kept for row in rows if row.segment == s and row.best)) for s in range(3)] == budget
     with pytest.raises(SGLPError, match="segment 0-3 can keep 1 to 4 layers"):
         sglp_method(*arguments, 7, 0, budget=[5, 1, 1])
+
+
+def test_block_influence_is_one_minus_the_mean_cosine_of_a_sample(network, layers, digits):
+    images, targets = digits
+    batches = [(images[:20], targets[:20]), (images[20:32], targets[20:32])]
+    plan, rows = find_method("block_influence")(network, layers, SEGMENTS, np.eye(10), batches, 6, 0)
+    stages = [network.layer1, network.layer2, network.layer3]
+    blocks = [block for stage in stages for block in stage]
+    expected = [0.0]
+    with torch.no_grad():
+        x = torch.relu(network.bn1(network.conv1(images[:32])))
+        for block in blocks:
+            y = block(x)
+            if x.shape == y.shape:
+                a, b = x.flatten(1).double().numpy(), y.flatten(1).double().numpy()
+                cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+                expected.append(1 - cosines.mean())
+            else:
+                expected.append(0.0)
+            x = y
+    assert [row.score for row in rows] == pytest.approx(expected, abs=1e-6)
+    free = [i for i, layer in enumerate(layers) if layer.removable]
+    gone = sorted(free, key=lambda i: expected[i])[:4]
+    assert set(plan.removed) == {layers[i].name for i in gone}
+
+
+def test_block_influence_of_tokens_is_a_mean_over_tokens():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    network = torch.nn.Sequential(*(copy.deepcopy(layer) for _ in range(3))).eval()
+    x = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    layers = [sglp.Layer(str(i), True, "", 1, 1) for i in range(3)]
+    found = influences(network, layers, [x[:1], x[1:]])
+    expected = []
+    with torch.no_grad():
+        for module in network:
+            y = module(x)
+            a, b = x.double(), y.double()
+            expected.append(1 - float(((a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).mean()))
+            x = y
+    assert found == pytest.approx(expected, abs=1e-6)

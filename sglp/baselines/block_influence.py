@@ -1,0 +1,63 @@
+"""Block influence: layers that turn their input least go (ShortGPT, arXiv 2403.03853)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sglp.activations import first_tensor
+from sglp.baselines.ranking import keep_best
+from sglp.batches import call, device_of, eval_mode, inputs_of, to_device
+from sglp.layers import Layer
+from sglp.plan import Plan
+from sglp.scoring import Combination
+
+
+def block_influence(
+    network, layers, segments, similarity, batches, keep: int, seed: int
+) -> tuple[Plan, list[Combination]]:
+    """BI = 1 - mean cosine of a layer's input and output; the layers of the smallest BI go. One forward pass a batch.
+
+    The cosine is that of every token's states [samples, tokens, channels], or of a sample's whole activation.
+
+    The arguments are those of every method; see `sglp.methods`.
+    """
+    return keep_best(layers, influences(network, layers, batches), keep, "block influence")
+
+
+def influences(network: nn.Module, layers: Sequence[Layer], batches) -> list[float]:
+    """The block influence of every layer; 0 for one that can't go, which stays whatever its score."""
+    sums = torch.zeros(len(layers), dtype=torch.float64)
+    counts, entering = [0] * len(layers), {}
+    handles = []
+    for i, layer in enumerate(layers):
+        if not layer.removable:
+            continue
+
+        def before(module, args, kwargs, i=i):
+            entering[i] = first_tensor(args if args else kwargs)
+
+        def after(module, args, output, i=i):
+            cosines = _cosines(entering.pop(i), first_tensor(output))
+            sums[i] += cosines.sum().cpu()
+            counts[i] += cosines.numel()
+
+        handles.append(network.get_submodule(layer.modules[0]).register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(network.get_submodule(layer.modules[-1]).register_forward_hook(after))
+    device = device_of(network)
+    try:
+        with eval_mode(network), torch.no_grad():
+            for batch in batches:
+                call(network, to_device(inputs_of(batch), device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [1 - float(total) / count if count else 0.0 for total, count in zip(sums, counts, strict=True)]
+
+
+def _cosines(before: Tensor, after: Tensor) -> Tensor:
+    """One cosine a token, or a sample where there are no tokens."""
+    if before.ndim != 3:
+        before, after = before.flatten(1), after.flatten(1)
+    return F.cosine_similarity(before.double(), after.double(), dim=-1)
