@@ -17,11 +17,21 @@ from sglp.layers import Layer
 from sglp.twin import random_twin
 
 Loss = Callable[[object, object], Tensor]
+IGNORED = -100  # the target of a row of logits that has none
 
 
-def cross_entropy(output, target: Tensor) -> Tensor:
-    """The loss of a classifier."""
-    return F.cross_entropy(logits_of(output), target)
+def cross_entropy(output, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of a classifier: of samples, or of tokens where every token's target is the next one.
+
+    Args:
+        output: logits [..., classes], or what transformers returns around them.
+        target: classes [...], `IGNORED` where a row has none.
+        label_smoothing: share of the target that all classes get alike.
+    """
+    logits = logits_of(output).flatten(0, -2)
+    # In half precision a sum over a vocabulary is too coarse.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, target.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
 class GradNorm:
@@ -66,46 +76,67 @@ class GradNorm:
         norms = []
         for twin in self.twins:
             twin.train(kept)
-            norms += [self._norm(twin.network, *batch) for batch in self.batches]
+            norms += [self._norm(twin, *batch) for batch in self.batches]
             twin.reset()
         score = sum(norms) / len(norms)
         if not math.isfinite(score):
             raise ScoringError(f"the score of layers {list(kept)} is {score}: the loss or its gradient is not finite")
         return score
 
-    def _norm(self, network: nn.Module, inputs, target) -> float:
-        network.train()
+    def _norm(self, twin: "_Twin", inputs, target) -> float:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            network.zero_grad(set_to_none=True)
-            self.loss(call(network, inputs), target).backward()
-        grads = [p.grad for p in network.parameters() if p.grad is not None]
-        squares = torch.stack(torch._foreach_norm(grads)).double() ** 2
-        network.zero_grad(set_to_none=True)
-        return float(squares.sum().sqrt())
+            self.loss(call(twin.network.train(), inputs), target).backward()
+        return float(torch.stack(twin.taken_squares()).sum().sqrt())
 
 
 class _Twin:
-    """A random network whose layers can be given the trained weights and take back their own."""
+    """A random network whose layers can be given the trained weights and take back their own.
+
+    It costs the memory of one network: a layer is lent the trained parameters themselves, and every gradient is dropped
+    as soon as its norm is taken.
+    """
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, device: torch.device):
         self.network = random_twin(network, seed).to(device)
-        trained, tensors = network.state_dict(), self.network.state_dict()
-        self.random = {key: value.clone() for key, value in tensors.items()}
-        self.tensors = tensors
+        self.squares: list[Tensor] = []
+        for parameter in self.network.parameters():
+            parameter.register_post_accumulate_grad_hook(self._take)
+        trained, own = dict(network.named_parameters()), dict(self.network.named_parameters())
+        self.random = [(parameter, parameter.data) for parameter in own.values()]
         self.layers = [
-            [(key, trained[key]) for path in layer.modules for key in tensors if key.startswith(f"{path}.")]
+            [(own[key], trained[key].data) for path in layer.modules for key in own if key.startswith(f"{path}.")]
+            for layer in layers
+        ]
+        # Running statistics change in every pass: they are copied.
+        buffers, statistics = dict(self.network.named_buffers()), dict(network.named_buffers())
+        self.random_buffers = [(buffer, buffer.clone()) for buffer in buffers.values()]
+        self.buffers = [
+            [(buffers[key], statistics[key]) for path in layer.modules for key in buffers if key.startswith(f"{path}.")]
             for layer in layers
         ]
 
-    @torch.no_grad()
     def train(self, kept: Iterable[int]) -> None:
+        """Give these layers what was trained."""
         for i in kept:
-            for key, value in self.layers[i]:
-                self.tensors[key].copy_(value)
+            for parameter, data in self.layers[i]:
+                parameter.data = data
+            for buffer, values in self.buffers[i]:
+                buffer.copy_(values)
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Everything as it was drawn, running statistics too: the order of the combinations must not matter."""
-        for key, value in self.random.items():
-            self.tensors[key].copy_(value)
+        for parameter, data in self.random:
+            parameter.data = data
+        for buffer, values in self.random_buffers:
+            buffer.copy_(values)
+
+    def taken_squares(self) -> list[Tensor]:
+        """The squared norms of the gradients of the last pass."""
+        squares, self.squares = self.squares, []
+        return squares
+
+    def _take(self, parameter: Tensor) -> None:
+        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        self.squares.append(norm.double() ** 2)
+        parameter.grad = None

@@ -9,7 +9,7 @@ from torch import nn
 
 import sglp
 from sglp.errors import ArchitectureError, ScoringError
-from sglp.gradnorm import GradNorm
+from sglp.gradnorm import IGNORED, GradNorm
 
 FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
 
@@ -159,3 +159,46 @@ def test_a_loss_of_the_users_own_is_used(network, layers, batches):
 def test_no_batch_is_refused(network, layers):
     with pytest.raises(ScoringError, match="no batch"):
         GradNorm(network, layers, [])
+
+
+def test_a_language_models_score_equals_autograd():
+    from language import tiny_llama
+
+    trained, ids = tiny_llama(seed=1), torch.randint(259, (3, 12), generator=torch.Generator().manual_seed(0))
+    target = torch.cat([ids[:, 1:], torch.full((3, 1), IGNORED)], dim=1)
+    inputs = {"input_ids": ids, "use_cache": False}
+    layers = sglp.find_layers(trained, inputs)
+    criterion = GradNorm(trained, layers, [(inputs, target)], seed=4)
+    for kept in ((), (1, 2), (0, 1, 2, 3)):
+        fresh = tiny_llama(seed=4).train()
+        for i in kept:
+            fresh.model.layers[i].load_state_dict(trained.model.layers[i].state_dict())
+        loss = fresh(**inputs, labels=ids).loss
+        gradients = torch.autograd.grad(loss, list(fresh.parameters()))
+        expected = sum(g.double().square().sum() for g in gradients).sqrt().item()
+        assert criterion(kept) == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradients_go_as_soon_as_their_norm_is_taken(network, layers, batches):
+    criterion = GradNorm(network, layers, batches)
+    (twin,) = criterion.twins
+    own, alive = list(twin.network.parameters()), []
+    for parameter in own:
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: alive.append(sum(other.grad is not None for other in own))
+        )
+    criterion((1, 2))
+    assert len(alive) == len(own) * len(batches)
+    assert set(alive) == {0}, "hooks run in their order: when this one runs, the gradient is gone"
+
+
+def test_trained_weights_are_lent_and_not_copied(network, layers, batches):
+    (twin,) = GradNorm(network, layers, batches).twins
+    before = {name: p.data_ptr() for name, p in twin.network.named_parameters()}
+    twin.train([2])
+    lent = {name for name, p in twin.network.named_parameters() if p.data_ptr() != before[name]}
+    trained = dict(network.named_parameters())
+    assert lent == {name for name in trained if name.startswith(f"{layers[2].name}.")}
+    assert all(twin.network.get_parameter(name).data_ptr() == trained[name].data_ptr() for name in lent)
+    twin.reset()
+    assert {name: p.data_ptr() for name, p in twin.network.named_parameters()} == before

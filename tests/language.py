@@ -1,0 +1,28 @@
+"""Tiny language models and texts for tests."""
+
+import torch
+from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+TEXT = "the quick brown fox jumps over a lazy dog and runs far away from all that noise"
+
+
+def tiny_llama(layers: int = 4, seed: int = 0, **more) -> LlamaForCausalLM:
+    """A random Llama that reads bytes."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"vocab_size": 259, "max_position_embeddings": 128}
+    config = LlamaConfig(num_hidden_layers=layers, **(sizes | more))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def byte_tokenizer():
+    """Every byte is a token."""
+    return ByT5Tokenizer(extra_ids=0)
+
+
+def prose(words: int, seed: int = 0) -> str:
+    """Words in a random order."""
+    known = TEXT.split()
+    drawn = torch.randint(len(known), (words,), generator=torch.Generator().manual_seed(seed))
+    return " ".join(known[i] for i in drawn)
