@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sglp.errors import ArchitectureError, SGLPError, first_line
+from sglp.hugging_face import hub_name, is_pretrained
 
 # Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
 KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
@@ -25,12 +26,14 @@ class Architecture:
         factory: "package.module:function", which returns a module.
         kwargs: its arguments, those that fetch weights left out.
         kept, removed: names of the layers that stayed and went, as in the dense network; empty for a dense one.
+        base_model: what the Hugging Face hub calls the dense network, if that is where it is from.
     """
 
     factory: str
     kwargs: dict = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    base_model: str = ""
 
     @property
     def removed_modules(self) -> list[str]:
@@ -84,8 +87,13 @@ def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, 
 
 
 def architecture_of(network: nn.Module) -> Architecture | None:
-    """How a network was built, if it is known."""
-    return getattr(network, _ATTRIBUTE, None)
+    """How a network was built, if it is known; transformers' own are by their class and config."""
+    architecture = getattr(network, _ATTRIBUTE, None)
+    if not is_pretrained(network):
+        return architecture
+    name = type(network)._auto_class or type(network).__name__
+    known = architecture or Architecture("", base_model=hub_name(network))
+    return replace(known, factory=f"transformers:{name}", kwargs={})
 
 
 def remember(network: nn.Module, architecture: Architecture) -> None:

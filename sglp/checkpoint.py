@@ -1,4 +1,7 @@
-"""Saves and loads networks, pruned or not: model.safetensors and architecture.json, no pickles."""
+"""Saves and loads networks, pruned or not: model.safetensors and architecture.json, no pickles.
+
+Networks of transformers have folders for plain `from_pretrained` (see `pretrained`), with architecture.json beside.
+"""
 
 import json
 import pickle
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from sglp.architecture import Architecture, architecture_of, build, is_known, remember
 from sglp.errors import CheckpointError
 from sglp.files import new_folder
+from sglp.hugging_face import is_pretrained
+from sglp.pretrained import CONFIG, load_pretrained, save_pretrained
 from sglp.surgery import drop_modules
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
@@ -22,20 +27,27 @@ _SECTIONS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def save(model: nn.Module, folder) -> None:
-    """Save a network that `sglp.build` made, or that `prune` made of such a one.
+def save(model: nn.Module, folder, tokenizer=None) -> None:
+    """Save a network of transformers, or one that `sglp.build` made, or what `prune` made of them.
 
     The folder gets the weights, the factory with its arguments, the names of kept and removed layers as in the dense
     network, and the versions of the modules (which `load_state_dict` asks for). It appears whole or not at all.
+    Of a network of transformers it is one for plain `from_pretrained`, with a model card; before it appears it is
+    loaded and compared with the network, to the bit.
 
     Args:
         model: the network, on any device.
         folder: where to; an existing folder is replaced.
+        tokenizer: what is to be saved beside a network of transformers.
 
     Raises:
-        CheckpointError: it is not known how the network was built.
+        CheckpointError: it is not known how the network was built, or it would not be the same when loaded.
     """
     architecture = architecture_of(model)
+    if is_pretrained(model):
+        return save_pretrained(model, folder, tokenizer, architecture, {ARCHITECTURE: _text(architecture, {}, {})})
+    if tokenizer is not None:
+        raise CheckpointError(f"a tokenizer is saved beside a network of transformers, not a {type(model).__name__}")
     if architecture is None:
         raise CheckpointError(
             f"it is not known how this {type(model).__name__} was built: build it with "
@@ -52,6 +64,14 @@ def save(model: nn.Module, folder) -> None:
         else:
             shared[name] = first
     versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
+    text = _text(architecture, shared, versions)
+    with new_folder(folder) as new:
+        save_file(tensors, new / WEIGHTS)
+        (new / ARCHITECTURE).write_text(text, encoding="utf-8")
+
+
+def _text(architecture: Architecture, shared: dict[str, str], versions: dict[str, int]) -> str:
+    """What stands in architecture.json."""
     content = {
         "factory": architecture.factory,
         "kwargs": architecture.kwargs,
@@ -60,34 +80,36 @@ def save(model: nn.Module, folder) -> None:
         "shared": shared,
         "versions": versions,
     }
+    if architecture.base_model:
+        content["base_model"] = architecture.base_model
     try:
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
     except TypeError as error:
         raise CheckpointError(
             f"the arguments {architecture.kwargs} of {architecture.factory} can't be saved: they must be numbers, "
             "strings, lists and dicts"
         ) from error
-    with new_folder(folder) as new:
-        save_file(tensors, new / WEIGHTS)
-        (new / ARCHITECTURE).write_text(text, encoding="utf-8")
 
 
-def load(folder, trust: bool | Collection[str] = False) -> nn.Module:
+def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_map=None) -> nn.Module:
     """Load a network that `save` wrote; it gives the same outputs to the bit. It comes in eval mode, on the CPU.
 
     Args:
         folder: what `save` wrote.
-        trust: whether code outside torchvision, timm and sglp that the folder names may run: for all of it, or the
-            factories ("package.module:function") for which it may.
+        trust: whether code outside torchvision, timm, transformers and sglp may run that the folder names or brings:
+            True for all of it, or the factories ("package.module:function") that the folder may name.
+        dtype: another data type for the weights than they were saved in; networks of transformers only.
+        device_map: where the weights shall be, as in `from_pretrained`; networks of transformers only.
 
     Raises:
-        CheckpointError: something is missing or broken, or the folder names code that is not trusted.
+        CheckpointError: something is missing or broken, or the folder names or brings code that is not trusted.
     """
     folder = Path(folder)
     try:
         content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
         kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
+        architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
         if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
             raise TypeError("wrong kinds of values")
         if not all(isinstance(name, str) for name in shared.values()):
@@ -96,13 +118,20 @@ def load(folder, trust: bool | Collection[str] = False) -> nn.Module:
         raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
+    if (folder / CONFIG).is_file():
+        network = load_pretrained(folder, architecture, trust, dtype, device_map)
+        remember(network, architecture)
+        return network
+    if dtype is not None or device_map is not None:
+        raise CheckpointError(
+            f"{folder} holds no network of transformers: load it without dtype and device_map and move it with to()"
+        )
     trusted = trust if isinstance(trust, bool) else factory in trust
     if not trusted and not is_known(factory):
         raise CheckpointError(
             f"{folder} is built by {factory}, which is no known library's: loading it runs that code; "
             f"say trust=[{factory!r}] if you trust it"
         )
-    architecture = Architecture(factory, kwargs, kept, removed)
     # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
     network = build(factory, kwargs, seed=0)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from sglp.batches import call, eval_mode
 from sglp.errors import LayerError
@@ -27,7 +28,7 @@ class Call:
         depth: how many modules' runs it is inside of.
         times: how often the module ran.
         start, end: positions of the cuts at its input and output in the flow, or None where that is no cut.
-        branches: whether the flow between them has branches.
+        branches: how many operations between them are no cuts: they belong to branches of the flow.
         input_shape, output_shape: without the batch dimension.
     """
 
@@ -41,7 +42,7 @@ class Call:
     output_shape: tuple[int, ...] = ()
     start: int | None = None
     end: int | None = None
-    branches: bool = False
+    branches: int = 0
 
     @property
     def straight_through(self) -> bool:
@@ -63,11 +64,13 @@ def trace(network: nn.Module, example) -> list[Call]:
         LayerError: the output does not depend on the input by way of autograd.
     """
     calls: list[Call] = []
+    looked_up: dict[bool, set] = {True: set(), False: set()}
     with _traceable(network), torch.enable_grad():
         inputs, sources = _differentiable(example)
-        with _recorded(network, calls, sources):
+        with _recorded(network, calls, looked_up, _memory(example)):
             output = call(network, inputs)
-        _place(calls, sources, _nodes(output))
+        # Other look-ups, as of positions, are no input, unless they are all there is (ids that were copied first).
+        _place(calls, sources | (looked_up[True] or looked_up[False]), _nodes(output))
     return calls
 
 
@@ -120,9 +123,14 @@ def _shape(value) -> tuple[int, ...]:
     return ()
 
 
+def _memory(value) -> set[int]:
+    """Where the tensors in a value lie in memory."""
+    return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+
+
 @contextmanager
-def _recorded(network: nn.Module, calls: list[Call], sources: set) -> Iterator[None]:
-    """Hooks that append a `Call` a module, and the look-ups of token ids to the sources of the flow."""
+def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set], memory: set[int]) -> Iterator[None]:
+    """Hooks that append a `Call` a module, and what embeddings looked up: the example's ids (True) or others."""
     known: dict[nn.Module, Call] = {}
     running: list[Call] = []
 
@@ -143,8 +151,8 @@ def _recorded(network: nn.Module, calls: list[Call], sources: set) -> Iterator[N
         entry = running.pop()
         nodes = _nodes(output)
         entry.output, entry.output_shape = (nodes[0] if nodes else None), _shape(output)
-        if isinstance(module, nn.Embedding) and args and not args[0].is_floating_point():
-            sources.update(nodes)
+        if isinstance(module, nn.Embedding):
+            looked_up[bool(_memory(args) & memory)].update(nodes)
 
     handles = []
     for path, module in network.named_modules():
@@ -183,7 +191,7 @@ def _place(calls: list[Call], sources: set, sinks: list) -> None:
         if len(inside) == 1 and entry.output in cut:
             entry.start, entry.end = cut.get(inside.pop()), cut[entry.output]
             if entry.start is not None:
-                entry.branches = beside[entry.end] > beside[entry.start]
+                entry.branches = beside[entry.end] - beside[entry.start]
 
 
 def _flow(sources: set, sinks: list) -> list:

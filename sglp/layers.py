@@ -1,9 +1,10 @@
 """Finds a network's layers by running it, at the granularity of the literature, for any architecture.
 
-The rule: a *block* is the smallest module that holds a whole branching part of the flow (see `flow`) and whose kind
-(its class) keeps the shape at least once in this network; all modules of such a kind are layers, taken from the
-outside in. A network without blocks consists of units: a module with a weight (convolution or linear layer, whichever
-is more frequent) and its siblings after it, up to the next one, as long as they keep the shape.
+The rule: a *block* is a module that holds whole branching parts of the flow (see `flow`), of which one at least lies in
+no smaller module, and whose kind (its class) keeps the shape at least once in this network; all modules of such a kind
+are layers, taken from the outside in. In a network of transformers the blocks are what its config counts as layers, if
+the flow passes through them. A network without blocks consists of units: a module with a weight (convolution or linear
+layer, whichever is more frequent) and its siblings after it, up to the next one, as long as they keep the shape.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from torch import nn
 from sglp import cost
 from sglp.errors import LayerError
 from sglp.flow import Call, trace
+from sglp.hugging_face import is_pretrained, stacked_layers, ties_between_layers
 
 STEM = "stem"
 
@@ -58,10 +60,14 @@ def find_layers(model: nn.Module, example) -> list[Layer]:
         example: a tensor [samples, ...], or a dict of keyword arguments.
 
     Raises:
-        LayerError: no layers can be told apart.
+        LayerError: no layers can be told apart, or they need each other.
     """
+    ties = ties_between_layers(model) if is_pretrained(model) else ""
+    if ties:
+        raise LayerError(ties)
     calls = trace(model, example)
-    groups = _blocks(calls) or _units(calls)
+    stacked = stacked_layers(model) if is_pretrained(model) else set()
+    groups = _blocks(calls, stacked) or _units(calls)
     if not groups:
         raise LayerError(f"no layers can be told apart in {type(model).__name__}: it has no blocks that run in a row")
     macs = cost.macs_by_module(model, example)
@@ -96,16 +102,24 @@ def _inside(entry: Call, outer: Call) -> bool:
     return entry.path.startswith(f"{outer.path}.") if outer.path else bool(entry.path)
 
 
-def _blocks(calls: list[Call]) -> list[list[Call]]:
+def _blocks(calls: list[Call], stacked: set[str]) -> list[list[Call]]:
     # A norm that is written out (RMSNorm) branches too, but holds no matrix.
-    branching = [c for c in calls if c.straight_through and c.branches and c.path and _holds_weight(c.module)]
-    innermost = [a for a in branching if not any(_inside(b, a) for b in branching)]
-    kinds = {type(entry.module) for entry in innermost if not _reason([entry])}
+    branching = [c for c in calls if c.straight_through and c.branches and c.path]
+    smallest = [c for c in branching if c.path in stacked] or [
+        c for c in branching if _holds_weight(c.module) and c.branches > _branches_inside(c, branching)
+    ]
+    kinds = {type(entry.module) for entry in smallest if not _reason([entry])}
     blocks: list[Call] = []
     for entry in calls:
         if type(entry.module) in kinds and entry.straight_through and not any(_inside(entry, b) for b in blocks):
             blocks.append(entry)
     return [[entry] for entry in blocks]
+
+
+def _branches_inside(outer: Call, branching: list[Call]) -> int:
+    """How much of a module's branches lies in modules inside of it (BERT's second residual lies in none)."""
+    inside = [entry for entry in branching if _inside(entry, outer)]
+    return sum(a.branches for a in inside if not any(_inside(a, b) for b in inside))
 
 
 def _units(calls: list[Call]) -> list[list[Call]]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from sglp.architecture import architecture_of, remember, runs_in_a_row
 from sglp.errors import PlanError
+from sglp.hugging_face import is_pretrained, leave_out, stack_of
 from sglp.plan import Plan
 
 
@@ -14,22 +15,26 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     """A new network without the layers that a plan removes; the given one is left as it is.
 
     Children of an `nn.Sequential` or `nn.ModuleList` are taken out and the rest renumbered. A module that its parent
-    calls by attribute is replaced by an identity.
+    calls by attribute is replaced by an identity. The config of a network of transformers says afterwards what is left.
 
     Args:
         model: the network that the plan was made for.
         plan: names as `find_layers` gave them for this network.
 
     Raises:
-        PlanError: the network has no such layer.
+        PlanError: the network has no such layer, or can't do without it.
     """
     known = dict(model.named_modules())
     for name in (*plan.kept, *plan.removed):
         missing = [path for path in name.split("+") if path not in known]
         if missing:
             raise PlanError(f"the plan names the layer {name}, but {type(model).__name__} has no module {missing[0]}")
+    removed = [path for name in plan.removed for path in name.split("+")]
+    stack = stack_of(model, removed) if removed and is_pretrained(model) else None
     pruned = copy.deepcopy(model)
-    drop_modules(pruned, [path for name in plan.removed for path in name.split("+")])
+    if stack is not None:
+        leave_out(pruned, stack, removed)
+    drop_modules(pruned, removed)
     architecture = architecture_of(model)
     if architecture is not None:
         remember(pruned, architecture.pruned(plan.kept, plan.removed, model))

@@ -5,17 +5,23 @@ import copy
 import torch
 from torch import nn
 
-from sglp.architecture import architecture_of, build
+from sglp.architecture import architecture_of, build, remember
+from sglp.batches import device_of
 from sglp.errors import ArchitectureError
+from sglp.hugging_face import is_pretrained
 from sglp.surgery import drop_modules
 
 
 def random_twin(network: nn.Module, seed: int) -> nn.Module:
     """A network of the same architecture with random weights, from the same factory where that is known.
 
+    One of transformers is made from its config, with the data type and on the device of the given one.
+
     Raises:
         ArchitectureError: the factory is not known and a module has parameters but no `reset_parameters`.
     """
+    if is_pretrained(network):
+        return _from_config(network, seed)
     architecture = architecture_of(network)
     if architecture is not None:
         fresh = build(architecture.factory, architecture.kwargs, seed=seed)
@@ -37,3 +43,21 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
                     "sglp.build('package.module:function'), so that a random one can be made"
                 )
     return fresh
+
+
+def _from_config(network: nn.Module, seed: int) -> nn.Module:
+    usual = torch.get_default_dtype()
+    with torch.random.fork_rng(), torch.device(device_of(network)):
+        torch.manual_seed(seed)
+        # A large network should never be there in single precision, or on the CPU.
+        torch.set_default_dtype(network.dtype)
+        try:
+            fresh = type(network)(copy.deepcopy(network.config))
+        finally:
+            torch.set_default_dtype(usual)
+    dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    for name, parameter in fresh.named_parameters():
+        # Some networks keep some parameters in single precision.
+        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+    remember(fresh, architecture_of(network))
+    return fresh.train(network.training)

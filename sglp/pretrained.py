@@ -1,0 +1,166 @@
+"""Saves and loads networks of transformers as folders for plain `from_pretrained`, checked before they are there."""
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from sglp.architecture import Architecture
+from sglp.batches import device_of
+from sglp.comparison import first_difference
+from sglp.cost import count_parameters
+from sglp.errors import CheckpointError
+from sglp.files import new_folder
+from sglp.hugging_face import configs_of
+from sglp.model_card import model_card
+
+CONFIG, CARD = "config.json", "README.md"
+_LIBRARY = "transformers:"
+
+
+def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Architecture, files: dict[str, str]) -> None:
+    """Save a network of transformers, its tokenizer and a model card, and further files by their names and texts.
+
+    Raises:
+        CheckpointError: plain `from_pretrained` would make another network of the folder, or none.
+    """
+    name, ordinary = type(network).__name__, plain(_detached(network))
+    card = model_card(architecture, count_parameters(network))
+    with new_folder(folder) as new, _quiet():
+        try:
+            ordinary.save_pretrained(new)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+            difference = first_difference(ordinary, _reloaded(ordinary, architecture, new))
+        except Exception as error:  # whatever transformers raises, the user needs one sentence
+            raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {_sentence(error)}") from error
+        if difference:
+            raise CheckpointError(f"{name} would not be the same after from_pretrained: {difference}")
+        for file, text in {**files, CARD: card}.items():
+            (new / file).write_text(text, encoding="utf-8")
+
+
+def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype, device_map) -> nn.Module:
+    """Load what `save_pretrained` wrote, in eval mode.
+
+    Raises:
+        CheckpointError: the folder is broken, is no network of transformers, or brings code that is not trusted.
+    """
+    import transformers
+
+    try:
+        foreign = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("auto_map")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is broken: it does not hold a config of transformers") from error
+    if foreign and trust is not True:
+        raise CheckpointError(
+            f"{folder} brings code of its own ({', '.join(sorted(foreign))}), which loading it runs: say trust=True if "
+            "you trust it"
+        )
+    name = architecture.factory.removeprefix(_LIBRARY)
+    reader = getattr(transformers, name, None) if architecture.factory.startswith(_LIBRARY) else None
+    if not (_is_network(reader) or (foreign and name.startswith("AutoModel"))):
+        raise CheckpointError(f"{folder} is built by {architecture.factory}, which is no network of transformers")
+    with _quiet():
+        try:
+            network, report = reader.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=bool(foreign),
+                dtype=dtype or "auto",
+                device_map=device_map,
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever transformers raises, the user needs one sentence
+            raise CheckpointError(f"{folder} can't be loaded as {name}: {_sentence(error)}") from error
+    faults = [f"{kind.replace('_', ' ')} {sorted(keys)[0]}" for kind, keys in report.items() if keys]
+    if faults:
+        raise CheckpointError(f"{folder} does not hold the weights of its {name}: {faults[0]}")
+    return network.eval()
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Make an ordinary network, in place, of one whose weights were unpacked from a GGUF file.
+
+    transformers takes it for a quantized one: it neither trains nor saves it.
+
+    Raises:
+        CheckpointError: its weights are still quantized.
+    """
+    if getattr(network, "hf_quantizer", None) is None:
+        return network
+    method = getattr(network.quantization_method, "value", network.quantization_method)
+    if method != "gguf" or not all(p.is_floating_point() for p in network.parameters()):
+        raise CheckpointError(
+            f"this {type(network).__name__}'s weights are quantized ({method}): load it with plain weights "
+            "(from a GGUF file with quantization_config=GgufConfig(dequantize=True))"
+        )
+    network.hf_quantizer.remove_quantization_config(network)
+    for name in ("hf_quantizer", "is_quantized"):
+        vars(network).pop(name, None)
+    for config in configs_of(network.config):
+        vars(config).pop("_is_quantized", None)
+    return network
+
+
+def _is_network(reader) -> bool:
+    from transformers import PreTrainedModel
+
+    ours = getattr(reader, "__module__", "").startswith("transformers.models.")
+    return ours and isinstance(reader, type) and issubclass(reader, PreTrainedModel)
+
+
+def _detached(network: nn.Module) -> nn.Module:
+    """The same network, sharing all modules, with a config of its own, without names of local folders and old code."""
+    detached = copy.copy(network)
+    detached.config = copy.deepcopy(network.config)
+    for config in configs_of(detached.config):
+        config._name_or_path = ""
+    if type(network)._auto_class is None:
+        vars(detached.config).pop("auto_map", None)
+    return detached
+
+
+def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> nn.Module:
+    """What somebody without this package gets from the folder, on the devices of the network."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name, foreign = architecture.factory.removeprefix(_LIBRARY), type(network)._auto_class is not None
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(network.config.model_type) == name:
+        name = "AutoModelForCausalLM"
+    places = getattr(network, "hf_device_map", None)
+    reloaded = getattr(transformers, name).from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=foreign,
+        attn_implementation=network.config._attn_implementation,
+        ignore_mismatched_sizes=True,  # the comparison says which
+        device_map=places and {path: "cpu" if place == "disk" else place for path, place in places.items()},
+    )
+    return reloaded if places else reloaded.to(device_of(network))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers where nobody watches."""
+    from transformers.utils import logging
+
+    silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    try:
+        if silence:
+            logging.disable_progress_bar()
+        yield
+    finally:
+        if silence:
+            logging.enable_progress_bar()
