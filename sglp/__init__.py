@@ -14,6 +14,7 @@ _WHERE = {
     "best_plan": "scoring",
     "build": "architecture",
     "cka_matrix": "cka",
+    "export_gguf": "gguf_export",
     "find_layers": "layers",
     "fisher_segmentation": "segmentation",
     "gram_matrices": "activations",

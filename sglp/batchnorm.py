@@ -9,6 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sglp.batches import call, device_of, inputs_of, to_device
 
 
+def has_statistics(network: nn.Module) -> bool:
+    """Whether a network keeps running statistics."""
+    return bool(_norms(network))
+
+
 def recalibrate(network: nn.Module, batches: Iterable) -> None:
     """Replace the running statistics of all batch norms by their means over batches, in place.
 
@@ -20,9 +25,7 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
     """
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        return
+    norms = _norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -37,3 +40,7 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         network.eval()
+
+
+def _norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from sglp.errors import SGLPError
-from sglp.tasks.workload import Workload
+from sglp.tasks.task import find_task, schema_of
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
 
@@ -16,14 +16,8 @@ def main() -> None:
     check(Params, params, path)
     workload = workload_path(params["model"])
     content = read_yaml(workload)
-    check(Workload, content, workload)
-    from sglp.tasks.images import make_transforms
-
-    for transforms in (
-        content["data"]["prepare"]["transforms"],
-        *(content[r]["augment"] for r in ("pretrain", "finetune")),
-    ):
-        make_transforms(transforms)
+    check(schema_of(content), content, workload)
+    find_task(content["task"]).check_workload(content)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from ruamel.yaml import YAML
 
 from sglp.errors import SGLPError
 from sglp.files import new_file
-from sglp.tasks.workload import Workload
+from sglp.tasks.task import schema_of
 from stages.support.params import ParameterError, check, read_yaml
 from stages.support.userfiles import checksum, find
 
 
 def fill(path: Path) -> None:
     """Write the sha256 of every file that the workload names; comments and order stay."""
-    check(Workload, read_yaml(path), path)
+    content = read_yaml(path)
+    check(schema_of(content), content, path)
     yaml = YAML()
     yaml.preserve_quotes = True
     content = yaml.load(path.read_text(encoding="utf-8"))

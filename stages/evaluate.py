@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from sglp.cost import count_macs, count_parameters
+from sglp.cost import count_parameters
 from sglp.errors import SGLPError
-from sglp.tasks.image_classification import evaluate, example
+from sglp.tasks.task import find_task
 from stages.support import stage
 from stages.support.params import View
 from stages.support.tables import write_json
-from stages.support.workloads import load_images, load_network
+from stages.support.userfiles import locate
+from stages.support.workloads import load_network, load_split
 
 NETWORKS = ("dense", "pruned", "finetuned")
 
@@ -19,18 +20,17 @@ def main(params: View, workload: View) -> None:
     if sys.argv[1:] not in ([name] for name in NETWORKS):
         raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
     name = sys.argv[1]
-    network = load_network(f"data/{name}", params, workload)
-    images = load_images("test", params, workload)
-    macs = count_macs(network, example(images).to(next(network.parameters()).device))
-    metrics = evaluate(network, images, params.evaluate.batch_size)
-    metrics |= {
+    folder, task = Path(f"data/{name}"), find_task(workload.task)
+    network, processor = load_network(str(folder), params, workload), task.processor(folder)
+    data = load_split("test", params, workload, processor)
+    tasks = locate(params.model, "tasks", workload.files.tasks.sha256)
+    metrics, examples = task.evaluate(network, data, workload.evaluation, processor, tasks)
+    metrics |= task.macs(network, data) | {
         "params": count_parameters(network),
-        "macs": macs,
-        "flops": 2 * macs,
-        "bytes": Path(f"data/{name}/model.safetensors").stat().st_size,
-        "samples": len(images),
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }
     write_json(f"reports/metrics/{name}.json", metrics)
+    write_json(f"reports/examples/{name}.json", examples)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,27 @@
 from safetensors.torch import save_file
 
 import sglp
+from sglp.batches import device_of, to_device
 from sglp.errors import LayerError
 from sglp.files import new_folder
-from sglp.tasks.image_classification import calibration_batches, example
+from sglp.tasks.task import find_task
+from sglp.tasks.workload import Calibration
 from stages.support import stage
 from stages.support.layers import write_layers
 from stages.support.params import View
-from stages.support.workloads import load_images, load_network
+from stages.support.workloads import device, load_network, load_split, spread
 
 
 def main(params: View, workload: View) -> None:
     """Find the layers, stream the batches through."""
-    network = load_network("data/dense", params, workload)
-    images = load_images("train", params, workload)
-    layers = sglp.find_layers(network, example(images).to(next(network.parameters()).device))
+    task, dials = find_task(workload.task), Calibration.model_validate(workload.calibration)
+    network = load_network("data/dense", params, workload, **spread("data/dense", task.dtype(device())))
+    data = load_split("train", params, workload, task.processor("data/dense"))
+    layers = sglp.find_layers(network, to_device(task.example(data), device_of(network)))
     if not any(layer.removable for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
         raise LayerError(f"no layer of {type(network).__name__} can be removed ({reasons}, ...)")
-    dials = params.extract
-    batches = calibration_batches(images, dials.samples, dials.batch_size, params.seed)
+    batches = task.calibration_batches(data, dials.samples, dials.batch_size, params.seed)
     with new_folder("data/grams") as folder:
         for number, grams in enumerate(sglp.gram_matrices(network, layers, batches, dials.pooling)):
             save_file({"grams": grams}, folder / f"{number:04d}.safetensors")

@@ -1,26 +1,28 @@
 """The fine-tuned network: the pruned one, trained on."""
 
 import sglp
+from sglp.tasks.task import find_task, recipe_of
 from sglp.tasks.training import train
-from sglp.tasks.workload import Finetuning
 from stages.support import stage
 from stages.support.params import View
 from stages.support.resume import resumable
 from stages.support.tables import write_rows
-from stages.support.workloads import load_images, load_network
+from stages.support.workloads import device, load_network, load_split
 
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "heldout_loss", "heldout_accuracy")
 
 
 def main(params: View, workload: View) -> None:
     """Train; a killed run goes on."""
-    recipe = Finetuning.model_validate(workload.finetune)
-    network = load_network("data/pruned", params, workload)
+    task = find_task(workload.task)
+    recipe = recipe_of(workload.task, "finetune", workload.finetune)
+    processor = task.processor("data/pruned")
+    data = load_split("train", params, workload, processor)
+    trained, merge = task.adapt(load_network("data/pruned", params, workload), recipe, params.seed)
     teacher = load_network("data/dense", params, workload) if recipe.distillation else None
-    images = load_images("train", params, workload)
     with resumable("finetune", params, workload) as folder:
-        rows = train(network, images, recipe, params.seed, folder, teacher, recipe.distillation, recipe.temperature)
-        sglp.save(network, "data/finetuned")
+        rows = train(trained.to(device()), task, data, recipe, params.seed, folder, teacher)
+        sglp.save(merge(), "data/finetuned", processor)
         write_rows("reports/training.csv", COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
 
 

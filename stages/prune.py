@@ -1,23 +1,25 @@
 """The pruned network: the plan's layers taken out, batch norm's statistics taken anew."""
 
 import sglp
-from sglp.tasks.image_classification import calibration_batches
+from sglp.batchnorm import has_statistics
+from sglp.tasks.task import find_task
 from stages.support import stage
 from stages.support.params import View
-from stages.support.workloads import load_images, load_network
+from stages.support.workloads import load_network, load_split
 
 BATCH = 128
 
 
 def main(params: View, workload: View) -> None:
     """Take out, recalibrate, save."""
-    network = load_network("data/dense", params, workload)
+    task = find_task(workload.task)
+    network, processor = load_network("data/dense", params, workload, stored=True), task.processor("data/dense")
     pruned = sglp.prune(network, sglp.Plan.load("data/plan.json"))
     samples = params.prune.recalibration
-    if samples:
-        images = load_images("train", params, workload)
-        sglp.recalibrate(pruned, calibration_batches(images, samples, BATCH, params.seed))
-    sglp.save(pruned, "data/pruned")
+    if samples and has_statistics(pruned):
+        data = load_split("train", params, workload, processor)
+        sglp.recalibrate(pruned, task.calibration_batches(data, samples, BATCH, params.seed))
+    sglp.save(pruned, "data/pruned", processor)
 
 
 if __name__ == "__main__":

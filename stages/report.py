@@ -39,7 +39,8 @@ def main(params: View, workload: View) -> None:
     content = {
         "outcome": outcome(layers, metrics, benchmark),
         "table": metric_rows(metrics) + benchmark_rows(benchmark),
-        "samples": metrics["dense"].get("samples"),
+        "measured": measured_on(metrics["dense"]),
+        "examples": _examples(),
         "benchmark": benchmark,
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
@@ -84,6 +85,22 @@ def command(params: View) -> str:
     """What makes this report again from the same files: the dials on top of params.yaml, which are turned most."""
     dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in flat(params).items() if "." not in key]
     return f"dvc exp run {' '.join(f'-S {shlex.quote(dial)}' for dial in dials)}"
+
+
+def measured_on(metrics: dict) -> str:
+    """What the quality was measured on, in words."""
+    parts = [f"{metrics[key]:,} test {key}" for key in ("samples", "tokens") if key in metrics]
+    questions = [f"{count} {key.replace('_', ' ')}" for key, count in metrics.items() if key.endswith("_questions")]
+    return ", ".join(parts + questions)
+
+
+def _examples() -> list[dict]:
+    """What every network made of the same prompts, where the task has any."""
+    of = {name: read_json(f"reports/examples/{name}.json") for name in NETWORKS}
+    return [
+        {"prompt": rows[0]["prompt"]} | {name: row["continuation"] for name, row in zip(NETWORKS, rows, strict=True)}
+        for rows in zip(*of.values(), strict=True)
+    ]
 
 
 def _layers(segments: list) -> list[dict]:
@@ -143,6 +160,7 @@ def _render(name: str, content: dict) -> None:
         keep_trailing_newline=True,
     )
     environment.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
+    environment.filters["cell"] = lambda text: " ".join(text.split())
     with new_file(f"reports/{name}") as new:
         new.write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")
 

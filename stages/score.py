@@ -2,12 +2,13 @@
 
 from sglp.budget import layers_to_keep
 from sglp.methods import find_method
-from sglp.tasks.image_classification import calibration_batches
+from sglp.tasks.task import find_task
+from sglp.tasks.workload import Scoring
 from stages.support import stage
 from stages.support.layers import read_layers
 from stages.support.params import View
 from stages.support.tables import read_json, read_similarity, write_rows
-from stages.support.workloads import load_images, load_network, use_code
+from stages.support.workloads import load_network, load_split, use_code
 
 
 def main(params: View, workload: View) -> None:
@@ -16,20 +17,20 @@ def main(params: View, workload: View) -> None:
     method = find_method(params.method)
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
-    dials = params.score
+    task, dials, cost = find_task(workload.task), params.score, Scoring.model_validate(workload.scoring)
     options = {}
     if params.method == "sglp":
         options = {
             "budget": dials.budget,
             "draws": dials.draws,
-            "max_combinations": dials.max_combinations,
+            "max_combinations": cost.max_combinations,
             "max_evaluations": dials.max_evaluations,
             "beam_width": dials.beam_width,
         }
     network = load_network("data/dense", params, workload)
-    images = load_images("train", params, workload)
-    samples = dials.batch_size * dials.batches
-    batches = list(calibration_batches(images, samples, dials.batch_size, params.seed))
+    data = load_split("train", params, workload, task.processor("data/dense"))
+    samples = cost.batch_size * dials.batches
+    batches = list(task.calibration_batches(data, samples, cost.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")
     plan, scores = method(network, layers, segments, similarity, batches, keep, params.seed, **options)
     rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)

@@ -8,9 +8,10 @@ import sglp
 FIRST_PARTY = ("sglp", "stages")
 # Files that import what a dial or a workload names, and the first-party files that can be named there.
 BY_NAME = {
-    "sglp/architecture.py": "sglp/networks/*.py",
-    "sglp/methods.py": "sglp/baselines/*.py",
-    "sglp/tasks/images.py": "sglp/tasks/digits.py",
+    "sglp/architecture.py": ["sglp/networks/*.py"],
+    "sglp/methods.py": ["sglp/baselines/*.py"],
+    "sglp/tasks/sources.py": ["sglp/tasks/digits.py", "sglp/tasks/topics.py"],
+    "sglp/tasks/task.py": ["sglp/tasks/image_classification.py", "sglp/tasks/causal_lm.py"],
 }
 
 
@@ -28,7 +29,8 @@ def closure(entry: Path, root: Path) -> set[str]:
         found.add(file)
         waiting += _packages(file, root)
         waiting += [target for name in _names(file) for target in _files(name, root)]
-        waiting += root.glob(BY_NAME.get(file.relative_to(root).as_posix(), "no such file"))
+        named = BY_NAME.get(file.relative_to(root).as_posix(), [])
+        waiting += [target for pattern in named for target in root.glob(pattern)]
     return {file.relative_to(root).as_posix() for file in found}
 
 

@@ -1,24 +1,26 @@
 """A small project for tests: the pipeline's own files, a tiny network, tiny dials."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("sglp", "stages", "dvc.yaml", "versions.txt", ".dvcignore", ".dvc/config", ".dvc/plots")
 TINY_PARAMS = {
     "model": "tiny",
-    "extract": {"samples": 64, "batch_size": 32},
-    "score": {"batch_size": 16},
     "prune": {"recalibration": 64},
-    "benchmark": {"rounds": 2, "batch_sizes": [1]},
+    "benchmark": {"rounds": 2},
 }
 TINY_WORKLOAD = {
     "architecture": {"kwargs": {"depth": 20}},
+    "calibration": {"samples": 64, "batch_size": 32},
+    "scoring": {"batch_size": 16},
     "pretrain": {"epochs": 1, "warmup_epochs": 0},
     "finetune": {
         "epochs": 2,
@@ -26,6 +28,7 @@ TINY_WORKLOAD = {
         "holdout": 0.1,
         "distillation": 0.5,
     },
+    "benchmark": {"batch_sizes": [1]},
 }
 
 
@@ -42,6 +45,21 @@ def make_project(folder: Path) -> Path:
     write_yaml(folder / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS))
     write_yaml(folder / "models/tiny.yaml", merged(read_yaml(ROOT / "models/resnet56-digits.yaml"), TINY_WORKLOAD))
     return folder
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """What `python -m` does, in this process: importing torch takes longer than most stages of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def run_stages(project: Path, stages: list[str]) -> None:
+    """Run stages in the project's folder, which is the current one, and check that they wrote what they declare."""
+    for stage in stages:
+        entry = stage_entry(project, stage)
+        run_module(*entry["cmd"].split()[2:])
+        assert all((project / out_path(out)).exists() for out in entry["outs"])
 
 
 def run_python(folder: Path, *arguments: str, cache: Path | None = None, check: bool = True):

@@ -1,6 +1,5 @@
 """Bad input gets one clear sentence and no traceback, before any work is done."""
 
-import runpy
 import subprocess
 import sys
 import venv
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline import make_project, merged, read_yaml, run_python, write_yaml
+from pipeline import make_project, merged, read_yaml, run_module, run_python, write_yaml
 
 
 @pytest.fixture
@@ -32,17 +31,10 @@ def change_workload(project: Path, changes: dict) -> None:
     write_yaml(path, merged(read_yaml(path), changes))
 
 
-def run(module: str, *arguments: str) -> None:
-    """What `python -m` does, in this process: importing torch takes longer than most of these checks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [module, *arguments])
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
-
-
 def complaint(module: str, *arguments: str) -> str:
     """The sentence with which a stage ends."""
     with pytest.raises(SystemExit) as stop:
-        run(module, *arguments)
+        run_module(module, *arguments)
     assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
     assert "\n" not in stop.value.code
     return stop.value.code
@@ -108,12 +100,12 @@ def checkpoint(project) -> Path:
     path = project / "weights.pt"
     torch.save({"state_dict": network.state_dict()}, path)
     change_workload(project, {"weights": {"source": "file"}, "files": {"weights": {"path": "weights.pt"}}})
-    run("stages.checksums", "models/tiny.yaml")
+    run_module("stages.checksums", "models/tiny.yaml")
     return path
 
 
 def test_a_file_of_weights_is_used(project, checkpoint):
-    run("stages.pretrain")
+    run_module("stages.pretrain")
     assert (project / "data/dense/model.safetensors").exists()
 
 
@@ -131,7 +123,7 @@ def test_a_replaced_file_has_the_wrong_sha256(project, checkpoint):
 
 def test_corrupted_weights(project, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    run("stages.checksums", "models/tiny.yaml")
+    run_module("stages.checksums", "models/tiny.yaml")
     assert "weights.pt is broken" in complaint("stages.pretrain")
 
 
@@ -166,8 +158,8 @@ def test_nothing_removable(project):
     content = read_yaml(project / "models/tiny.yaml")
     content["architecture"]["kwargs"] = {}
     write_yaml(project / "models/tiny.yaml", content)
-    run("stages.checksums", "models/tiny.yaml")
-    run("stages.pretrain")
+    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("stages.pretrain")
     sentence = complaint("stages.extract")
     assert "no layer of Sequential can be removed" in sentence
     assert "changes the shape from 64 to 32" in sentence
@@ -192,7 +184,7 @@ def use_images(project: Path, count: int, label: int) -> None:
     content["data"]["train"], content["data"]["test"] = {}, {"split": "train"}
     content["files"]["train"]["path"] = "train.parquet"
     write_yaml(project / "models/tiny.yaml", content)
-    run("stages.checksums", "models/tiny.yaml")
+    run_module("stages.checksums", "models/tiny.yaml")
 
 
 def test_labels_out_of_range(project):
@@ -203,12 +195,12 @@ def test_labels_out_of_range(project):
 
 def test_an_empty_data_set(project):
     use_images(project, 0, 0)
-    assert "train.parquet holds no images" in complaint("stages.pretrain")
+    assert "train.parquet holds no samples" in complaint("stages.pretrain")
 
 
 def test_too_few_samples(project):
     use_images(project, 6, 3)
-    run("stages.pretrain")
+    run_module("stages.pretrain")
     assert "64 samples are asked for, but" in complaint("stages.extract")
 
 
@@ -273,7 +265,7 @@ def test_code_in_the_projects_folder_without_a_checksum(project, monkeypatch):
 
 
 def test_only_the_workloads_factory_is_trusted(project):
-    run("stages.pretrain")
+    run_module("stages.pretrain")
     path = project / "data/dense/architecture.json"
     path.write_text(path.read_text().replace("sglp.networks.cifar_resnet:resnet", "os:system"))
     assert "data/dense is built by os:system, which is no known library's" in complaint("stages.extract")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages import report
+from stages.support.outcome import NETWORKS
 from stages.support.params import View
 
 DENSE = {"accuracy": 0.9, "loss": 0.5, "params": 4000, "macs": 2_000_000, "samples": 100}
@@ -37,11 +38,21 @@ def write_csv(path: str, columns: str, rows) -> None:
 
 
 def write_inputs(
-    count=7, fixed=(0, 4), removed=(2, 6), segments=SEGMENTS, scores=SCORES, training=TRAINING, dense=DENSE, tuned=TUNED
+    count=7,
+    fixed=(0, 4),
+    removed=(2, 6),
+    segments=SEGMENTS,
+    scores=SCORES,
+    training=TRAINING,
+    dense=DENSE,
+    tuned=TUNED,
+    work=("forward",),
+    examples=(),
 ) -> None:
     """All inputs of the report, in the current folder."""
     Path("data").mkdir(exist_ok=True)
-    Path("reports/metrics").mkdir(parents=True, exist_ok=True)
+    for name in ("metrics", "examples"):
+        Path(f"reports/{name}").mkdir(parents=True, exist_ok=True)
     layers = [(f"block.{i}", i not in fixed, "stem" if i in fixed else "", 500, 200_000) for i in range(count)]
     write_csv("data/layers.csv", "name,removable,reason,parameters,macs", layers)
     position = np.arange(count) / count
@@ -55,14 +66,18 @@ def write_inputs(
         fate: [f"block.{i}" for i in range(count) if (i in removed) == (fate == "removed")]
         for fate in ("kept", "removed")
     }
-    batch = {
+    timed = {
         "latency_seconds": {"dense": 0.004, "finetuned": 0.002},
-        "peak_memory_bytes": {"dense": 4e6, "finetuned": 3e6},
+        "samples_per_second": {"dense": 500.0, "finetuned": 1000.0},
         "speedup": {"median": 2.04, "quartile_1": 1.9, "quartile_3": 2.2},
     }
+    batch = {"work": [timed | {"name": kind} for kind in work], "peak_memory_bytes": {"dense": 4e6, "finetuned": 3e6}}
     benchmark = {"hardware": "a CPU", "threads": 2, "rounds": 3, "batch": {"16": batch, "2": batch}}
     files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark}
     files |= {"reports/metrics/dense": dense, "reports/metrics/pruned": tuned, "reports/metrics/finetuned": tuned}
+    files |= {
+        f"reports/examples/{name}": [row | {"continuation": f"{name} & on"} for row in examples] for name in NETWORKS
+    }
     for name, content in files.items():
         Path(f"{name}.json").write_text(json.dumps(content))
     Path("versions.txt").write_text("torch==1.2\n")
@@ -188,3 +203,28 @@ def test_six_hundred_layers():
     markdown, _ = made()
     assert time.perf_counter() - start < 20
     assert "**301 of 602 layers are gone" in markdown
+
+
+def test_a_language_model(tmp_path):
+    dense = {"perplexity": 20.0, "loss": 3.0, "tokens": 5000, "params": 100, "macs_per_token": 2000, "piqa_acc": 0.8}
+    dense |= {"piqa_acc_norm": 0.5, "piqa_questions": 100}
+    tuned = dense | {"perplexity": 30.0, "macs_per_token": 1500, "piqa_acc": 0.7}
+    write_inputs(
+        dense=dense, tuned=tuned, work=("prefill", "decode"), examples=[{"prompt": "Say | <b>this</b>\nand"}]
+    )
+    markdown, html = made()
+    assert (
+        "gone: 25.0 % fewer MACs, 0.0 % fewer parameters, perplexity 20.00 → 30.00 (+50.0 %), 2.0 times as fast in "
+        "prefill at batch 2, 2.0 times as fast in decode at batch 2."
+    ) in markdown
+    assert row_of(markdown, "piqa accuracy")[0] == "80.00 ± 4.00 %"  # sqrt(0.8 * 0.2 / 100)
+    assert row_of(markdown, "piqa accuracy")[3:] == ["70.00 ± 4.58 %", "-10.00 points"]
+    assert row_of(markdown, "piqa accuracy, by length")[0] == "50.00 ± 5.00 %"
+    assert row_of(markdown, "MACs a token")[::3] == ["2.000 k", "1.500 k"]
+    assert row_of(markdown, "times as fast, decode, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert "Measured on 5,000 test tokens, 100 piqa questions" in markdown
+    assert "> **Say | <b>this</b> and**" in markdown
+    assert "- fine-tuned: finetuned & on" in markdown
+    assert "<td>Say | &lt;b&gt;this&lt;/b&gt;\nand</td><td>dense &amp; on</td>" in html
+    labels = [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("| ")]
+    assert labels.index("perplexity") < labels.index("piqa accuracy") < labels.index("parameters")

@@ -8,11 +8,13 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 import sglp
 from sglp.errors import DataError
-from sglp.tasks.image_classification import calibration_batches, evaluate
+from sglp.tasks import image_classification
+from sglp.tasks.image_classification import calibration_batches
+from sglp.tasks.image_workload import Finetuning, ImagePreparation
 from sglp.tasks.images import Images
-from sglp.tasks.samples import TrainingSamples
-from sglp.tasks.training import _Classifier, train
-from sglp.tasks.workload import ImagePreparation, Recipe, Source
+from sglp.tasks.samples import TrainingImages
+from sglp.tasks.training import _Trainer, train
+from sglp.tasks.workload import Source
 
 PREPARE = ImagePreparation(
     image_column="image",
@@ -27,8 +29,9 @@ DIGITS = Source(loader="sglp.tasks.digits:Digits", name=None, revision=None)
 SHIFT = [{"RandomCrop": {"size": 8, "padding": 1}}]
 
 
-def recipe(**changes) -> Recipe:
+def recipe(**changes) -> Finetuning:
     plain = {
+        "samples": None,
         "optimizer": "sgd",
         "learning_rate": 0.05,
         "momentum": 0.9,
@@ -40,8 +43,16 @@ def recipe(**changes) -> Recipe:
         "augment": [],
         "holdout": 0.2,
         "keep": "last",
+        "distillation": 0.0,
+        "temperature": 1.0,
     }
-    return Recipe.model_validate(plain | changes)
+    return Finetuning.model_validate(plain | changes)
+
+
+def evaluate(network, images, batch_size: int) -> dict:
+    metrics, examples = image_classification.evaluate(network, images, {"batch_size": batch_size})
+    assert examples == []
+    return metrics
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +103,14 @@ def test_calibration_draws_without_replacement_by_its_seed(images):
 
 
 def test_too_many_calibration_samples(images):
-    with pytest.raises(DataError, match=r"2000 samples are asked for, but .* has 1437"):
+    with pytest.raises(
+        DataError, match=r"2000 samples are asked for, but there are only 1437 images for training in sglp.tasks.digits"
+    ):
         list(calibration_batches(images, 2000, 32, 0))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(images):
-    samples = TrainingSamples(images, np.arange(50), SHIFT, seed=0)
+    samples = TrainingImages(images, np.arange(50), SHIFT, seed=0)
     first = [samples[0, i][0] for i in range(50)]
     torch.manual_seed(123)
     state = torch.get_rng_state()
@@ -105,7 +118,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(images):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert torch.equal(state, torch.get_rng_state())
     assert sum(not torch.equal(first[i], samples[1, i][0]) for i in range(50)) > 30
-    other = TrainingSamples(images, np.arange(50), SHIFT, seed=1)
+    other = TrainingImages(images, np.arange(50), SHIFT, seed=1)
     assert sum(not torch.equal(first[i], other[0, i][0]) for i in range(50)) > 30
 
 
@@ -134,7 +147,9 @@ def test_the_best_weights_on_the_held_out_share_are_kept(images, tmp_path, optim
     # A rate that grows too high at first: the last point need not be the best.
     network = fresh()
     rate = 0.05 if optimizer == "sgd" else 0.01
-    rows = train(network, images, recipe(optimizer=optimizer, keep="best", learning_rate=rate), 0, tmp_path)
+    rows = train(
+        network, image_classification, images, recipe(optimizer=optimizer, keep="best", learning_rate=rate), 0, tmp_path
+    )
     held = np.random.default_rng(0).permutation(len(images))[:288]
     inputs, labels = images.batch(sorted(held.tolist()))
     accuracy = float((network(inputs).argmax(-1) == labels).double().mean())
@@ -145,7 +160,7 @@ def test_the_best_weights_on_the_held_out_share_are_kept(images, tmp_path, optim
 def test_training_learns(images, tmp_path):
     network = fresh()
     before = evaluate(network, images, 256)["loss"]
-    rows = train(network, images, recipe(holdout=0.0, epochs=2), 0, tmp_path)
+    rows = train(network, image_classification, images, recipe(holdout=0.0, epochs=2), 0, tmp_path)
     assert evaluate(network, images, 256)["loss"] < before / 2
     assert [*rows[-1]] == ["step", "epoch", "loss", "learning_rate"]
 
@@ -153,9 +168,17 @@ def test_training_learns(images, tmp_path):
 def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature(images):
     teacher, student = fresh(14).eval(), fresh(8).eval()
     inputs = images.batch(range(16))[0]
-    trainer = _Classifier.__new__(_Classifier)
-    trainer.teacher, trainer.temperature = teacher, 3.0
+    trainer = _Trainer.__new__(_Trainer)
+    trainer.teacher, trainer.recipe = teacher, recipe(distillation=1.0, temperature=3.0)
     logits = student(inputs).detach()
     p, q = (F.softmax(x.double() / 3.0, -1) for x in (teacher(inputs), logits))
     expected = 9 * (p * (p / q).log()).sum(-1).mean().detach()
-    assert float(trainer._distance(logits, inputs)) == pytest.approx(float(expected), rel=1e-4)
+    labels = torch.zeros(16, dtype=torch.int64)
+    assert float(trainer._distance(logits, inputs, labels)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_recipe_can_take_a_part_of_the_samples(images, tmp_path):
+    rows = train(fresh(), image_classification, images, recipe(samples=100, batch_size=10), 0, tmp_path)
+    assert rows[-1]["step"] == 8  # 80 of them, a fifth is held out
+    with pytest.raises(DataError, match="5000 samples are asked for, but there are only 1437 samples to train on"):
+        train(fresh(), image_classification, images, recipe(samples=5000), 0, tmp_path)

@@ -1,17 +1,55 @@
-"""Image classification: batches for calibration, loss, training samples, evaluation."""
+"""The task of image classification; see `sglp.tasks.task`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import sglp
 from sglp.batches import call, device_of, logits_of
+from sglp.cost import count_macs
 from sglp.errors import DataError, first_line
-from sglp.tasks.images import Images
+from sglp.tasks.draws import draw
+from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
+from sglp.tasks.images import Images, make_transforms, stack
+from sglp.tasks.samples import TrainingImages
+from sglp.tasks.work import Work
+from sglp.tasks.workload import Architecture, Source, Weights
+
+
+def check_workload(content: dict) -> None:
+    """Check that all transforms can be made."""
+    recipes = (content["pretrain"]["augment"], content["finetune"]["augment"])
+    for entries in (content["data"]["prepare"]["transforms"], *recipes):
+        make_transforms(entries)
+
+
+def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
+    """The dense network, with weights of its factory or of a file, or without."""
+    network = sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=weights.kwargs)
+    if path is not None:
+        sglp.load_weights(network, path)
+    return network
+
+
+def first_processor(architecture: Architecture, weights: Weights, path: str | None, prepare: dict) -> None:
+    """Images need none."""
+
+
+def processor(folder) -> None:
+    """Images need none."""
+
+
+def dtype(device: torch.device) -> None:
+    """Networks compute in what they are stored in."""
+
+
+def open_split(source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor: None):
+    """A split of labelled images; see `Images`."""
+    return Images(source, arguments, ImagePreparation.model_validate(prepare), path, sha256)
 
 
 def example(images: Images) -> Tensor:
@@ -31,34 +69,9 @@ def calibration_batches(images: Images, samples: int, batch_size: int, seed: int
     Raises:
         DataError: there are fewer samples.
     """
-    if samples > len(images):
-        raise DataError(f"{samples} samples are asked for, but {images.name} has {len(images)} for training")
-    drawn = np.random.default_rng(seed).permutation(len(images))[:samples].tolist()
+    drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
     for first in range(0, samples, batch_size):
         yield images.batch(drawn[first : first + batch_size])
-
-
-def evaluate(network: nn.Module, images: Images, batch_size: int) -> dict[str, float]:
-    """Accuracy (top-1 and top-5, shares of 1) and mean cross-entropy over a whole split, in eval mode.
-
-    Raises:
-        DataError: the outputs are not finite.
-    """
-    network.eval()
-    device = device_of(network)
-    top1 = top5 = 0
-    loss = 0.0
-    for first in tqdm(range(0, len(images), batch_size), desc="evaluate", unit="batch", disable=None):
-        inputs, labels = images.batch(range(first, min(first + batch_size, len(images))))
-        with torch.no_grad():
-            logits = logits_of(call(network, inputs.to(device))).double().cpu()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        top1 += int(best[:, 0].sum())
-        top5 += int(best.sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    if not math.isfinite(loss):
-        raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
-    return {"accuracy": top1 / len(images), "accuracy_top5": top5 / len(images), "loss": loss / len(images)}
 
 
 def check_fit(network: nn.Module, images: Images) -> None:
@@ -81,3 +94,64 @@ def check_fit(network: nn.Module, images: Images) -> None:
             f"the network's output has the shape {list(logits.shape)}, but data.prepare.classes="
             f"{images.prepare.classes} needs [samples, {images.prepare.classes}]"
         )
+
+
+def training_samples(images: Images, indices, recipe, seed: int) -> TrainingImages:
+    """Images to train on, or without a recipe those to judge by."""
+    return TrainingImages(images, indices, recipe and recipe.augment, seed)
+
+
+def collate(pairs: list) -> tuple[Tensor, Tensor]:
+    """A batch of pairs (image, label)."""
+    return stack(pairs)
+
+
+def trainer_arguments(recipe) -> dict:
+    """Plain SGD, as the papers do it."""
+    return {"max_grad_norm": 0.0}
+
+
+def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    """All of the network is trained itself."""
+    return network, lambda: network
+
+
+def evaluate(
+    network: nn.Module, images: Images, settings: dict, processor: None = None, tasks: str | None = None
+) -> tuple[dict[str, float], list]:
+    """Accuracy (top-1 and top-5, shares of 1) and mean cross-entropy over a whole split, in eval mode.
+
+    Raises:
+        DataError: the outputs are not finite.
+    """
+    batch_size = ImageEvaluation.model_validate(settings).batch_size
+    network.eval()
+    device = device_of(network)
+    top1 = top5 = 0
+    loss = 0.0
+    for first in tqdm(range(0, len(images), batch_size), desc="evaluate", unit="batch", disable=None):
+        inputs, labels = images.batch(range(first, min(first + batch_size, len(images))))
+        with torch.no_grad():
+            logits = logits_of(call(network, inputs.to(device))).double().cpu()
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        top1 += int(best[:, 0].sum())
+        top5 += int(best.sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    if not math.isfinite(loss):
+        raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
+    count = len(images)
+    metrics = {"accuracy": top1 / count, "accuracy_top5": top5 / count, "loss": loss / count, "samples": count}
+    return metrics, []
+
+
+def macs(network: nn.Module, images: Images) -> dict[str, int]:
+    """Multiply-accumulates and floating-point operations of one image."""
+    count = count_macs(network, example(images).to(device_of(network)))
+    return {"macs": count, "flops": 2 * count}
+
+
+def work(network: nn.Module, images: Images, settings: dict, size: int) -> list[Work]:
+    """One forward pass of a batch."""
+    image = example(images).to(device_of(network))
+    inputs = image.expand(size, *image.shape[1:]).contiguous()
+    return [Work("forward", lambda: network(inputs), size, "samples", inputs)]

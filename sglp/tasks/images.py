@@ -1,17 +1,16 @@
 """Labelled images from `datasets` or a data-set class, as one kind of split."""
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from sglp.architecture import resolve
-from sglp.errors import DataError, SGLPError, first_line
-from sglp.tasks.workload import ImagePreparation, Source
+from sglp.errors import DataError, first_line
+from sglp.tasks.image_workload import ImagePreparation
+from sglp.tasks.sources import name_of, open_source, reading
+from sglp.tasks.workload import Source
 
 
 class Images:
@@ -36,11 +35,12 @@ class Images:
         path: str | None = None,
         sha256: str | None = None,
     ):
-        self.name = path or source.name or source.loader
-        self.prepare, self.sha256 = prepare, sha256
-        self.items, self.labels = self._open(source, arguments, path)
+        self.name, self.prepare = name_of(source, path), prepare
+        data = open_source(source, arguments, path, sha256, [prepare.image_column, prepare.label_column])
+        with reading(self.name):
+            self.items, self.labels = self._from_table(data) if source.loader == "datasets" else _from_class(data)
         if not len(self.labels):
-            raise DataError(f"{self.name} holds no images")
+            raise DataError(f"{self.name} holds no samples")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= prepare.classes:
             raise DataError(
@@ -81,51 +81,21 @@ class Images:
     def _finish(self) -> list:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.prepare.mean, self.prepare.std)]
 
-    def _open(self, source: Source, arguments: dict, path: str | None):
-        try:
-            if source.loader == "datasets":
-                return self._from_datasets(source, arguments, path)
-            return self._from_class(source, arguments, path)
-        except SGLPError:
-            raise
-        except Exception as error:  # whatever a data library raises, the user needs one sentence
-            raise DataError(f"the data of {self.name} can't be read: {first_line(error)}") from error
-
-    def _from_datasets(self, source: Source, arguments: dict, path: str | None):
+    def _from_table(self, table):
         import datasets
 
-        if path is not None:
-            # Named here, so that no part of the path ("test", "val") is taken for the name of a split.
-            files = {"train": f"{path}/**" if Path(path).is_dir() else path}
-            arguments = {"split": "train", "data_files": files, **arguments}
-            if self.sha256:
-                arguments["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / self.sha256)
-        if "split" not in arguments:
-            raise DataError(f"which split of {self.name} is meant? data.train and data.test need the key split")
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        try:
-            table = datasets.load_dataset(source.name, revision=source.revision, **arguments)
-        except ValueError as error:
-            if "corresponds to no data" in str(error):
-                raise DataError(f"{self.name} holds no images") from error
-            raise
         image, label = self.prepare.image_column, self.prepare.label_column
-        for column in (image, label):
-            if column not in table.column_names:
-                raise DataError(f"{self.name} has no column {column!r}: it has {', '.join(table.column_names)}")
         classes = getattr(table.features[label], "num_classes", None)
         if classes is not None and classes != self.prepare.classes:
             raise DataError(f"{self.name} has {classes} classes, but data.prepare.classes={self.prepare.classes}")
         table = table.cast_column(image, datasets.Image())
         return (lambda index: table[index][image]), torch.tensor(table[label][:], dtype=torch.int64)
 
-    def _from_class(self, source: Source, arguments: dict, path: str | None):
-        make = resolve(source.loader)
-        data = make(path, **arguments) if path is not None else make(**arguments)
-        labels = getattr(data, "targets", None)
-        labels = [data[i][1] for i in range(len(data))] if labels is None else labels
-        return (lambda index: _as_image(data[index][0])), torch.as_tensor(labels, dtype=torch.int64)
+
+def _from_class(data):
+    labels = getattr(data, "targets", None)
+    labels = [data[i][1] for i in range(len(data))] if labels is None else labels
+    return (lambda index: _as_image(data[index][0])), torch.as_tensor(labels, dtype=torch.int64)
 
 
 def stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""Training samples whose order and augmentation depend on seed and epoch alone, so that a killed run can go on."""
+"""Training images whose augmentation depends on seed and epoch alone, so that a killed run can go on."""
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from sglp.tasks.images import Images, stack
+from sglp.tasks.images import Images
 
 
-class TrainingSamples(Dataset):
+class TrainingImages(Dataset):
     """Samples by (epoch, index): the augmentation depends on seed, epoch and index alone, not on what ran before.
 
     Args:
@@ -34,27 +34,3 @@ class TrainingSamples(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state[0] >> np.uint64(1)))
             return self.images.prepared(index, self.transform), int(self.images.labels[index])
-
-
-class EpochSampler(Sampler):
-    """Pairs (epoch, position) in an order that depends on seed and epoch alone."""
-
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """What the Trainer calls before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return ((self.epoch, int(position)) for position in order)
-
-
-def collate(pairs: list) -> dict[str, Tensor]:
-    """A batch for the Trainer."""
-    inputs, labels = stack(pairs)
-    return {"inputs": inputs, "labels": labels}

@@ -1,9 +1,11 @@
-"""Trains an image classifier with transformers' Trainer; a killed run goes on and ends in the same weights (CPU)."""
+"""Trains a network with transformers' Trainer; a killed run goes on and ends in the same weights (CPU)."""
 
 import math
 import shutil
 import sys
+from collections.abc import Sized
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sglp.batches import logits_of
+from sglp.batches import call, logits_of
 from sglp.errors import SGLPError
-from sglp.tasks.images import Images
-from sglp.tasks.samples import EpochSampler, TrainingSamples, collate
+from sglp.gradnorm import IGNORED, cross_entropy
+from sglp.tasks.draws import EpochSampler, draw
 from sglp.tasks.workload import Recipe
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
@@ -26,38 +28,39 @@ COMPLETE = "complete"
 
 def train(
     network: nn.Module,
-    images: Images,
+    task: ModuleType,
+    data: Sized,
     recipe: Recipe,
     seed: int,
     resume: Path,
     teacher: nn.Module | None = None,
-    distillation: float = 0.0,
-    temperature: float = 1.0,
 ) -> list[dict]:
     """Train a network in place.
 
     Args:
         network: the network; ends in eval mode on the CPU.
-        images: the training split.
-        recipe: how.
+        task: what it is for.
+        data: the training split.
+        recipe: how; with `distillation` and `temperature` where there is a teacher.
         seed: of the order of samples, augmentation, dropout and the held-out share.
         resume: folder for checkpoints; what a killed run left there is gone on with.
         teacher: the network to distil from, or None.
-        distillation: weight of the teacher in the loss, the labels' is the rest.
-        temperature: of the teacher's and the network's outputs in distillation.
 
     Returns:
         One row a point of the log: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
 
     Raises:
         SGLPError: the loss is not finite at some point, or several GPUs are visible.
-        DataError: an image can't be prepared, or the images differ in size.
+        DataError: a sample can't be prepared, or there are fewer than the recipe asks for.
     """
-    chosen = np.random.default_rng(seed).permutation(len(images))
-    held = chosen[: math.ceil(recipe.holdout * len(images))]
-    samples = TrainingSamples(images, np.sort(chosen[len(held) :]), recipe.augment, seed)
-    steps = recipe.epochs * math.ceil(len(samples) / recipe.batch_size)
-    every = max(1, math.ceil(steps / POINTS))
+    count = len(data) if recipe.samples is None else recipe.samples
+    chosen = np.array(draw(len(data), count, seed, "samples to train on"))
+    held = chosen[: math.ceil(recipe.holdout * count)]
+    samples = task.training_samples(data, np.sort(chosen[len(held) :]), recipe, seed)
+    further = task.trainer_arguments(recipe)
+    batches = math.ceil(len(samples) / recipe.batch_size)
+    steps_an_epoch = math.ceil(batches / further.get("gradient_accumulation_steps", 1))
+    every = max(1, math.ceil(recipe.epochs * steps_an_epoch / POINTS))
     arguments = TrainingArguments(
         output_dir=str(resume),
         per_device_train_batch_size=recipe.batch_size,
@@ -66,8 +69,7 @@ def train(
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_epochs * math.ceil(len(samples) / recipe.batch_size),
-        max_grad_norm=0.0,
+        warmup_steps=round(recipe.warmup_epochs * steps_an_epoch),
         optim="sgd" if recipe.optimizer == "sgd" else "adamw_torch",
         optim_args=f"momentum={recipe.momentum}" if recipe.optimizer == "sgd" else None,
         logging_strategy="steps",
@@ -87,24 +89,27 @@ def train(
         label_names=["labels"],
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
+        **further,
     )
     if arguments.n_gpu > 1:
         raise SGLPError(
             f"{arguments.n_gpu} GPUs are visible, which would multiply the recipe's batch size: choose one with "
             "CUDA_VISIBLE_DEVICES"
         )
-    trainer = _Classifier(
+    trainer = _Trainer(
         model=network,
         args=arguments,
         train_dataset=samples,
-        eval_dataset=TrainingSamples(images, np.sort(held), None, seed) if len(held) else None,
-        data_collator=collate,
-        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        eval_dataset=task.training_samples(data, np.sort(held), None, seed) if len(held) else None,
+        data_collator=lambda items: dict(zip(("inputs", "labels"), task.collate(items), strict=True)),
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+        compute_metrics=_accuracy,
         callbacks=[_Marks()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.label_smoothing, trainer.teacher = recipe.label_smoothing, teacher
-    trainer.distillation, trainer.temperature = distillation, temperature
+    # The loss is a mean over the batch: of several batches that make a step, the mean is to be taken too.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.recipe, trainer.teacher = recipe, teacher
     trainer.train(resume_from_checkpoint=_last_complete(resume))
     network.cpu().eval()
     rows = _history(trainer.state.log_history)
@@ -113,8 +118,8 @@ def train(
     return rows
 
 
-class _Classifier(Trainer):
-    """Trainer with a classifier's loss, distillation, and weight decay on all parameters."""
+class _Trainer(Trainer):
+    """Trainer with the loss over classes of all tasks, distillation, and weight decay on all parameters."""
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return EpochSampler(len(self.train_dataset), self.args.seed)
@@ -122,20 +127,31 @@ class _Classifier(Trainer):
     def get_decay_parameter_names(self, model) -> list[str]:
         return [name for name, _ in model.named_parameters()]
 
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # the Trainer's estimate is not used
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits = logits_of(model(inputs["inputs"]))
-        loss = F.cross_entropy(logits, inputs["labels"], label_smoothing=self.label_smoothing)
-        if self.distillation and model.training:
-            loss = (1 - self.distillation) * loss + self.distillation * self._distance(logits, inputs["inputs"])
+        logits, labels = logits_of(call(model, inputs["inputs"])), inputs["labels"]
+        loss = cross_entropy(logits, labels, self.recipe.label_smoothing)
+        if self.teacher is not None and model.training:
+            share = self.recipe.distillation
+            loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _distance(self, logits: Tensor, inputs: Tensor) -> Tensor:
+    def _distance(self, logits: Tensor, inputs, labels: Tensor) -> Tensor:
         """Hinton et al. 2015: Kullback-Leibler divergence from the teacher at a temperature, times its square."""
+        temperature, counted = self.recipe.temperature, labels != IGNORED
         with torch.no_grad():
-            target = logits_of(self.teacher.to(inputs.device).eval()(inputs)) / self.temperature
-        student = F.log_softmax(logits / self.temperature, dim=-1)
+            target = logits_of(call(self.teacher.to(labels.device).eval(), inputs))[counted].float() / temperature
+        student = F.log_softmax(logits[counted].float() / temperature, dim=-1)
         distance = F.kl_div(student, F.log_softmax(target, dim=-1), log_target=True, reduction="batchmean")
-        return distance * self.temperature**2
+        return distance * temperature**2
+
+
+def _accuracy(prediction) -> dict[str, float]:
+    """The share of the rows with a label that are right."""
+    counted = prediction.label_ids != IGNORED
+    return {"accuracy": float((prediction.predictions == prediction.label_ids)[counted].mean())}
 
 
 class _Marks(TrainerCallback):

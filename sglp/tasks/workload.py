@@ -1,4 +1,4 @@
-"""What a workload file holds: a network, its weights, its data, its recipes. Strict: nothing is guessed or ignored."""
+"""What every workload file holds: a network, its weights, its data, its recipes. Nothing is guessed or ignored."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# One transform of torchvision.transforms.v2 and its arguments, as {RandomCrop: {size: 32, padding: 4}}.
-Transform = Annotated[dict[str, dict], Field(min_length=1, max_length=1)]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 # What `load_dataset` makes of the user's own files.
-LOCAL_FORMATS = ("parquet", "imagefolder")
+LOCAL_FORMATS = ("parquet", "imagefolder", "json", "text")
 
 
 class Strict(BaseModel):
@@ -49,51 +48,32 @@ class Source(Strict):
     """Where the data come from.
 
     loader: "datasets" for what `datasets.load_dataset` takes, or the dotted name of a data-set class whose items are
-    (image, label).
-    name: for datasets the hub name, or "parquet" or "imagefolder" for the user's files.
+    (image, label), or texts.
+    name: for datasets the hub name, or the format of the user's files ("parquet", "imagefolder", "json", "text").
     revision: the commit of a data set on the hub, so that the data can't change unseen.
     """
 
     loader: str
     name: str | None
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    revision: Revision | None
 
     @model_validator(mode="after")
     def _pinned(self):
         on_hub = self.loader == "datasets" and self.name not in LOCAL_FORMATS
         if on_hub != (self.revision is not None):
             raise ValueError(
-                f"a data set on the hub needs the revision of a commit, and {' and '.join(LOCAL_FORMATS)} "
+                f"a data set on the hub needs the revision of a commit, and {', '.join(LOCAL_FORMATS)} "
                 "or a class take none"
             )
         return self
 
 
-class ImagePreparation(Strict):
-    """How images become tensors. `transforms` are those of evaluation; training has its own, `augment`."""
-
-    image_column: str
-    label_column: str
-    classes: Positive
-    channels: Literal[1, 3]
-    transforms: list[Transform]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-
-    @model_validator(mode="after")
-    def _one_a_channel(self):
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean and std must have {self.channels} numbers, one a channel")
-        return self
-
-
 class Data(Strict):
-    """The data: where from, which arguments make the two splits, how samples are prepared."""
+    """The data: where from, which arguments make the two splits, how samples are prepared (the task says `prepare`)."""
 
     source: Source
     train: dict
     test: dict
-    prepare: ImagePreparation
 
     @model_validator(mode="after")
     def _files_stand_in_files(self):
@@ -112,33 +92,38 @@ class File(Strict):
 
 
 class Files(Strict):
-    """All files of the user's: trained weights, data of the splits, a Python module or package."""
+    """All files of the user's: trained weights, data of the splits, question tasks, a Python module or package."""
 
     weights: File
     train: File
     test: File
+    tasks: File
     code: File
 
 
 class Recipe(Strict):
-    """How a network is trained. `keep` says which weights: the last ones, or those best on a held-out share."""
+    """How a network is trained.
 
+    samples: how many of the training split, drawn by the seed; null for all.
+    keep: which weights, the last ones or those best on a held-out share.
+    """
+
+    samples: Positive | None
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0)]
     batch_size: Positive
     epochs: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Share
-    augment: list[Transform]
     holdout: Share
     keep: Literal["last", "best"]
 
     @model_validator(mode="after")
     def _warms_up_in_time(self):
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} must be below epochs={self.epochs}")
         return self
 
     @model_validator(mode="after")
@@ -148,29 +133,38 @@ class Recipe(Strict):
         return self
 
 
-class Pretraining(Recipe):
-    """How the dense network is trained, with a seed of its own."""
-
-    seed: Seed
-
-
-class Finetuning(Recipe):
-    """How the pruned network is tuned. `distillation` is the weight of the dense network's outputs in the loss."""
+class Distillation(Strict):
+    """What the dense network adds to fine-tuning: `distillation` is the weight of its outputs in the loss."""
 
     distillation: Annotated[float, Field(ge=0, le=1)]
     temperature: Annotated[float, Field(gt=0)]
 
 
-class Workload(Strict):
-    """One file in models/."""
+class Calibration(Strict):
+    """Samples of the training split that similarity is measured on, and what is taken of their activations."""
 
-    task: Literal["image_classification"]
+    samples: Annotated[int, Field(ge=4)]
+    batch_size: Annotated[int, Field(ge=4)]
+    pooling: Literal["flatten", "mean", "last", "tokens"]
+
+
+class Scoring(Strict):
+    """What one evaluation of a combination costs, and up to how many of them a segment is searched exhaustively."""
+
+    batch_size: Positive
+    max_combinations: Annotated[int, Field(ge=0)]
+
+
+class Workload(Strict):
+    """One file in models/; what `data.prepare`, the recipes, `evaluation` and `benchmark` hold is the task's."""
+
+    task: Literal["image_classification", "causal_lm"]
     architecture: Architecture
     weights: Weights
     data: Data
     files: Files
-    pretrain: Pretraining
-    finetune: Finetuning
+    calibration: Calibration
+    scoring: Scoring
 
     @model_validator(mode="after")
     def _test_is_another_split(self):

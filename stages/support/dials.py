@@ -7,14 +7,6 @@ from pydantic import Field
 from sglp.tasks.workload import Positive, Seed, Share, Strict
 
 
-class Extract(Strict):
-    """How similarity is measured."""
-
-    samples: Annotated[int, Field(ge=4)]
-    batch_size: Annotated[int, Field(ge=4)]
-    pooling: Literal["flatten", "mean"]
-
-
 class Cka(Strict):
     """How similarity is computed."""
 
@@ -32,10 +24,8 @@ class Segment(Strict):
 class Score(Strict):
     """How combinations are scored and searched."""
 
-    batch_size: Positive
     batches: Positive
     draws: Positive
-    max_combinations: Annotated[int, Field(ge=0)]
     max_evaluations: Positive
     beam_width: Positive
     budget: list[Positive] | None
@@ -47,17 +37,10 @@ class Prune(Strict):
     recalibration: Annotated[int, Field(ge=0)]
 
 
-class Evaluate(Strict):
-    """How networks are evaluated."""
-
-    batch_size: Positive
-
-
 class Benchmark(Strict):
     """How networks are timed."""
 
     rounds: Annotated[int, Field(ge=2)]
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
 
 
 class Params(Strict):
@@ -68,10 +51,8 @@ class Params(Strict):
     prune_ratio: Share
     method: Annotated[str, Field(min_length=1)]
     seed: Seed
-    extract: Extract
     cka: Cka
     segment: Segment
     score: Score
     prune: Prune
-    evaluate: Evaluate
     benchmark: Benchmark

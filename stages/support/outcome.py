@@ -24,9 +24,12 @@ METRICS = {
     "params": Metric("parameters", "count"),
     "macs": Metric("MACs a sample", "count"),
     "flops": Metric("FLOPs a sample", "count"),
+    "macs_per_token": Metric("MACs a token", "count"),
+    "flops_per_token": Metric("FLOPs a token", "count"),
     "bytes": Metric("size on disk", "count", "B"),
     "latency_seconds": Metric("latency", "count", "s"),
     "samples_per_second": Metric("throughput", "number", "samples/s"),
+    "tokens_per_second": Metric("throughput", "number", "tokens/s"),
     "peak_memory_bytes": Metric("peak memory", "count", "B"),
 }
 
@@ -37,7 +40,7 @@ def outcome(layers: list[dict], metrics: dict, benchmark: dict) -> str:
     gone = sum(layer["fate"] == "removed" for layer in layers)
     parts = [
         f"{100 * (1 - tuned[key] / dense[key]):.1f} % fewer {name}"
-        for key, name in (("macs", "MACs"), ("params", "parameters"))
+        for key, name in (("macs", "MACs"), ("macs_per_token", "MACs"), ("params", "parameters"))
         if dense.get(key) and key in tuned
     ]
     for key, metric in METRICS.items():
@@ -47,17 +50,27 @@ def outcome(layers: list[dict], metrics: dict, benchmark: dict) -> str:
             parts.append(f"{name} {before} → {after} ({_change(metric, tuned[key], dense[key], digits=1)})")
             break
     for size in _sizes(benchmark)[:1]:
-        parts.append(f"{benchmark['batch'][size]['speedup']['median']:.1f} times as fast at batch {size}")
+        for measured in benchmark["batch"][size]["work"]:
+            doing = "" if measured["name"] == "forward" else f" in {measured['name']}"
+            parts.append(f"{measured['speedup']['median']:.1f} times as fast{doing} at batch {size}")
     return f"{gone} of {len(layers)} layers {'is' if gone == 1 else 'are'} gone: {', '.join(parts)}."
 
 
 def metric_rows(metrics: dict) -> list[list[str]]:
-    """Rows of the table: label, dense, pruned and its change, fine-tuned and its change; unknown metrics come last."""
+    """Rows of the table: label, dense, pruned and its change, fine-tuned and its change; unknown metrics come last.
+
+    "samples" and "tokens" say what the others were measured on. Shares of questions are named TASK_acc and
+    TASK_acc_norm, their number TASK_questions.
+    """
     values = {name: flat(metrics[name]) for name in NETWORKS}
-    found = {key: None for name in NETWORKS for key in values[name] if key != "samples"}
-    keys = [key for key in METRICS if key in found] + [key for key in found if key not in METRICS]
-    samples = values["dense"].get("samples")
-    return [_row(METRICS.get(key, Metric(key)), [values[name].get(key) for name in NETWORKS], samples) for key in keys]
+    counts = ("samples", "tokens")
+    found = {key: None for name in NETWORKS for key in values[name] if key not in counts and not _counts(key)}
+    first = [key for key in found if _of_questions(key)]
+    quality = [key for key in METRICS if key in found]
+    middle = 1 + max((quality.index(key) for key in ("perplexity", "loss") if key in quality), default=-1)
+    keys = quality[:middle] + first + quality[middle:]
+    keys += [key for key in found if key not in keys]
+    return [_row(_metric(key), [values[name].get(key) for name in NETWORKS], _asked(key, values)) for key in keys]
 
 
 def benchmark_rows(benchmark: dict) -> list[list[str]]:
@@ -65,15 +78,41 @@ def benchmark_rows(benchmark: dict) -> list[list[str]]:
     rows = []
     for size in _sizes(benchmark):
         measured = benchmark["batch"][size]
-        for key in sorted(measured, key=lambda key: ([*METRICS, key].index(key), key)):
-            metric = METRICS.get(key, Metric(key))
-            metric = metric._replace(label=f"{metric.label}, batch {size}")
-            if key == "speedup":
-                value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**measured[key])
-                rows.append([f"times as fast, batch {size}", "", "", "", value, ""])
-            else:
-                rows.append(_row(metric, [measured[key].get(name) for name in NETWORKS]))
+        for of_work in measured["work"]:
+            where = f"batch {size}" if of_work["name"] == "forward" else f"{of_work['name']}, batch {size}"
+            rows += [_timed(key, of_work[key], where) for key in METRICS if key in of_work]
+            value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**of_work["speedup"])
+            rows.append([f"times as fast, {where}", "", "", "", value, ""])
+        rows.append(_timed("peak_memory_bytes", measured["peak_memory_bytes"], f"batch {size}"))
     return rows
+
+
+def _timed(key: str, values: dict, where: str) -> list[str]:
+    metric = METRICS[key]
+    return _row(metric._replace(label=f"{metric.label}, {where}"), [values.get(name) for name in NETWORKS])
+
+
+def _of_questions(key: str) -> bool:
+    return key.endswith(("_acc", "_acc_norm"))
+
+
+def _counts(key: str) -> bool:
+    return key.endswith("_questions")
+
+
+def _metric(key: str) -> Metric:
+    if _of_questions(key):
+        task, by_length = key.removesuffix("_norm").removesuffix("_acc"), key.endswith("_norm")
+        return Metric(f"{task} accuracy{', by length' if by_length else ''}", "share")
+    return METRICS.get(key, Metric(key))
+
+
+def _asked(key: str, values: dict) -> int | None:
+    """How many samples a share is of."""
+    dense = values["dense"]
+    if _of_questions(key):
+        return dense.get(f"{key.removesuffix('_norm').removesuffix('_acc')}_questions")
+    return dense.get("samples")
 
 
 def _sizes(benchmark: dict) -> list[str]:

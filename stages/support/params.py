@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from sglp.errors import SGLPError
-from sglp.tasks.workload import Workload
+from sglp.tasks.task import schema_of
 from stages.support.dials import Params
 
 
@@ -57,7 +57,7 @@ def declared(stage: str) -> tuple[View, View]:
     if of_workload:
         path = workload_path(params["model"])
         workload = read_yaml(path)
-        check(Workload, workload, path, of_workload)
+        check(schema_of(workload), workload, path, of_workload)
     return _view(stage, params, own), _view(stage, workload, of_workload)
 
 

@@ -1,4 +1,4 @@
-"""What a workload names, brought to life: the user's code, its networks, its images."""
+"""What a workload names, brought to life: the user's code, its networks, its data."""
 
 import importlib.util
 import sys
@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 import sglp
-from sglp.tasks.images import Images
-from sglp.tasks.workload import ImagePreparation, Source
+from sglp.batches import cast
+from sglp.tasks.task import find_task
+from sglp.tasks.workload import Source
 from stages.support.params import ParameterError, View
 from stages.support.userfiles import locate
 
@@ -59,18 +60,41 @@ def _import(path: Path) -> None:
         raise ParameterError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
 
 
-def load_network(folder: str, params: View, workload: View) -> torch.nn.Module:
-    """A network that an earlier stage saved, on the device; only the workload's own factory is trusted to build it."""
-    factory = workload.architecture.factory
-    use_code(params, workload, factory)
-    return sglp.load(folder, trust=[factory]).to(device())
+def load_network(folder: str, params: View, workload: View, stored: bool = False, **loading) -> torch.nn.Module:
+    """A network that an earlier stage saved, on the device; only what the workload itself names is trusted to build it.
+
+    Args:
+        folder: where it was saved.
+        params, workload: what the stage declares.
+        stored: in the precision that it is stored in, not in the one that its task computes in.
+        loading: further arguments of `sglp.load`.
+    """
+    architecture = workload.architecture
+    use_code(params, workload, architecture["factory"])
+    trust = architecture["kwargs"].get("trust_remote_code", False) or [architecture["factory"]]
+    network = sglp.load(folder, trust=trust, **loading)
+    dtype = None if stored or loading else find_task(workload.task).dtype(device())
+    network = network if dtype is None else cast(network, dtype)
+    placed = getattr(network, "hf_device_map", None)
+    return network if placed else network.to(device())
 
 
-def load_images(split: str, params: View, workload: View) -> Images:
+def spread(folder: str, dtype: torch.dtype | None) -> dict:
+    """How to load a network of transformers that is larger than the GPU: over all there are, and over memory.
+
+    A network that fits is loaded like any other, and one that does not gives the same numbers: this is no dial.
+    """
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    fits = not torch.cuda.is_available() or size < 0.8 * torch.cuda.mem_get_info()[0]
+    return {} if fits or not (Path(folder) / "config.json").exists() else {"device_map": "auto", "dtype": dtype}
+
+
+def load_split(split: str, params: View, workload: View, processor):
     """A split ("train" or "test") of the workload's data."""
     sha256 = getattr(workload.files, split).sha256
     path = locate(params.model, split, sha256)
     data = workload.data
     source = Source.model_validate(data.source)
     use_code(params, workload, source.loader)
-    return Images(source, getattr(data, split), ImagePreparation.model_validate(data.prepare), path, sha256)
+    task = find_task(workload.task)
+    return task.open_split(source, getattr(data, split), data.prepare, path, sha256, processor)

@@ -1,0 +1,172 @@
+"""The task of causal language modelling; see `sglp.tasks.task`."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+import sglp
+from sglp.batches import call, device_of, to_device
+from sglp.cost import count_macs
+from sglp.errors import DataError, SGLPError
+from sglp.tasks import language_models, question_tasks, questions, texts, tuning
+from sglp.tasks.draws import draw
+from sglp.tasks.language_workload import TextBenchmark, TextEvaluation, TextPreparation
+from sglp.tasks.perplexity import continuations, perplexity
+from sglp.tasks.texts import Texts, TrainingTexts
+from sglp.tasks.work import Work
+from sglp.tasks.workload import Architecture, Source, Weights
+
+adapt, collate = tuning.adapt, texts.stack
+
+
+def check_workload(content: dict) -> None:
+    """Check what can be checked before there is a network: that the tasks to evaluate exist."""
+    question_tasks.check(content["evaluation"]["tasks"], content["files"]["tasks"]["path"])
+
+
+def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
+    """The dense network from the hub, a file or folder, or a configuration."""
+    fetched = {"pretrained": path} if path is not None else weights.kwargs
+    return sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=fetched)
+
+
+def first_processor(architecture: Architecture, weights: Weights, path: str | None, prepare: dict):
+    """The tokenizer that comes with the weights, or one of bytes."""
+    if prepare["tokenizer"] == "bytes":
+        return language_models.byte_tokenizer()
+    name = path or weights.kwargs.get("pretrained")
+    if name is None:
+        raise SGLPError("data.prepare.tokenizer=null is wrong without weights that bring one: bytes would be right")
+    trust = architecture.kwargs.get(language_models.CODE, False)
+    return language_models.tokenizer(name, weights.kwargs.get("revision"), trust)
+
+
+def processor(folder):
+    """The tokenizer that was saved with a network."""
+    return language_models.tokenizer(folder)
+
+
+def dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def open_split(
+    source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor
+) -> Texts:
+    """A split of texts; see `Texts`."""
+    return Texts(source, arguments, TextPreparation.model_validate(prepare), processor, path, sha256)
+
+
+def example(data: Texts) -> dict:
+    """One sequence."""
+    return data.batch([0])[0]
+
+
+def calibration_batches(data: Texts, samples: int, batch_size: int, seed: int) -> Iterator[tuple[dict, Tensor]]:
+    """Batches of sequences drawn without replacement: inputs and the tokens that follow.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    what = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
+    drawn = draw(len(data), samples, seed, what)
+    for first in range(0, samples, batch_size):
+        yield data.batch(drawn[first : first + batch_size])
+
+
+def check_fit(network: nn.Module, data: Texts) -> None:
+    """Check that the network takes sequences so long, and has an embedding for every token.
+
+    Raises:
+        DataError: it does not.
+    """
+    check_length(network, "data.prepare.length", data.length)
+    size = network.get_input_embeddings().num_embeddings
+    largest = int(data.tokens.max())
+    if largest >= size:
+        raise DataError(
+            f"{data.name} has the token {largest}, but the network knows 0 to {size - 1}: is it the tokenizer?"
+        )
+
+
+def check_length(network: nn.Module, key: str, length: int) -> None:
+    """Check that sequences are not longer than what the network takes.
+
+    Raises:
+        DataError: they are.
+    """
+    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise DataError(
+            f"{key}={length} is too long: {type(network).__name__} takes sequences of at most {most} tokens"
+        )
+
+
+def training_samples(data: Texts, indices, recipe, seed: int) -> TrainingTexts:
+    """Sequences to train on, or to judge by: the same in every epoch."""
+    return TrainingTexts(data, indices)
+
+
+def trainer_arguments(recipe) -> dict:
+    """What language models are trained with besides."""
+    return {
+        "max_grad_norm": 1.0,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "bf16": torch.cuda.is_available(),
+    }
+
+
+def evaluate(network: nn.Module, data: Texts, settings: dict, processor, tasks: str | None) -> tuple[dict, list]:
+    """Perplexity of the test text, answers to questions, and continuations of prompts to show.
+
+    Args:
+        network: of transformers.
+        data: the test split.
+        settings: the workload's `evaluation`.
+        processor: the tokenizer.
+        tasks: folder of the user's tasks for lm-eval, or None.
+    """
+    dials = TextEvaluation.model_validate(settings)
+    check_length(network, "evaluation.length", dials.length)
+    if dials.tokens is not None and dials.tokens > len(data.tokens):
+        raise DataError(
+            f"evaluation.tokens={dials.tokens} is too many: {data.name} has {len(data.tokens)} for the test; "
+            "null takes them all"
+        )
+    text = data.tokens[: dials.tokens]
+    metrics = perplexity(network, text, dials.length, dials.stride, dials.batch_size, data.prefix)
+    if dials.tasks:
+        metrics |= questions.answer(network, processor, dials.tasks, tasks, dials.questions, dials.batch_size)
+    return metrics, continuations(network, processor, dials.prompts, dials.continuation)
+
+
+def macs(network: nn.Module, data: Texts) -> dict[str, int]:
+    """Multiply-accumulates and floating-point operations of one token, in a sequence of the workload's length."""
+    count = count_macs(network, to_device(example(data), device_of(network))) // data.length
+    return {"macs_per_token": count, "flops_per_token": 2 * count}
+
+
+def work(network: nn.Module, data: Texts, settings: dict, size: int) -> list[Work]:
+    """Reading prompts in one pass, and writing tokens one by one after them."""
+    dials = TextBenchmark.model_validate(settings)
+    check_length(network, "benchmark.prompt and benchmark.new together", dials.prompt + dials.new)
+    ids = data.tokens[: dials.prompt].repeat(size, 1).to(device_of(network))
+    if ids.shape[1] < dials.prompt:
+        raise DataError(f"benchmark.prompt={dials.prompt} is too long: {data.name} has {ids.shape[1]} tokens")
+
+    inputs = {"input_ids": ids, "use_cache": True}
+    with torch.inference_mode():
+        filled = call(network, inputs).past_key_values
+
+    def write() -> None:
+        token, cache = ids[:, -1:], copy.deepcopy(filled)
+        for _ in range(dials.new):
+            token = network(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(dim=-1)
+
+    return [
+        Work("prefill", lambda: call(network, inputs), size * dials.prompt, "tokens", inputs),
+        Work("decode", write, size * dials.new, "tokens"),
+    ]

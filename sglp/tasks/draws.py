@@ -1,0 +1,41 @@
+"""Draws that depend on a seed alone, or on a seed and an epoch."""
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from sglp.errors import DataError
+
+
+def draw(count: int, samples: int, seed: int, what: str) -> list[int]:
+    """Numbers of samples, drawn without replacement.
+
+    Args:
+        count: how many there are.
+        samples: how many are wanted.
+        seed: of the draw.
+        what: they are, for the error.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if samples > count:
+        raise DataError(f"{samples} samples are asked for, but there are only {count} {what}")
+    return np.random.default_rng(seed).permutation(count)[:samples].tolist()
+
+
+class EpochSampler(Sampler):
+    """Pairs (epoch, position) in an order that depends on seed and epoch alone, so that a killed run can go on."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """What the Trainer calls before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        return ((self.epoch, int(position)) for position in order)

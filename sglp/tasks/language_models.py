@@ -1,0 +1,110 @@
+"""Brings causal language models of transformers, and their tokenizers: from the hub, a folder, a GGUF file, or a
+configuration alone."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from sglp.errors import ArchitectureError, CheckpointError, first_line
+from sglp.tasks.hub import hub_at_once
+
+CODE = "trust_remote_code"
+
+
+def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_remote_code: bool = False, **config):
+    """The factory of workloads: a pretrained model, or one of random weights from a configuration.
+
+    Args:
+        pretrained: a name on the hub, a folder of safetensors with config.json, a folder with one GGUF file, or such a
+            file. Weights keep the precision that they are stored in; those of GGUF become float32.
+        revision: the commit on the hub.
+        trust_remote_code: whether code that comes with the model may run.
+        config: of a model of random weights, as {"model_type": "llama", "hidden_size": 64, ...}.
+
+    Raises:
+        CheckpointError: it can't be had, is broken, or needs code that may not run.
+        ArchitectureError: the configuration makes no model.
+    """
+    import transformers
+
+    _quiet()
+    if pretrained is None:
+        try:
+            made = transformers.AutoConfig.for_model(**config)
+            return transformers.AutoModelForCausalLM.from_config(made)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ArchitectureError(
+                f"architecture.kwargs={config} make no language model: {first_line(error)}"
+            ) from error
+    network = _fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code)
+    from sglp.pretrained import plain
+
+    return plain(network)
+
+
+def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool = False):
+    """The tokenizer that goes with a model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    import transformers
+
+    _quiet()
+    return _fetched(transformers.AutoTokenizer, str(pretrained), revision, trust_remote_code)
+
+
+def byte_tokenizer():
+    """Every byte is a token: for models that are trained here."""
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer(extra_ids=0)
+
+
+def _fetched(kind, name: str, revision: str | None, trust: bool):
+    arguments, local = {CODE: trust}, Path(name).exists()
+    if local:
+        folder, file = _place(Path(name))
+        arguments |= {"local_files_only": True} | ({"gguf_file": file} if file else {})
+        if kind.__name__ != "AutoTokenizer" and not file:
+            arguments["use_safetensors"] = True
+    else:
+        folder = name
+        arguments["revision"] = revision or "main"
+    try:
+        with nullcontext() if local else hub_at_once():
+            return kind.from_pretrained(str(folder), **arguments)
+    except Exception as error:  # whatever transformers raises, the user needs one sentence
+        if CODE in str(error):
+            raise CheckpointError(
+                f"{name} needs code that comes with it: write architecture.kwargs.{CODE}: true in the workload if you "
+                "trust that code"
+            ) from error
+        if not local:
+            raise CheckpointError(
+                f"{name} is no folder here, and can't be had from the hub ({first_line(error)}): without it, fetch the "
+                "model's folder (safetensors) or GGUF file elsewhere and name it as files.weights.path, with "
+                "weights.source: file and weights.kwargs: {}"
+            ) from error
+        raise CheckpointError(f"{name} can't be read by {kind.__name__}: {first_line(error)}") from error
+
+
+def _place(path: Path) -> tuple[Path, str | None]:
+    """The folder, and the name of its GGUF file if it is one."""
+    if path.is_file():
+        return path.parent, path.name
+    if (path / "config.json").exists():
+        return path, None
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    if len(files) != 1:
+        found = ", ".join(files) or "neither"
+        raise CheckpointError(f"{path} must hold config.json and safetensors, or one GGUF file; it holds {found}")
+    return path, files[0]
+
+
+def _quiet() -> None:
+    """No progress bars where nobody sees them."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()

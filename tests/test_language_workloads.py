@@ -1,0 +1,254 @@
+"""The pipeline for language models: the shipped workloads at tiny size, a kill in healing, bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from language import byte_tokenizer, prose, tiny_llama
+from pipeline import (
+    ROOT,
+    command_environment,
+    isolated,
+    make_project,
+    merged,
+    read_yaml,
+    run_module,
+    run_python,
+    run_stages,
+    stage_names,
+    write_yaml,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+
+import sglp
+
+TINY_PARAMS = {"model": "tiny", "k": 2, "prune_ratio": 0.25, "benchmark": {"rounds": 2}}
+SMALL = {
+    "data": {"prepare": {"length": 32}},
+    "calibration": {"samples": 8, "batch_size": 4},
+    "scoring": {"batch_size": 2},
+    "pretrain": {"samples": 64, "batch_size": 16, "epochs": 1},
+    "finetune": {"samples": 32, "batch_size": 4},
+    "evaluation": {"length": 32, "stride": 16, "tokens": 400, "batch_size": 4, "tasks": [], "continuation": 4},
+    "benchmark": {"batch_sizes": [1], "prompt": 8, "new": 4},
+}
+
+
+def tiny_project(folder: Path, workload: dict) -> Path:
+    project = make_project(folder)
+    write_yaml(project / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS))
+    write_yaml(project / "models/tiny.yaml", merged(workload, SMALL))
+    return project
+
+
+def shipped(name: str) -> dict:
+    return read_yaml(ROOT / f"models/{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, float]:
+    """A tiny Llama that went through the whole pipeline, and the seconds that this took."""
+    project = tiny_project(tmp_path_factory.mktemp("language") / "project", shipped("llama-tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.setenv("XDG_CACHE_HOME", str(project.parent / "cache"))
+        start = time.monotonic()
+        run_stages(project, stage_names(project))
+        return project, time.monotonic() - start
+
+
+def test_the_whole_pipeline_runs_in_less_than_two_minutes(done):
+    assert done[1] < 120
+
+
+def test_the_result_is_a_plain_folder_of_transformers(done):
+    project, _ = done
+    dense, tuned = (AutoModelForCausalLM.from_pretrained(project / "data" / name) for name in ("dense", "finetuned"))
+    assert (dense.config.num_hidden_layers, tuned.config.num_hidden_layers) == (8, 6)
+    tokenizer = AutoTokenizer.from_pretrained(project / "data/finetuned")
+    ids = tokenizer("the quick", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    assert torch.equal(tuned(ids).logits, sglp.load(project / "data/finetuned")(ids).logits)
+    assert tuned.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape[1] == ids.shape[1] + 3
+
+
+def test_the_report_tells_of_all_three_networks(done):
+    project, _ = done
+    markdown, html = (project / "reports/report.md").read_text(), (project / "reports/report.html").read_text()
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    for row in (
+        "| perplexity |",
+        "| MACs a token |",
+        "| throughput, prefill, batch 1 |",
+        "| throughput, decode, batch 1 |",
+    ):
+        assert row in markdown
+    assert "2 of 8 layers are gone" in markdown
+    assert markdown.count("> **The capital of France is**") == 1
+    assert html.count("<td>The capital of France is</td>") == 1
+    assert metrics["pruned"]["perplexity"] != metrics["finetuned"]["perplexity"]
+
+
+def test_killed_in_healing_and_run_again_gives_the_same_weights(done, tmp_path):
+    project, _ = done
+    folder, cache = isolated(project, "finetune", tmp_path / "finetune"), tmp_path / "cache"
+    command = [sys.executable, "-m", "stages.finetune"]
+    process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(int(p.parent.name[11:]) > 2 for p in cache.glob("sglp/resume/*/checkpoint-*/complete")):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (folder / "data/finetuned").exists()
+    steps = [int(path.name.rpartition("-")[2]) for path in cache.glob("sglp/resume/*/checkpoint-*")]
+    assert 2 < max(steps) < 8, "killed in the middle"
+    run_python(folder, *command[1:], cache=cache)
+    for out in ("data/finetuned/model.safetensors", "reports/training.csv"):
+        assert (folder / out).read_bytes() == (project / out).read_bytes()
+
+
+def weights_folder(folder: Path, kind: str) -> Path:
+    """A tiny model of this kind as somebody else saved it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind](
+        vocab_size=259, num_hidden_layers=8, head_dim=8, **sizes
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tuning"), [("llama3.1-8b-instruct", "llama", "lora"), ("qwen3-4b", "qwen3", "partial")]
+)
+def test_shipped_workloads_run_on_models_of_their_kind(name, kind, tuning, tmp_path, monkeypatch):
+    workload = shipped(name)
+    assert len(workload["weights"]["kwargs"]["revision"]) == 40
+    workload["weights"] = {"source": "file", "kwargs": {}}
+    workload["files"]["weights"]["path"] = str(weights_folder(tmp_path / "weights", kind))
+    for split in ("train", "test"):
+        rows = [json.dumps({"text": prose(400, seed)}) for seed in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+        workload["files"][split]["path"] = str(tmp_path / f"{split}.jsonl")
+    workload["data"]["source"] = {"loader": "datasets", "name": "json", "revision": None}
+    workload["data"] |= {"train": {}, "test": {}}
+    workload["finetune"] |= {"tuning": tuning, "last_layers": 1, "distillation": 0.5}
+    project = tiny_project(tmp_path / "project", workload)
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    run_module("stages.checksums", "models/tiny.yaml")
+    run_stages(project, [stage for stage in stage_names(project) if stage not in ("benchmark", "report")])
+    tuned = AutoModelForCausalLM.from_pretrained(project / "data/finetuned")
+    assert tuned.dtype == torch.bfloat16, "as the weights that came"
+    assert tuned.config.num_hidden_layers == 6
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A project whose weights come from a file."""
+    workload = shipped("llama-tiny")
+    workload["architecture"]["kwargs"] = {}
+    workload["weights"]["source"] = "file"
+    folder = tiny_project(tmp_path / "project", workload)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def change(project: Path, changes: dict) -> None:
+    path = project / "models/tiny.yaml"
+    write_yaml(path, merged(read_yaml(path), changes))
+
+
+def complaint(module: str, *arguments: str) -> str:
+    """The sentence with which a stage ends."""
+    with pytest.raises(SystemExit) as stop:
+        run_module(module, *arguments)
+    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+def use_weights(project: Path, folder: Path) -> None:
+    change(project, {"files": {"weights": {"path": str(folder)}}})
+    run_module("stages.checksums", "models/tiny.yaml")
+
+
+def test_not_enough_text(project):
+    tiny_llama().save_pretrained(project.parent / "weights")
+    use_weights(project, project.parent / "weights")
+    change(project, {"calibration": {"samples": 10**6}})
+    run_module("stages.pretrain")
+    assert "1000000 samples are asked for, but there are only" in complaint("stages.extract")
+    change(project, {"evaluation": {"tokens": 10**9}})
+    assert "evaluation.tokens=1000000000 is too many" in complaint("stages.evaluate", "dense")
+
+
+def test_a_sequence_longer_than_the_models_positions(project):
+    tiny_llama().save_pretrained(project.parent / "weights")
+    use_weights(project, project.parent / "weights")
+    change(project, {"data": {"prepare": {"length": 129}}})
+    assert "data.prepare.length=129 is too long: LlamaForCausalLM takes sequences of at most 128 tokens" in complaint(
+        "stages.pretrain"
+    )
+    assert not Path("data/dense").exists()
+
+
+def test_a_hub_name_without_a_hub(project, monkeypatch):
+    # A port on which nobody listens.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    path = project / "models/tiny.yaml"
+    weights = {"source": "factory", "kwargs": {"pretrained": "somebody/some-model", "revision": "0" * 40}}
+    write_yaml(path, read_yaml(path) | {"weights": weights})
+    start = time.monotonic()
+    sentence = complaint("stages.pretrain")
+    assert "somebody/some-model is no folder here, and can't be had from the hub" in sentence
+    assert "name it as files.weights.path, with weights.source: file and weights.kwargs: {}" in sentence
+    assert time.monotonic() - start < 20
+
+
+def test_weights_that_need_code_of_their_own(project):
+    folder = project.parent / "weights"
+    folder.mkdir()
+    code = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": code}))
+    use_weights(project, folder)
+    assert "needs code that comes with it: write architecture.kwargs.trust_remote_code: true" in complaint(
+        "stages.pretrain"
+    )
+
+
+def test_a_folder_without_weights(project):
+    folder = project.parent / "weights"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("none yet")
+    use_weights(project, folder)
+    assert "must hold config.json and safetensors, or one GGUF file; it holds neither" in complaint("stages.pretrain")
+
+
+def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
+    folder = isolated(done[0], "finetune", tmp_path / "finetune")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    change(folder, {"finetune": {"lora": {"targets": ["c_attn"]}}})
+    assert "finetune.lora.targets: this network has no c_attn; its linear layers are" in complaint("stages.finetune")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"finetune": {"tuning": "prompt"}}, "models/tiny.yaml: finetune.tuning='prompt' is wrong"),
+        ({"evaluation": {"stride": 64}}, "models/tiny.yaml: evaluation: stride=64 must be below length=32"),
+        ({"task": "masked_lm"}, "models/tiny.yaml: task='masked_lm' is wrong: input should be 'image_classification'"),
+    ],
+)
+def test_a_wrong_workload(project, changes, sentence):
+    change(project, changes)
+    assert sentence in complaint("stages.check")
