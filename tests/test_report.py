@@ -209,9 +209,7 @@ def test_a_language_model(tmp_path):
     dense = {"perplexity": 20.0, "loss": 3.0, "tokens": 5000, "params": 100, "macs_per_token": 2000, "piqa_acc": 0.8}
     dense |= {"piqa_acc_norm": 0.5, "piqa_questions": 100}
     tuned = dense | {"perplexity": 30.0, "macs_per_token": 1500, "piqa_acc": 0.7}
-    write_inputs(
-        dense=dense, tuned=tuned, work=("prefill", "decode"), examples=[{"prompt": "Say | <b>this</b>\nand"}]
-    )
+    write_inputs(dense=dense, tuned=tuned, work=("prefill", "decode"), examples=[{"prompt": "Say | <b>this</b>\nand"}])
     markdown, html = made()
     assert (
         "gone: 25.0 % fewer MACs, 0.0 % fewer parameters, perplexity 20.00 → 30.00 (+50.0 %), 2.0 times as fast in "
