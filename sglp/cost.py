@@ -4,6 +4,7 @@ One multiply-accumulate (MAC) is two floating-point operations (FLOPs). Pruning 
 Counted are convolutions and matrix products (attention's too), by torch's own counter.
 """
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def macs_by_module(network: nn.Module, example) -> dict[str, int]:
         example: a tensor [samples, ...], or a dict of keyword arguments.
     """
     # Attention written out in matrix products: not every version of the counter knows every fused kernel.
-    with _evaluated(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_flops})
+    with _evaluated(network), sdpa_kernel(SDPBackend.MATH), counter:
         call(network, example)
     samples = size_of(example)
     root = type(network).__name__
@@ -45,6 +47,11 @@ def macs_by_module(network: nn.Module, example) -> dict[str, int]:
         path = "" if name == "Global" else name.removeprefix(root).removeprefix(".")
         macs[path] = sum(operations.values()) // (2 * samples)
     return macs
+
+
+def _grouped_flops(a: tuple[int, ...], b: tuple[int, ...], *further, out_shape=None, **more) -> int:
+    """A product of the rows of groups (tokens of experts) with a matrix each, which the counter does not know."""
+    return 2 * math.prod(out_shape) * a[-1]
 
 
 def peak_memory(network: nn.Module, example) -> int:

@@ -23,7 +23,7 @@ def main(params: View, workload: View) -> None:
     """A round times both networks one after the other, so that whatever else the machine does hits both."""
     task = find_task(workload.task)
     networks = {name: load_network(f"data/{name}", params, workload).eval() for name in ("dense", "finetuned")}
-    data = load_split("train", params, workload, task.processor("data/dense"))
+    data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     sizes = {}
     for size in workload.benchmark["batch_sizes"]:
         work = {name: task.work(network, data, workload.benchmark, size) for name, network in networks.items()}

@@ -21,7 +21,7 @@ def main(params: View, workload: View) -> None:
         raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
     name = sys.argv[1]
     folder, task = Path(f"data/{name}"), find_task(workload.task)
-    network, processor = load_network(str(folder), params, workload), task.processor(folder)
+    network, processor = load_network(str(folder), params, workload), task.processor(folder, workload.architecture)
     data = load_split("test", params, workload, processor)
     tasks = locate(params.model, "tasks", workload.files.tasks.sha256)
     metrics, examples = task.evaluate(network, data, workload.evaluation, processor, tasks)

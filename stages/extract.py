@@ -11,14 +11,14 @@ from sglp.tasks.workload import Calibration
 from stages.support import stage
 from stages.support.layers import write_layers
 from stages.support.params import View
-from stages.support.workloads import device, load_network, load_split, spread
+from stages.support.workloads import load_network, load_split, spread
 
 
 def main(params: View, workload: View) -> None:
     """Find the layers, stream the batches through."""
     task, dials = find_task(workload.task), Calibration.model_validate(workload.calibration)
-    network = load_network("data/dense", params, workload, **spread("data/dense", task.dtype(device())))
-    data = load_split("train", params, workload, task.processor("data/dense"))
+    network = load_network("data/dense", params, workload, **spread("data/dense"))
+    data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     layers = sglp.find_layers(network, to_device(task.example(data), device_of(network)))
     if not any(layer.removable for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])

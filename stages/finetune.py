@@ -16,9 +16,9 @@ def main(params: View, workload: View) -> None:
     """Train; a killed run goes on."""
     task = find_task(workload.task)
     recipe = recipe_of(workload.task, "finetune", workload.finetune)
-    processor = task.processor("data/pruned")
+    processor = task.processor("data/pruned", workload.architecture)
     data = load_split("train", params, workload, processor)
-    trained, merge = task.adapt(load_network("data/pruned", params, workload), recipe, params.seed)
+    trained, merge = task.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
     teacher = load_network("data/dense", params, workload) if recipe.distillation else None
     with resumable("finetune", params, workload) as folder:
         rows = train(trained.to(device()), task, data, recipe, params.seed, folder, teacher)

@@ -31,8 +31,9 @@ def main(params: View, workload: View) -> None:
     from sglp.tasks.training import train
 
     with resumable("pretrain", params, workload) as folder:
-        train(network.to(device()), task, data, recipe, recipe.seed, folder)
-        sglp.save(network, "data/dense", processor)
+        trained, merge = task.adapt(network, recipe, recipe.seed)
+        train(trained.to(device()), task, data, recipe, recipe.seed, folder)
+        sglp.save(merge(), "data/dense", processor)
 
 
 if __name__ == "__main__":

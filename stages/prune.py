@@ -13,7 +13,8 @@ BATCH = 128
 def main(params: View, workload: View) -> None:
     """Take out, recalibrate, save."""
     task = find_task(workload.task)
-    network, processor = load_network("data/dense", params, workload, stored=True), task.processor("data/dense")
+    network = load_network("data/dense", params, workload, stored=True)
+    processor = task.processor("data/dense", workload.architecture)
     pruned = sglp.prune(network, sglp.Plan.load("data/plan.json"))
     samples = params.prune.recalibration
     if samples and has_statistics(pruned):

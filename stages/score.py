@@ -28,7 +28,7 @@ def main(params: View, workload: View) -> None:
             "beam_width": dials.beam_width,
         }
     network = load_network("data/dense", params, workload)
-    data = load_split("train", params, workload, task.processor("data/dense"))
+    data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     samples = cost.batch_size * dials.batches
     batches = list(task.calibration_batches(data, samples, cost.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")

@@ -26,3 +26,10 @@ def prose(words: int, seed: int = 0) -> str:
     known = TEXT.split()
     drawn = torch.randint(len(known), (words,), generator=torch.Generator().manual_seed(seed))
     return " ".join(known[i] for i in drawn)
+
+
+def cast(network, dtype: torch.dtype):
+    """Give a network's parameters another precision, in place; `to(dtype)` would spoil rotary frequencies."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network

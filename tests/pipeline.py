@@ -51,6 +51,7 @@ def run_module(module: str, *arguments: str) -> None:
     """What `python -m` does, in this process: importing torch takes longer than most stages of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *arguments])
+        patch.delitem(sys.modules, module, raising=False)  # where another test has imported it
         runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 

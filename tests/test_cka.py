@@ -10,6 +10,7 @@ from torch import nn
 
 from sglp import cka_matrix, find_layers, gram_matrices
 from sglp.errors import DeadLayerWarning, SimilarityError
+from sglp.layers import Layer
 
 
 def unbiased_hsic(K, L):
@@ -290,3 +291,28 @@ def test_an_operation_in_place_after_a_layer_does_not_reach_its_gram_matrix():
     before_relu = model.a(x).detach().double()
     centred = before_relu - before_relu.mean(dim=0)
     torch.testing.assert_close(block[0], centred @ centred.T, rtol=1e-12, atol=1e-12)
+
+
+def test_tokens_can_be_pooled_in_four_ways():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
+    layers = [Layer("0", True, "", 1, 1), Layer("1", True, "", 1, 1)]
+    x = torch.randn(5, 4, 6)
+    with torch.no_grad():
+        outputs = [network[0](x).double(), network(x).double()]
+    ways = {
+        "flatten": lambda y: y.flatten(1),
+        "mean": lambda y: y.mean(dim=1),
+        "last": lambda y: y[:, -1],
+        "tokens": lambda y: y.reshape(20, 6),
+    }
+    for name, pool in ways.items():
+        (grams,) = gram_matrices(network, layers, [x], name)
+        for gram, output in zip(grams, outputs, strict=True):
+            features = pool(output) - pool(output).mean(dim=0)
+            assert torch.allclose(gram, features @ features.T, atol=1e-9)
+
+
+def test_pooling_of_tokens_needs_tokens(network, layers, digits):
+    with pytest.raises(SimilarityError, match=r"pooling='last' needs tokens .* has the shape \[8, 16, 8, 8\]"):
+        list(gram_matrices(network, layers, [digits[0][:8]], "last"))

@@ -128,3 +128,19 @@ def test_removed_layers_need_no_memory_for_their_weights(network, layers, digits
     buffers = sum(tensor.nbytes for layer in removed for tensor in network.get_submodule(layer.name).buffers())
     saved = peak_memory(network, digits[0][:1]) - peak_memory(pruned, digits[0][:1])
     assert saved >= FLOAT * sum(layer.parameters for layer in removed) + buffers
+
+
+def test_experts_are_counted_whichever_way_they_are_multiplied():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    network, inputs = MixtralForCausalLM(config), {"input_ids": torch.arange(8)[None], "use_cache": False}
+    counts = []
+    for way in ("eager", "grouped_mm"):
+        network.set_experts_implementation(way)
+        counts.append(count_macs(network, inputs))
+    experts = 2 * 8 * 2 * 3 * 16 * 24  # layers, tokens, experts of a token, matrices, their size
+    assert counts[0] == counts[1] > experts

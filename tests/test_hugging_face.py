@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as hf
+from language import cast
 from safetensors.torch import load_file, save_file
 
 import sglp
 from sglp.architecture import architecture_of
-from sglp.batches import cast, device_of
+from sglp.batches import device_of
 from sglp.errors import CheckpointError, LayerError, PlanError
 from sglp.pretrained import plain
 from sglp.twin import random_twin
@@ -412,7 +413,11 @@ def test_an_offloaded_network_has_a_device_and_its_layers():
     network = cpu_offload(make("Llama"), execution_device=torch.device("cpu"))
     assert {p.device.type for p in network.parameters()} == {"meta"}
     assert device_of(network) == torch.device("cpu")
-    assert [layer.name for layer in sglp.find_layers(network, example("Llama"))] == names("Llama")
+    layers = sglp.find_layers(network, example("Llama"))
+    assert [layer.name for layer in layers] == names("Llama")
+    batches = [example("Llama")]
+    offloaded, plain_ones = (next(sglp.gram_matrices(n, layers, batches, "mean")) for n in (network, make("Llama")))
+    assert torch.equal(offloaded, plain_ones)
 
 
 @pytest.mark.parametrize("family", ["Gemma3", "BERT", "Mixtral"])

@@ -132,8 +132,8 @@ def test_shipped_workloads_run_on_models_of_their_kind(name, kind, tuning, tmp_p
     assert len(workload["weights"]["kwargs"]["revision"]) == 40
     workload["weights"] = {"source": "file", "kwargs": {}}
     workload["files"]["weights"]["path"] = str(weights_folder(tmp_path / "weights", kind))
-    for split in ("train", "test"):
-        rows = [json.dumps({"text": prose(400, seed)}) for seed in range(4)]
+    for first, split in enumerate(("train", "test")):
+        rows = [json.dumps({"text": prose(400, 4 * first + seed)}) for seed in range(4)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
         workload["files"][split]["path"] = str(tmp_path / f"{split}.jsonl")
     workload["data"]["source"] = {"loader": "datasets", "name": "json", "revision": None}
@@ -164,7 +164,10 @@ def project(tmp_path, monkeypatch) -> Path:
 
 def change(project: Path, changes: dict) -> None:
     path = project / "models/tiny.yaml"
-    write_yaml(path, merged(read_yaml(path), changes))
+    content = merged(read_yaml(path), changes)
+    if "weights" in changes:  # its kwargs are a free mapping
+        content["weights"] = changes["weights"]
+    write_yaml(path, content)
 
 
 def complaint(module: str, *arguments: str) -> str:
@@ -204,9 +207,8 @@ def test_a_sequence_longer_than_the_models_positions(project):
 def test_a_hub_name_without_a_hub(project, monkeypatch):
     # A port on which nobody listens.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    path = project / "models/tiny.yaml"
     weights = {"source": "factory", "kwargs": {"pretrained": "somebody/some-model", "revision": "0" * 40}}
-    write_yaml(path, read_yaml(path) | {"weights": weights})
+    change(project, {"weights": weights})
     start = time.monotonic()
     sentence = complaint("stages.pretrain")
     assert "somebody/some-model is no folder here, and can't be had from the hub" in sentence
@@ -223,6 +225,23 @@ def test_weights_that_need_code_of_their_own(project):
     assert "needs code that comes with it: write architecture.kwargs.trust_remote_code: true" in complaint(
         "stages.pretrain"
     )
+
+
+def test_kwargs_that_would_be_ignored(project):
+    tiny_llama().save_pretrained(project.parent / "weights")
+    use_weights(project, project.parent / "weights")
+    path = project / "models/tiny.yaml"
+    content = read_yaml(path)
+    content["architecture"]["kwargs"] = {"hidden_size": 999}
+    write_yaml(path, content)
+    assert "architecture.kwargs has hidden_size, but pretrained weights come with a configuration" in complaint(
+        "stages.pretrain"
+    )
+    content["architecture"]["kwargs"] = {"model_type": "llama", "hiden_size": 16}
+    content["weights"]["source"] = "pretrain"
+    content["files"]["weights"] = {"path": None, "sha256": None}
+    write_yaml(path, content)
+    assert "make no language model: LlamaConfig knows no hiden_size" in complaint("stages.pretrain")
 
 
 def test_a_folder_without_weights(project):
@@ -246,6 +265,18 @@ def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
     [
         ({"finetune": {"tuning": "prompt"}}, "models/tiny.yaml: finetune.tuning='prompt' is wrong"),
         ({"evaluation": {"stride": 64}}, "models/tiny.yaml: evaluation: stride=64 must be below length=32"),
+        (
+            {"weights": {"source": "factory", "kwargs": {"pretrained": "me/model"}}},
+            "weights.kwargs={'pretrained': 'me/model'} is wrong: it must be pretrained, a name on the hub, and",
+        ),
+        (
+            {"weights": {"source": "factory", "kwargs": {"pretrained": "models", "revision": "0" * 40}}},
+            "a folder stands in files.weights.path, with weights.source: file",
+        ),
+        (
+            {"calibration": {"pooling": "tokens", "batch_size": 100}},
+            "calibration.pooling=tokens compares all 3200 tokens of a batch with each other",
+        ),
         ({"task": "masked_lm"}, "models/tiny.yaml: task='masked_lm' is wrong: input should be 'image_classification'"),
     ],
 )

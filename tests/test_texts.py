@@ -143,6 +143,16 @@ def test_sequences_longer_than_the_models_positions():
     )
 
 
+def test_a_prompt_that_leaves_no_room():
+    texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
+    settings = {"length": 8, "stride": 4, "tokens": 50, "batch_size": 1, "tasks": [], "questions": None}
+    settings |= {"prompts": ["the fox"], "continuation": 122}
+    assert complaint(causal_lm.evaluate, tiny_llama(), texts, settings, byte_tokenizer(), None) == (
+        "evaluation.continuation and a prompt together=129 is too long: LlamaForCausalLM takes sequences of at most "
+        "128 tokens"
+    )
+
+
 def test_tokens_that_the_network_does_not_know():
     texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
     assert "but the network knows 0 to 99" in complaint(causal_lm.check_fit, tiny_llama(vocab_size=100), texts)

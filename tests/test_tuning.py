@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from language import byte_tokenizer, tiny_llama
+from language import byte_tokenizer, cast, tiny_llama
 
+import sglp
 from sglp.batches import call
 from sglp.errors import SGLPError
 from sglp.gradnorm import cross_entropy
@@ -163,12 +164,27 @@ def test_what_can_not_be_tuned(changes, message):
         causal_lm.adapt(tiny_llama(), recipe(**changes), 0)
 
 
-def test_weights_are_stored_as_they_were(texts, tmp_path):
-    chosen = recipe(tuning="lora")
-    trained, merge = causal_lm.adapt(tiny_llama().to(torch.bfloat16), chosen, 0)
-    assert {p.dtype for p in trained.parameters() if p.requires_grad} == {torch.float32}
-    half = tiny_llama()
-    half.config.dtype = torch.bfloat16
+@pytest.mark.parametrize("tuning", ["lora", "partial", "full"])
+def test_a_network_in_half_precision_is_saved_as_it_was(texts, tmp_path, tuning, monkeypatch):
+    # As on a GPU: the Trainer computes in bfloat16.
+    plain = causal_lm.trainer_arguments
+    monkeypatch.setattr(causal_lm, "trainer_arguments", lambda recipe: plain(recipe) | {"bf16": True})
+    chosen, half = recipe(tuning=tuning), cast(tiny_llama(), torch.bfloat16)
     trained, merge = causal_lm.adapt(half, chosen, 0)
-    train(trained, causal_lm, texts, chosen, 0, tmp_path)
+    assert {p.dtype for p in trained.parameters() if p.requires_grad} == {torch.float32}
+    train(trained, causal_lm, texts, chosen, 0, tmp_path / "resume")
     assert {p.dtype for p in merge().parameters()} == {torch.bfloat16}
+    sglp.save(half, tmp_path / "saved")  # which checks that it comes back the same
+
+
+def test_partial_tuning_finds_a_final_norm_that_is_registered_first():
+    import transformers
+
+    config = transformers.OPTConfig(
+        vocab_size=64, hidden_size=16, ffn_dim=16, num_hidden_layers=3, num_attention_heads=2, word_embed_proj_dim=16
+    )
+    network, _ = causal_lm.adapt(transformers.OPTForCausalLM(config), recipe(tuning="partial", last_layers=1), 0)
+    free = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert "model.decoder.final_layer_norm.weight" in free
+    assert "model.decoder.embed_positions.weight" not in free
+    assert {name.split(".")[3] for name in free if ".layers." in name} == {"2"}

@@ -1,6 +1,7 @@
 """The task of causal language modelling; see `sglp.tasks.task`."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -43,9 +44,9 @@ def first_processor(architecture: Architecture, weights: Weights, path: str | No
     return language_models.tokenizer(name, weights.kwargs.get("revision"), trust)
 
 
-def processor(folder):
+def processor(folder, architecture: dict):
     """The tokenizer that was saved with a network."""
-    return language_models.tokenizer(folder)
+    return language_models.tokenizer(folder, trust_remote_code=architecture["kwargs"].get(language_models.CODE, False))
 
 
 def dtype(device: torch.device) -> torch.dtype:
@@ -114,6 +115,7 @@ def trainer_arguments(recipe) -> dict:
     """What language models are trained with besides."""
     return {
         "max_grad_norm": 1.0,
+        "metric_for_best_model": "loss",
         "gradient_accumulation_steps": recipe.accumulation,
         "bf16": torch.cuda.is_available(),
     }
@@ -130,7 +132,11 @@ def evaluate(network: nn.Module, data: Texts, settings: dict, processor, tasks: 
         tasks: folder of the user's tasks for lm-eval, or None.
     """
     dials = TextEvaluation.model_validate(settings)
+    check_fit(network, data)
     check_length(network, "evaluation.length", dials.length)
+    for prompt in dials.prompts:
+        tokens = len(texts.encoded(processor, prompt)) + dials.continuation
+        check_length(network, "evaluation.continuation and a prompt together", tokens)
     if dials.tokens is not None and dials.tokens > len(data.tokens):
         raise DataError(
             f"evaluation.tokens={dials.tokens} is too many: {data.name} has {len(data.tokens)} for the test; "
@@ -158,6 +164,8 @@ def work(network: nn.Module, data: Texts, settings: dict, size: int) -> list[Wor
         raise DataError(f"benchmark.prompt={dials.prompt} is too long: {data.name} has {ids.shape[1]} tokens")
 
     inputs = {"input_ids": ids, "use_cache": True}
+    if "logits_to_keep" in inspect.signature(network.forward).parameters:
+        inputs["logits_to_keep"] = 1  # as `generate` does
     with torch.inference_mode():
         filled = call(network, inputs).past_key_values
 

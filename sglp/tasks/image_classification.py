@@ -39,7 +39,7 @@ def first_processor(architecture: Architecture, weights: Weights, path: str | No
     """Images need none."""
 
 
-def processor(folder) -> None:
+def processor(folder, architecture: dict) -> None:
     """Images need none."""
 
 
@@ -108,7 +108,7 @@ def collate(pairs: list) -> tuple[Tensor, Tensor]:
 
 def trainer_arguments(recipe) -> dict:
     """Plain SGD, as the papers do it."""
-    return {"max_grad_norm": 0.0}
+    return {"max_grad_norm": 0.0, "metric_for_best_model": "accuracy"}
 
 
 def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[], nn.Module]]:

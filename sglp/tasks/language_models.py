@@ -4,6 +4,7 @@ configuration alone."""
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sglp.errors import ArchitectureError, CheckpointError, first_line
 from sglp.tasks.hub import hub_at_once
@@ -31,11 +32,19 @@ def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_
     if pretrained is None:
         try:
             made = transformers.AutoConfig.for_model(**config)
+            unknown = sorted(set(config) - {"model_type", *made.attribute_map, *type(made)().to_dict()})
+            if unknown:
+                raise ValueError(f"{type(made).__name__} knows no {', '.join(unknown)}")
             return transformers.AutoModelForCausalLM.from_config(made)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ArchitectureError(
                 f"architecture.kwargs={config} make no language model: {first_line(error)}"
             ) from error
+    if config:
+        raise ArchitectureError(
+            f"architecture.kwargs has {', '.join(sorted(config))}, but pretrained weights come with a configuration: "
+            f"only {CODE} can stand there"
+        )
     network = _fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code)
     from sglp.pretrained import plain
 
@@ -72,7 +81,10 @@ def _fetched(kind, name: str, revision: str | None, trust: bool):
         folder = name
         arguments["revision"] = revision or "main"
     try:
-        with nullcontext() if local else hub_at_once():
+        with nullcontext() if local else hub_at_once(), TemporaryDirectory() as scratch:
+            if arguments.get("gguf_file"):  # alone: what lies beside it has no checksum
+                (Path(scratch) / arguments["gguf_file"]).symlink_to((Path(folder) / arguments["gguf_file"]).resolve())
+                folder = scratch
             return kind.from_pretrained(str(folder), **arguments)
     except Exception as error:  # whatever transformers raises, the user needs one sentence
         if CODE in str(error):

@@ -1,10 +1,15 @@
 """What a workload file of a causal language model holds."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sglp.tasks.workload import Data, Distillation, Positive, Recipe, Seed, Share, Strict, Workload
+
+OURS = "sglp.tasks.language_models:causal_lm"
+MOST_TOKENS = 2048  # a Gram matrix of so many takes 32 MiB, a layer and batch
 
 
 class TextPreparation(Strict):
@@ -67,7 +72,7 @@ class TextEvaluation(Strict):
     """How networks are evaluated.
 
     length, stride: of the windows for perplexity: each is `length` tokens, `stride` after the one before; every token
-    is scored once.
+    is scored once (but the first, where nothing stands before it).
     tokens: how many of the test text; null for all.
     tasks, questions: tasks of lm-eval by name, and how many questions of each; null for all.
     prompts, continuation: prompts to go on from, and by how many tokens.
@@ -105,3 +110,25 @@ class LanguageWorkload(Workload):
     finetune: Finetuning
     evaluation: TextEvaluation
     benchmark: TextBenchmark
+
+    @model_validator(mode="after")
+    def _weights_are_pinned(self):
+        kwargs = self.weights.kwargs
+        if self.weights.source == "factory" and self.architecture.factory == OURS:
+            pinned = set(kwargs) == {"pretrained", "revision"} and re.fullmatch("[0-9a-f]{40}", str(kwargs["revision"]))
+            if not pinned or Path(str(kwargs["pretrained"])).exists():
+                raise ValueError(
+                    f"weights.kwargs={kwargs} is wrong: it must be pretrained, a name on the hub, and revision, a "
+                    "commit of 40 hexadecimal digits; a folder stands in files.weights.path, with weights.source: file"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _gram_matrices_fit(self):
+        tokens = self.calibration.batch_size * self.data.prepare.length
+        if self.calibration.pooling == "tokens" and tokens > MOST_TOKENS:
+            raise ValueError(
+                f"calibration.pooling=tokens compares all {tokens} tokens of a batch with each other: make "
+                f"calibration.batch_size times data.prepare.length at most {MOST_TOKENS}"
+            )
+        return self

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sglp.batches import device_of, logits_of
 from sglp.errors import DataError
+from sglp.tasks.texts import encoded
 
 
 @torch.inference_mode()
@@ -60,6 +61,8 @@ def perplexity(
 def _windows(tokens: Tensor, prefix: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
     """Windows with their prefix, and how many tokens at the end of each stand in no window before it."""
     size = length - len(prefix)
+    if size < 2:
+        raise DataError(f"windows of {length} tokens have no room beside the {len(prefix)} that begin every text")
     # Without a prefix the first token of a window can't be scored: it must be the last one of the window before.
     stride = min(stride, size if len(prefix) else size - 1)
     windows, done, begin = [], 0, 0
@@ -83,15 +86,14 @@ def continuations(network: nn.Module, tokenizer, prompts: list[str], new: int) -
     network.eval()
     found = []
     for prompt in tqdm(prompts, desc="continuations", disable=None):
-        ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=device_of(network))
-        if _ends(ids[0], tokenizer):
-            ids = ids[:, :-1]
+        ids = torch.tensor([encoded(tokenizer, prompt)], device=device_of(network))
         whole = network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new,
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,
             temperature=None,
             top_p=None,
             top_k=None,
@@ -101,8 +103,3 @@ def continuations(network: nn.Module, tokenizer, prompts: list[str], new: int) -
         text = tokenizer.decode(written, skip_special_tokens=True)
         found.append({"prompt": prompt, "continuation": text})
     return found
-
-
-def _ends(ids: Tensor, tokenizer) -> bool:
-    """Whether the tokenizer put the token of a text's end behind a prompt."""
-    return len(ids) > 1 and int(ids[-1]) == tokenizer.eos_token_id

@@ -5,7 +5,7 @@ target): a tensor or a dict of arguments, and the class of every row of the netw
 
     check_workload(content)                       an error for what its schema can't tell
     build(architecture, weights, path, seed)      the dense network, with the weights that are not trained here
-    processor(folder)                             what goes with a network and prepares its data (a tokenizer), or None
+    processor(folder, architecture)               what goes with a network and prepares its data (a tokenizer), or None
     first_processor(architecture, weights, path, prepare)    the dense network's, before there is a folder
     dtype(device)                                 what a network computes in there, or None for what it is stored in
     open_split(source, arguments, prepare, path, sha256, processor)    a split of the data, with a length

@@ -47,7 +47,7 @@ class Texts:
             text = prepare.separator.join(rows)
         # verbose: that a whole text is longer than what the model takes is meant so.
         self.tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        self.prefix = torch.tensor(_prefix(tokenizer), dtype=torch.int64)
+        self.prefix = torch.tensor(prefix_of(tokenizer), dtype=torch.int64)
         self.step = self.length - len(self.prefix)
         if self.step < 1 or len(self) == 0:
             raise DataError(
@@ -93,7 +93,12 @@ def stack(sequences: Sequence[Tensor]) -> tuple[dict, Tensor]:
     return {"input_ids": ids, "use_cache": False}, target
 
 
-def _prefix(tokenizer) -> list[int]:
+def encoded(tokenizer, text: str) -> list[int]:
+    """A text that is not at its end yet: with what the tokenizer puts before it, without what it puts behind."""
+    return [*prefix_of(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def prefix_of(tokenizer) -> list[int]:
     """What the tokenizer puts before a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

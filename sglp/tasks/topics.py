@@ -1,6 +1,7 @@
 """Python's own help texts: English prose that every Python holds, nothing to download.
 
-They differ from one version of Python to the next, and with them the figures.
+They differ from one version of Python to the next, and with them the figures: a team that shares a cache has one
+version of Python, or a text of its own.
 """
 
 from pydoc_data.topics import topics

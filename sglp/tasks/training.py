@@ -3,13 +3,13 @@
 import math
 import shutil
 import sys
-from collections.abc import Sized
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -29,7 +29,7 @@ COMPLETE = "complete"
 def train(
     network: nn.Module,
     task: ModuleType,
-    data: Sized,
+    data,
     recipe: Recipe,
     seed: int,
     resume: Path,
@@ -40,7 +40,7 @@ def train(
     Args:
         network: the network; ends in eval mode on the CPU.
         task: what it is for.
-        data: the training split.
+        data: the training split, as the task opens it.
         recipe: how; with `distillation` and `temperature` where there is a teacher.
         seed: of the order of samples, augmentation, dropout and the held-out share.
         resume: folder for checkpoints; what a killed run left there is gone on with.
@@ -54,7 +54,7 @@ def train(
         DataError: a sample can't be prepared, or there are fewer than the recipe asks for.
     """
     count = len(data) if recipe.samples is None else recipe.samples
-    chosen = np.array(draw(len(data), count, seed, "samples to train on"))
+    chosen = np.array(draw(len(data), count, seed, f"samples to train on in {data.name}"))
     held = chosen[: math.ceil(recipe.holdout * count)]
     samples = task.training_samples(data, np.sort(chosen[len(held) :]), recipe, seed)
     further = task.trainer_arguments(recipe)
@@ -81,7 +81,6 @@ def train(
         eval_strategy="steps" if len(held) else "no",
         eval_steps=every,
         load_best_model_at_end=recipe.keep == "best",
-        metric_for_best_model="accuracy" if recipe.keep == "best" else None,
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -111,6 +110,8 @@ def train(
     trainer.model_accepts_loss_kwargs = False
     trainer.recipe, trainer.teacher = recipe, teacher
     trainer.train(resume_from_checkpoint=_last_complete(resume))
+    # Where the Trainer computes in half precision, it has put another forward into the network.
+    extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
     rows = _history(trainer.state.log_history)
     if not all(math.isfinite(row.get("loss", 0.0)) for row in rows):

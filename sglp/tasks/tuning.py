@@ -1,14 +1,17 @@
 """What of a language model is trained: adapters beside it (LoRA), a part of it, or all of it."""
 
+import re
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from sglp.batches import cast
 from sglp.errors import SGLPError, first_line
+from sglp.hugging_face import stacked_layers
 from sglp.tasks.language_workload import Finetuning, Lora
+
+BEFORE = re.compile(r"emb|\b(wte|wpe|project_in)\b")  # the embeddings, in all families
 
 
 def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[], nn.Module]]:
@@ -26,9 +29,10 @@ def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[]
     Raises:
         SGLPError: LoRA's targets don't exist, or there are not so many layers.
     """
-    # As text where a checkpoint of the Trainer set it, and gone to that of the training by the end.
-    stored = getattr(torch, str(network.config.dtype or network.dtype).removeprefix("torch."))
+    stored = {name: parameter.dtype for name, parameter in network.named_parameters()}
     if recipe.gradient_checkpointing:
+        if not network.supports_gradient_checkpointing:
+            raise SGLPError(f"gradient_checkpointing=true is wrong: {type(network).__name__} does not support it")
         _checkpointing(network, "enable")({"use_reentrant": False})
     tuning = recipe.tuning if isinstance(recipe, Finetuning) else "full"
     trained = network
@@ -37,14 +41,17 @@ def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[]
     elif tuning == "partial":
         _freeze_but_the_end(network, recipe.last_layers)
     for parameter in trained.parameters():
-        if parameter.requires_grad:
-            # Small steps vanish in half precision; the Trainer's autocast computes in it all the same.
+        if parameter.requires_grad or not torch.cuda.is_available():
+            # Small steps vanish in half precision; on a GPU the Trainer's autocast computes in it all the same.
             parameter.data = parameter.data.float()
 
     def merge() -> nn.Module:
         merged = trained.merge_and_unload() if tuning == "lora" else network
-        _checkpointing(merged, "disable")()
-        return cast(merged.requires_grad_(True), stored)
+        if recipe.gradient_checkpointing:
+            _checkpointing(merged, "disable")()
+        for name, parameter in merged.requires_grad_(True).named_parameters():
+            parameter.data = parameter.data.to(stored[name])
+        return merged
 
     return trained, merge
 
@@ -56,9 +63,12 @@ def _checkpointing(network: nn.Module, what: str):
 
 
 def _with_adapters(network: nn.Module, lora: Lora, seed: int) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    linear = sorted({name.rpartition(".")[2] for name, m in network.named_modules() if isinstance(m, nn.Linear)})
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise SGLPError("finetune.tuning=lora needs peft, which is not installed: pip install 'sglp[llm]'") from error
+    kinds = ("Linear", "Conv1D")
+    linear = sorted({name.rpartition(".")[2] for name, m in network.named_modules() if type(m).__name__ in kinds})
     wanted = [] if lora.targets == "all-linear" else lora.targets
     for target in wanted:
         if not any(name == target or name.endswith(f".{target}") for name, _ in network.named_modules()):
@@ -80,12 +90,10 @@ def _freeze_but_the_end(network: nn.Module, last: int) -> None:
     depth = network.config.get_text_config().num_hidden_layers
     if last > depth:
         raise SGLPError(f"finetune.last_layers={last}: the pruned network has {depth} layers")
-    lists = ((name, m) for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    path, layers = next(lists)
-    parent = network.get_submodule(path.rpartition(".")[0])
-    first = {p for module in (network.get_input_embeddings(), *layers[: depth - last]) for p in module.parameters()}
-    children = list(parent.children())
-    before = {p for child in children[: children.index(layers)] for p in child.parameters()}
+    stack = sorted(stacked_layers(network), key=lambda path: int(path.rpartition(".")[2]))
+    frozen = {p for path in stack[: depth - last] for p in network.get_submodule(path).parameters()}
+    # What stands before the layers goes by few names; what stands after them by many.
+    frozen |= {p for name, p in network.named_parameters() if BEFORE.search(name.rpartition(".")[0])}
     head = set(network.get_output_embeddings().parameters())
     for parameter in network.parameters():
-        parameter.requires_grad_(parameter in head or parameter not in first | before)
+        parameter.requires_grad_(parameter in head or parameter not in frozen)

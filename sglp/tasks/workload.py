@@ -169,6 +169,7 @@ class Workload(Strict):
     @model_validator(mode="after")
     def _test_is_another_split(self):
         files = self.files
-        if self.data.train == self.data.test and files.train.path == files.test.path:
+        same = files.train.path == files.test.path or (files.train.sha256 or 0) == files.test.sha256
+        if self.data.train == self.data.test and same:
             raise ValueError("data.train and data.test are the same split: the test split must be another")
         return self

@@ -140,7 +140,9 @@ def _number(metric: Metric, value, scale, samples: int | None = None, digits: in
         prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
         factor, prefix = next((pair for pair in prefixes if abs(scale or value) >= pair[0]), (1, ""))
         value = value / factor
+    large = abs(value) >= 1e7 and isinstance(value, float)
     text = f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:#.4g}"
+    text = f"{value:.3g}" if large else text
     return f"{text} {prefix}{metric.unit}".strip()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from sglp.errors import SGLPError
+from sglp.errors import SGLPError, first_line
 from stages.support.params import ParameterError, View, declared
 
 
@@ -17,6 +17,10 @@ def run(main: Callable[[View, View], None], name: str) -> None:
         main(*declared(name))
     except SGLPError as error:
         sys.exit(f"{os.environ.get('DVC_STAGE', name)}: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every stage imports
+            raise
+        sys.exit(f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help.")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -15,7 +15,7 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
 
     Args:
         model: the workload.
-        name: which of its files ("weights", "train", "test", "code").
+        name: which of its files ("weights", "train", "test", "tasks", "code").
         sha256: the checksum that the stage depends on.
 
     Raises:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 import sglp
-from sglp.batches import cast
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Source
 from stages.support.params import ParameterError, View
@@ -72,21 +71,20 @@ def load_network(folder: str, params: View, workload: View, stored: bool = False
     architecture = workload.architecture
     use_code(params, workload, architecture["factory"])
     trust = architecture["kwargs"].get("trust_remote_code", False) or [architecture["factory"]]
-    network = sglp.load(folder, trust=trust, **loading)
-    dtype = None if stored or loading else find_task(workload.task).dtype(device())
-    network = network if dtype is None else cast(network, dtype)
+    dtype = None if stored else find_task(workload.task).dtype(device())
+    network = sglp.load(folder, trust=trust, dtype=dtype, **loading)
     placed = getattr(network, "hf_device_map", None)
     return network if placed else network.to(device())
 
 
-def spread(folder: str, dtype: torch.dtype | None) -> dict:
+def spread(folder: str) -> dict:
     """How to load a network of transformers that is larger than the GPU: over all there are, and over memory.
 
     A network that fits is loaded like any other, and one that does not gives the same numbers: this is no dial.
     """
     size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     fits = not torch.cuda.is_available() or size < 0.8 * torch.cuda.mem_get_info()[0]
-    return {} if fits or not (Path(folder) / "config.json").exists() else {"device_map": "auto", "dtype": dtype}
+    return {} if fits or not (Path(folder) / "config.json").exists() else {"device_map": "auto"}
 
 
 def load_split(split: str, params: View, workload: View, processor):
