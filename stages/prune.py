@@ -5,7 +5,7 @@ from sglp.batchnorm import has_statistics
 from sglp.tasks.task import find_task
 from stages.support import stage
 from stages.support.params import View
-from stages.support.workloads import load_network, load_split
+from stages.support.workloads import device, load_network, load_split
 
 BATCH = 128
 
@@ -19,7 +19,7 @@ def main(params: View, workload: View) -> None:
     samples = params.prune.recalibration
     if samples and has_statistics(pruned):
         data = load_split("train", params, workload, processor)
-        sglp.recalibrate(pruned, task.calibration_batches(data, samples, BATCH, params.seed))
+        sglp.recalibrate(pruned.to(device()), task.calibration_batches(data, samples, BATCH, params.seed))
     sglp.save(pruned, "data/pruned", processor)
 
 

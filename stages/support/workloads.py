@@ -60,12 +60,14 @@ def _import(path: Path) -> None:
 
 
 def load_network(folder: str, params: View, workload: View, stored: bool = False, **loading) -> torch.nn.Module:
-    """A network that an earlier stage saved, on the device; only what the workload itself names is trusted to build it.
+    """A network that an earlier stage saved; only what the workload itself names is trusted to build it.
+
+    It comes on the device, in the precision that its task computes in.
 
     Args:
         folder: where it was saved.
         params, workload: what the stage declares.
-        stored: in the precision that it is stored in, not in the one that its task computes in.
+        stored: as it is stored, on the CPU.
         loading: further arguments of `sglp.load`.
     """
     architecture = workload.architecture
@@ -73,7 +75,7 @@ def load_network(folder: str, params: View, workload: View, stored: bool = False
     trust = architecture["kwargs"].get("trust_remote_code", False) or [architecture["factory"]]
     dtype = None if stored else find_task(workload.task).dtype(device())
     network = sglp.load(folder, trust=trust, dtype=dtype, **loading)
-    placed = getattr(network, "hf_device_map", None)
+    placed = stored or getattr(network, "hf_device_map", None)
     return network if placed else network.to(device())
 
 
