@@ -112,6 +112,30 @@ def test_continuations_are_the_most_likely_tokens_one_by_one():
     assert row == {"prompt": "the fox", "continuation": tokenizer.decode(ids[7:], skip_special_tokens=True)}
 
 
+def test_the_cost_of_a_token():
+    texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
+    projections = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32  # q, k and v (one head of eight), o, three of the MLP
+    attention = 2 * 8 * 16  # every token with all eight of a sequence, twice
+    expected = 4 * (projections + attention) + 16 * 259
+    assert causal_lm.macs(tiny_llama(), texts) == {"macs_per_token": expected, "flops_per_token": 2 * expected}
+
+
+def test_what_is_timed_is_a_prompt_and_tokens_after_it():
+    texts, network = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer()), tiny_llama()
+    lengths = []
+    network.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    prefill, decode = causal_lm.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
+    assert (prefill.units, decode.units) == (20, 6)
+    lengths.clear()
+    with torch.inference_mode():
+        prefill.run()
+        decode.run()
+        decode.run()
+    assert lengths == [(2, 10), *[(2, 1)] * 6]
+
+
 def complaint(call, *arguments) -> str:
     with pytest.raises(DataError) as caught:
         call(*arguments)
