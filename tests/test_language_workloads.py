@@ -227,6 +227,37 @@ def test_weights_that_need_code_of_their_own(project):
     )
 
 
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class StrangeConfig(LlamaConfig):
+    model_type = "strange"
+
+
+class Strange(LlamaForCausalLM):
+    config_class = StrangeConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_goes_all_the_way_where_that_is_allowed(project, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(project.parent / "modules"))
+    folder = project.parent / "weights"
+    tiny_llama(8).save_pretrained(folder)
+    (folder / "strange.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "strange.StrangeConfig", "AutoModelForCausalLM": "strange.Strange"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "strange", "auto_map": code}))
+    use_weights(project, folder)
+    path = project / "models/tiny.yaml"
+    content = read_yaml(path)
+    content["architecture"]["kwargs"] = {"trust_remote_code": True}
+    write_yaml(path, content)
+    run_stages(project, [s for s in stage_names(project) if s not in ("benchmark", "report", "evaluate@dense")])
+    tuned = AutoModelForCausalLM.from_pretrained(project / "data/finetuned", trust_remote_code=True)
+    assert (type(tuned).__name__, tuned.config.num_hidden_layers) == ("Strange", 6)
+
+
 def test_kwargs_that_would_be_ignored(project):
     tiny_llama().save_pretrained(project.parent / "weights")
     use_weights(project, project.parent / "weights")

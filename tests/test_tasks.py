@@ -1,5 +1,7 @@
 """Images, evaluation and training against their definitions."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 import sglp
 from sglp.errors import DataError
-from sglp.tasks import image_classification
+from sglp.tasks import image_classification, task
 from sglp.tasks.image_classification import calibration_batches
 from sglp.tasks.image_workload import Finetuning, ImagePreparation
 from sglp.tasks.images import Images
@@ -175,6 +177,13 @@ def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature(images
     expected = 9 * (p * (p / q).log()).sum(-1).mean().detach()
     labels = torch.zeros(16, dtype=torch.int64)
     assert float(trainer._distance(logits, inputs, labels)) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["image_classification", "causal_lm"])
+def test_a_task_has_every_function_that_stages_call(name):
+    listed = re.findall(r"^    (\w+)\(", task.__doc__, flags=re.MULTILINE)
+    assert len(listed) == 16
+    assert [function for function in listed if not callable(getattr(task.find_task(name), function, None))] == []
 
 
 def test_a_recipe_can_take_a_part_of_the_samples(images, tmp_path):
