@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,32 @@ def run_module(module: str, *arguments: str) -> None:
         patch.setattr(sys, "argv", [module, *arguments])
         patch.delitem(sys.modules, module, raising=False)  # where another test has imported it
         runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def complaint(module: str, *arguments: str) -> str:
+    """The sentence with which a stage ends."""
+    with pytest.raises(SystemExit) as stop:
+        run_module(module, *arguments)
+    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+def kill_and_run_again(folder: Path, cache: Path, after: int, steps: int) -> None:
+    """Run finetune in a folder, kill it when more than `after` of its steps are saved, and run it again."""
+    command = [sys.executable, "-m", "stages.finetune"]
+    process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(int(p.parent.name[11:]) > after for p in cache.glob("sglp/resume/*/checkpoint-*/complete")):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (folder / "data/finetuned").exists()
+    saved = [int(path.name.rpartition("-")[2]) for path in cache.glob("sglp/resume/*/checkpoint-*")]
+    assert after < max(saved) < steps, "killed in the middle"
+    run_python(folder, *command[1:], cache=cache)
 
 
 def run_stages(project: Path, stages: list[str]) -> None:

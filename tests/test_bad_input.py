@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline import make_project, merged, read_yaml, run_module, run_python, write_yaml
+from pipeline import complaint, make_project, merged, read_yaml, run_module, run_python, write_yaml
 
 
 @pytest.fixture
@@ -29,15 +29,6 @@ def change_params(project: Path, changes: dict) -> None:
 def change_workload(project: Path, changes: dict) -> None:
     path = project / "models/tiny.yaml"
     write_yaml(path, merged(read_yaml(path), changes))
-
-
-def complaint(module: str, *arguments: str) -> str:
-    """The sentence with which a stage ends."""
-    with pytest.raises(SystemExit) as stop:
-        run_module(module, *arguments)
-    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
-    assert "\n" not in stop.value.code
-    return stop.value.code
 
 
 @pytest.mark.parametrize(

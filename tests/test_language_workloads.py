@@ -1,8 +1,6 @@
 """The pipeline for language models: the shipped workloads at tiny size, a kill in healing, bad input."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,13 +9,13 @@ import torch
 from language import byte_tokenizer, prose, tiny_llama
 from pipeline import (
     ROOT,
-    command_environment,
+    complaint,
     isolated,
+    kill_and_run_again,
     make_project,
     merged,
     read_yaml,
     run_module,
-    run_python,
     run_stages,
     stage_names,
     write_yaml,
@@ -95,19 +93,7 @@ def test_the_report_tells_of_all_three_networks(done):
 def test_killed_in_healing_and_run_again_gives_the_same_weights(done, tmp_path):
     project, _ = done
     folder, cache = isolated(project, "finetune", tmp_path / "finetune"), tmp_path / "cache"
-    command = [sys.executable, "-m", "stages.finetune"]
-    process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(int(p.parent.name[11:]) > 2 for p in cache.glob("sglp/resume/*/checkpoint-*/complete")):
-        assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert not (folder / "data/finetuned").exists()
-    steps = [int(path.name.rpartition("-")[2]) for path in cache.glob("sglp/resume/*/checkpoint-*")]
-    assert 2 < max(steps) < 8, "killed in the middle"
-    run_python(folder, *command[1:], cache=cache)
+    kill_and_run_again(folder, cache, after=2, steps=8)
     for out in ("data/finetuned/model.safetensors", "reports/training.csv"):
         assert (folder / out).read_bytes() == (project / out).read_bytes()
 
@@ -168,15 +154,6 @@ def change(project: Path, changes: dict) -> None:
     if "weights" in changes:  # its kwargs are a free mapping
         content["weights"] = changes["weights"]
     write_yaml(path, content)
-
-
-def complaint(module: str, *arguments: str) -> str:
-    """The sentence with which a stage ends."""
-    with pytest.raises(SystemExit) as stop:
-        run_module(module, *arguments)
-    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
-    assert "\n" not in stop.value.code
-    return stop.value.code
 
 
 def use_weights(project: Path, folder: Path) -> None:

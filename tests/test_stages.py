@@ -2,16 +2,13 @@
 
 import filecmp
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 from closure import closure
 from pipeline import (
     ROOT,
-    command_environment,
     isolated,
+    kill_and_run_again,
     out_path,
     read_yaml,
     run_isolated,
@@ -103,19 +100,7 @@ def test_the_segment_stage_needs_no_torch(finished):
 
 def test_a_killed_finetune_goes_on_to_the_same_weights(finished, tmp_path):
     folder, cache = isolated(finished, "finetune", tmp_path / "finetune"), tmp_path / "cache"
-    command = [sys.executable, "-m", "stages.finetune"]
-    process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(int(p.parent.name[11:]) > 21 for p in cache.glob("sglp/resume/*/checkpoint-*/complete")):
-        assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert not (folder / "data/finetuned").exists()
-    steps = [int(path.name.rpartition("-")[2]) for path in cache.glob("sglp/resume/*/checkpoint-*")]
-    assert 21 < max(steps) < 42, "killed in the middle of the second epoch"
-    run_python(folder, *command[1:], cache=cache)
+    kill_and_run_again(folder, cache, after=21, steps=42)
     for out in ("data/finetuned/model.safetensors", "reports/training.csv"):
         assert (folder / out).read_bytes() == (finished / out).read_bytes()
     assert not [path for path in cache.glob("sglp/resume/*") if path.is_dir()], "checkpoints go when the stage succeeds"
