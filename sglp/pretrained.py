@@ -30,7 +30,7 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
     """
     name, ordinary = type(network).__name__, plain(_detached(network))
     card = model_card(architecture, count_parameters(network))
-    with new_folder(folder) as new, _quiet():
+    with new_folder(folder) as new, quiet():
         try:
             ordinary.save_pretrained(new)
             if tokenizer is not None:
@@ -65,7 +65,7 @@ def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype
     reader = getattr(transformers, name, None) if architecture.factory.startswith(_LIBRARY) else None
     if not (_is_network(reader) or (foreign and name.startswith("AutoModel"))):
         raise CheckpointError(f"{folder} is built by {architecture.factory}, which is no network of transformers")
-    with _quiet():
+    with quiet():
         try:
             network, report = reader.from_pretrained(
                 folder,
@@ -152,7 +152,7 @@ def _sentence(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of transformers where nobody watches."""
     from transformers.utils import logging
 

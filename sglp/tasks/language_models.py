@@ -1,12 +1,12 @@
 """Brings causal language models of transformers, and their tokenizers: from the hub, a folder, a GGUF file, or a
 configuration alone."""
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sglp.errors import ArchitectureError, CheckpointError, first_line
+from sglp.pretrained import plain, quiet
 from sglp.tasks.hub import hub_at_once
 
 CODE = "trust_remote_code"
@@ -28,7 +28,6 @@ def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_
     """
     import transformers
 
-    _quiet()
     if pretrained is None:
         try:
             made = transformers.AutoConfig.for_model(**config)
@@ -46,8 +45,6 @@ def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_
             f"only {CODE} can stand there"
         )
     network = _fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code)
-    from sglp.pretrained import plain
-
     return plain(network)
 
 
@@ -59,7 +56,6 @@ def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool =
     """
     import transformers
 
-    _quiet()
     return _fetched(transformers.AutoTokenizer, str(pretrained), revision, trust_remote_code)
 
 
@@ -81,7 +77,7 @@ def _fetched(kind, name: str, revision: str | None, trust: bool):
         folder = name
         arguments["revision"] = revision or "main"
     try:
-        with nullcontext() if local else hub_at_once(), TemporaryDirectory() as scratch:
+        with quiet(), nullcontext() if local else hub_at_once(), TemporaryDirectory() as scratch:
             if arguments.get("gguf_file"):  # alone: what lies beside it has no checksum
                 (Path(scratch) / arguments["gguf_file"]).symlink_to((Path(folder) / arguments["gguf_file"]).resolve())
                 folder = scratch
@@ -112,11 +108,3 @@ def _place(path: Path) -> tuple[Path, str | None]:
         found = ", ".join(files) or "neither"
         raise CheckpointError(f"{path} must hold config.json and safetensors, or one GGUF file; it holds {found}")
     return path, files[0]
-
-
-def _quiet() -> None:
-    """No progress bars where nobody sees them."""
-    if not sys.stderr.isatty():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
