@@ -1,10 +1,13 @@
 """Running a network on a batch: its inputs, alone or with their targets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from sglp.errors import ScoringError
 
 
 def inputs_of(batch):
@@ -12,9 +15,54 @@ def inputs_of(batch):
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
+def at_least_one(batches: Iterable) -> Iterator:
+    """The same batches.
+
+    Raises:
+        ScoringError: there is none.
+    """
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise ScoringError("there is no batch to score layers with")
+
+
+@dataclass(eq=False)
+class Passes:
+    """How often networks ran on a batch, and how often gradients were taken through them."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+_counting: list[Passes] = []
+
+
+@contextmanager
+def counted() -> Iterator[Passes]:
+    """Count the passes of `call` and `backward` for a while: what a method costs, on any machine."""
+    passes = Passes()
+    _counting.append(passes)
+    try:
+        yield passes
+    finally:
+        _counting.remove(passes)
+
+
 def call(network: nn.Module, inputs):
     """Run a network on a tensor, or on a dict of keyword arguments."""
+    for passes in _counting:
+        passes.forward += 1
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def backward(loss: Tensor) -> None:
+    """Take the gradients of a loss."""
+    for passes in _counting:
+        passes.backward += 1
+    loss.backward()
 
 
 @contextmanager
@@ -32,6 +80,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def logits_of(output) -> Tensor:
     """The logits in what a network returns: a tensor, or an output object of transformers."""
     return output if isinstance(output, Tensor) else output.logits
+
+
+def one_sample(inputs):
+    """The first sample of the inputs of a batch, as a batch."""
+    if isinstance(inputs, Mapping):
+        return {key: value[:1] if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    return inputs[:1]
 
 
 def size_of(inputs) -> int:

@@ -45,6 +45,8 @@ def layers_to_keep(removable: Sequence[bool], prune_ratio: float) -> int:
 
 def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> list[int]:
     """Split a number of layers that stay over the segments; see `allocate_budget`."""
+    if keep > len(removable):
+        raise BudgetError(f"{keep} layers can't stay: this network has {len(removable)}")
     sizes = [last - first + 1 for first, last in segments]
     free = [sum(removable[first : last + 1]) for first, last in segments]
     most = [min(count, size - 1) for count, size in zip(free, sizes, strict=True)]

@@ -105,19 +105,8 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
         CheckpointError: something is missing or broken, or the folder names or brings code that is not trusted.
     """
     folder = Path(folder)
-    try:
-        content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-        factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
-        kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
-        architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
-        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
-            raise TypeError("wrong kinds of values")
-        if not all(isinstance(name, str) for name in shared.values()):
-            raise TypeError("wrong kinds of names")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
+    architecture, shared, versions = _recorded(folder)
+    factory = architecture.factory
     if (folder / CONFIG).is_file():
         network = load_pretrained(folder, architecture, trust, dtype, device_map)
         remember(network, architecture)
@@ -133,7 +122,7 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
             f"say trust=[{factory!r}] if you trust it"
         )
     # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
-    network = build(factory, kwargs, seed=0)
+    network = build(factory, architecture.kwargs, seed=0)
     try:
         drop_modules(network, architecture.removed_modules)
     except AttributeError as error:
@@ -149,6 +138,33 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
     metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
     _fill(network, state, metadata, folder / WEIGHTS)
     return network.eval()
+
+
+def saved_architecture(folder) -> Architecture:
+    """How a saved network was built and what was removed from it, without running any of its code.
+
+    Raises:
+        CheckpointError: the folder holds no saved network.
+    """
+    return _recorded(Path(folder))[0]
+
+
+def _recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int]]:
+    """What `_text` has written: the architecture, the names of shared tensors, the versions of the modules."""
+    try:
+        content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+        factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
+        kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
+        architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
+        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
+            raise TypeError("wrong kinds of values")
+        if not all(isinstance(name, str) for name in (*kept, *removed, *shared.values())):
+            raise TypeError("wrong kinds of names")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
+    return architecture, shared, versions
 
 
 def load_weights(model: nn.Module, path) -> None:

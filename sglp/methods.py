@@ -1,10 +1,19 @@
-"""Every way to a plan has one signature; a dial names it.
+"""Every way to a plan has one signature, and so has every criterion inside segments; dials name them.
 
     method(network, layers, segments, similarity, batches, keep, seed) -> (Plan, list of Combination)
 
 network: the trained network; layers: what `find_layers` found; segments: inclusive (first, last); similarity: [layers,
 layers] array; batches: pairs (inputs, target) of calibration data; keep: how many layers stay; seed: of whatever the
 method draws.
+
+    criterion(network, layers, batches, loss, seed, draws) -> score
+    score(kept, gone, before) -> float
+
+loss: of the network's output and the target; draws: of random networks to average over; kept, gone: numbers of a
+segment's layers that are to stay and to go; before: of layers of other segments that are out already. The higher a
+score the better.
+
+What each does, where it is from, what it costs and when to use it stands in its docstring, and so in docs/methods.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,19 +31,40 @@ def find_method(name: str) -> Callable:
     Raises:
         SGLPError: there is none.
     """
-    if ":" in name:
-        return resolve(name)
     if name == "sglp":
         return sglp
-    if name not in method_names():
-        raise SGLPError(f"method={name} is unknown: it must be {', '.join(method_names())} or package.module:function")
-    return resolve(f"sglp.baselines.{name}:{name}")
+    return _find("method", name, method_names(), "sglp.baselines.{0}:{0}")
+
+
+def find_criterion(name: str) -> Callable:
+    """The criterion of this name: a file in `sglp.criteria`, or a user's "package.module:callable".
+
+    Raises:
+        SGLPError: there is none.
+    """
+    return _find("score.criterion", name, criterion_names(), "sglp.criteria.{0}:criterion")
 
 
 def method_names() -> list[str]:
     """The methods that are there."""
-    files = (Path(__file__).parent / "baselines").glob("[a-z]*.py")
-    return ["sglp", *sorted(file.stem for file in files if file.stem != "ranking")]
+    return ["sglp", *(name for name in _files("baselines") if name != "ranking")]
+
+
+def criterion_names() -> list[str]:
+    """The criteria that are there."""
+    return _files("criteria")
+
+
+def _files(package: str) -> list[str]:
+    return sorted(file.stem for file in (Path(__file__).parent / package).glob("[a-z]*.py"))
+
+
+def _find(dial: str, name: str, names: list[str], where: str) -> Callable:
+    if ":" in name:
+        return resolve(name)
+    if name not in names:
+        raise SGLPError(f"{dial}={name} is unknown: it must be {', '.join(names)} or package.module:function")
+    return resolve(where.format(name))
 
 
 def sglp(
@@ -47,16 +77,28 @@ def sglp(
     seed: int,
     *,
     budget: Sequence[int] | None = None,
-    **search,
+    **scoring,
 ):
-    """Similarity guided layer partition pruning: the best combination of layers inside every segment by GradNorm.
+    """SGLP: similarity guided layer partition pruning, the best combination of layers inside every segment.
+
+    Layers are cut into segments of similar ones; each keeps its share of the layers. Inside a segment combinations of
+    layers are scored by a criterion, all of them where they are few, else by beam search, and the best one stays: every
+    segment on its own, or one after another, each on the network that those before have left (`score.sequential`).
+
+    Source: SGLP (arXiv 2410.14720), where GradNorm is the criterion.
+    Cost: forward `C * B * D + D`, backward `C * B * D`. That is with the criterion gradnorm; others have their own
+    cost. C grows with the segments' sizes: `score.max_evaluations` bounds it.
+    Use: where layers are many enough to fall into groups, and with several criteria and seeds: segments spread what
+    goes over the network, whatever the criterion knows. A segment can't give more layers than its share, even where
+    another one's are needed more.
 
     Args:
         network, layers, segments, similarity, batches, keep, seed: those of every method.
         budget: how many layers each segment keeps, in place of a split of `keep`.
-        search: `draws`, `max_combinations`, `max_evaluations` and `beam_width` of `score_combinations`.
+        scoring: `criterion`, `sequential`, `draws`, `max_combinations`, `max_evaluations` and `beam_width` of
+            `score_combinations`.
     """
     removable = [layer.removable for layer in layers]
     kept = split_budget(segments, removable, keep) if budget is None else check_budget(segments, removable, budget)
-    combinations = score_combinations(network, layers, segments, kept, batches, seed=seed, **search)
+    combinations = score_combinations(network, layers, segments, kept, batches, seed=seed, **scoring)
     return best_plan(layers, combinations), combinations

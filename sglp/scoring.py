@@ -1,16 +1,18 @@
 """Scores which layers of each segment to keep, and makes the plan of the best.
 
-Source: SGLP (arXiv 2410.14720), section III: every segment on its own, all others random, no fine-tuning.
+Source: SGLP (arXiv 2410.14720), section III: every segment on its own by GradNorm, no fine-tuning. Here any criterion
+can take GradNorm's place, and segments can be taken one after another, each on the network that those before have left.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from tqdm import tqdm
 
-from sglp.gradnorm import GradNorm, Loss, cross_entropy
+from sglp.criteria.gradnorm import GradNorm
 from sglp.layers import Layer
+from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
 from sglp.search import choose_widths, evaluations, search
 
@@ -23,7 +25,7 @@ class Combination:
         segment: number of the segment.
         kept: numbers of the layers that stay, those that can't go included, in order.
         score: the higher the better.
-        search: "exhaustive", or "beam" with its width, as "beam 4".
+        search: "exhaustive", or "beam" with its width, as "beam 4"; of a rival its name.
         best: whether it is the segment's best (the first of equal ones).
     """
 
@@ -41,6 +43,8 @@ def score_combinations(
     budget: Sequence[int],
     batches: Iterable,
     *,
+    criterion: Callable = GradNorm,
+    sequential: bool = False,
     loss: Loss = cross_entropy,
     seed: int = 0,
     draws: int = 1,
@@ -56,7 +60,9 @@ def score_combinations(
         segments: inclusive (first, last), as `fisher_segmentation` gives them.
         budget: how many layers each segment keeps, as `allocate_budget` gives them.
         batches: pairs (inputs, target); the same ones for every combination.
-        loss, seed, draws: see `sglp.gradnorm.GradNorm`.
+        criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them.
+        sequential: whether a segment is scored with the layers gone that segments before it have lost.
+        loss, seed, draws: see `sglp.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
         max_combinations, max_evaluations, beam_width: see `sglp.search.choose_widths`.
 
     Returns:
@@ -73,24 +79,28 @@ def score_combinations(
     sizes = [kept - len(always) for kept, always in zip(budget, fixed, strict=True)]
     problems = [(len(candidates), size) for candidates, size in zip(free, sizes, strict=True)]
     widths = choose_widths(problems, max_combinations, max_evaluations, beam_width)
-    criterion = GradNorm(model, layers, batches, loss, seed, draws)
+    scorer = criterion(model, layers, batches, loss, seed, draws)
     most = sum(evaluations(*problem, width) for problem, width in zip(problems, widths, strict=True))
     scored: list[Combination] = []
+    before: list[int] = []
     with tqdm(total=most, desc="combinations", unit="", disable=None) as bar:
         for number, width in enumerate(widths):
-            always = fixed[number]
+            always, candidates, out = fixed[number], free[number], tuple(before)
 
-            def score(chosen: tuple[int, ...], always=always) -> float:
+            def score(chosen: tuple[int, ...], always=always, candidates=candidates, out=out) -> float:
                 bar.update()
-                return criterion(sorted((*always, *chosen)))
+                gone = [i for i in candidates if i not in chosen]
+                return scorer(sorted((*always, *chosen)), gone, out)
 
-            scores = search(free[number], sizes[number], score, width)
+            scores = search(candidates, sizes[number], score, width)
             best = max(scores, key=scores.get)
             how = "exhaustive" if width is None else f"beam {width}"
             scored += [
                 Combination(number, tuple(sorted((*always, *chosen))), value, how, chosen == best)
                 for chosen, value in scores.items()
             ]
+            if sequential:
+                before += [i for i in candidates if i not in best]
     return scored
 
 

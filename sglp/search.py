@@ -1,8 +1,8 @@
 """Finds the best combinations of a given size: all of them where they are few, else by beam search.
 
-Beam search goes a layer at a time: of the best `width` sets of one level every set that differs by one layer more is
-scored, and the best of those go on. It starts from the end that is nearer, adding layers to none or taking layers from
-all. It can miss the optimum; scores.csv says where it was used.
+Beam search goes a layer at a time: of the best `width` sets of one level every set that lacks one layer more is
+scored, and the best of those go on. It starts from all and takes layers out, as a network with few layers left tells
+little about which of them matter. It can miss the optimum; scores.csv says where it was used.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +27,10 @@ def search(
     """
     if width is None:
         return {chosen: score(chosen) for chosen in combinations(candidates, size)}
-    shrink = size > len(candidates) / 2
-    level: dict[tuple[int, ...], float] = {tuple(candidates) if shrink else (): 0.0}
-    for _ in range(_steps(len(candidates), size)):
+    level: dict[tuple[int, ...], float] = {tuple(candidates): 0.0}
+    for _ in range(len(candidates) - size):
         best = sorted(level, key=lambda chosen: (-level[chosen], chosen))[:width]
-        if shrink:
-            following = {tuple(i for i in chosen if i != gone) for chosen in best for gone in chosen}
-        else:
-            following = {tuple(sorted((*chosen, i))) for chosen in best for i in candidates if i not in chosen}
+        following = {tuple(i for i in chosen if i != gone) for chosen in best for gone in chosen}
         level = {chosen: score(chosen) for chosen in sorted(following)}
     return level
 
@@ -44,15 +40,10 @@ def evaluations(count: int, size: int, width: int | None) -> int:
     if width is None:
         return comb(count, size)
     level, total = 1, 0
-    for step in range(_steps(count, size)):
+    for step in range(count - size):
         level = min(min(level, width) * (count - step), comb(count, step + 1))
         total += level
     return total
-
-
-def _steps(count: int, size: int) -> int:
-    """How many layers from the nearer end."""
-    return min(size, count - size)
 
 
 def choose_widths(

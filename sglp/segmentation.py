@@ -4,6 +4,7 @@ Source: SGLP (arXiv 2410.14720), section III; W. D. Fisher, "On grouping for max
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -82,6 +83,18 @@ def segmentation_table(similarity, feature: Feature = "rows", max_k: int | None 
         best = candidate.min(axis=0)
         losses[row] = best[-1]
     return SegmentationTable(losses, starts)
+
+
+def equal_segments(layers: int, k: int) -> list[tuple[int, int]]:
+    """Cut layers into k contiguous segments of as equal a size as can be, whatever their similarity.
+
+    Raises:
+        SegmentationError: k is not between 1 and the number of layers.
+    """
+    if not 1 <= k <= layers:
+        raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")
+    borders = [round(i * layers / k) for i in range(k + 1)]
+    return [(first, after - 1) for first, after in pairwise(borders)]
 
 
 def choose_k(losses, share: float = 0.05) -> int:

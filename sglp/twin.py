@@ -15,7 +15,7 @@ from sglp.surgery import drop_modules
 def random_twin(network: nn.Module, seed: int) -> nn.Module:
     """A network of the same architecture with random weights, from the same factory where that is known.
 
-    One of transformers is made from its config, with the data type and on the device of the given one.
+    It has the data type of the given one. One of transformers is made from its config, on the given one's device.
 
     Raises:
         ArchitectureError: the factory is not known and a module has parameters but no `reset_parameters`.
@@ -26,7 +26,8 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
     if architecture is not None:
         fresh = build(architecture.factory, architecture.kwargs, seed=seed)
         drop_modules(fresh, architecture.removed_modules)
-        return fresh
+        dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
+        return fresh.to(next(dtypes, torch.get_default_dtype()))
     fresh = copy.deepcopy(network)
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

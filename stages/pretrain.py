@@ -1,4 +1,4 @@
-"""The dense network: trained here, or with weights from a file or from its factory."""
+"""The network to prune: its weights are random, a file's or its factory's, and trained here or not."""
 
 import sglp
 from sglp.errors import SGLPError
@@ -12,7 +12,7 @@ from stages.support.workloads import device, load_split, use_code
 
 
 def main(params: View, workload: View) -> None:
-    """Build, bring in or train the weights, save."""
+    """Build with its weights, train them where the workload says so, save."""
     task = find_task(workload.task)
     architecture = Architecture.model_validate(workload.architecture)
     weights = Weights.model_validate(workload.weights)
@@ -25,7 +25,7 @@ def main(params: View, workload: View) -> None:
     data = load_split("train", params, workload, processor)
     network = task.build(architecture, weights, path, recipe.seed).eval()
     task.check_fit(network, data)
-    if weights.source != "pretrain":
+    if not weights.train:
         sglp.save(network, "data/dense", processor)
         return
     from sglp.tasks.training import train

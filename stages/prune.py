@@ -3,6 +3,7 @@
 import sglp
 from sglp.batchnorm import has_statistics
 from sglp.tasks.task import find_task
+from sglp.twin import random_twin
 from stages.support import stage
 from stages.support.params import View
 from stages.support.workloads import device, load_network, load_split
@@ -14,6 +15,8 @@ def main(params: View, workload: View) -> None:
     """Take out, recalibrate, save."""
     task = find_task(workload.task)
     network = load_network("data/dense", params, workload, stored=True)
+    if params.prune.weights == "random":
+        network = random_twin(network, params.seed)
     processor = task.processor("data/dense", workload.architecture)
     pruned = sglp.prune(network, sglp.Plan.load("data/plan.json"))
     samples = params.prune.recalibration

@@ -44,6 +44,8 @@ def main(params: View, workload: View) -> None:
         "benchmark": benchmark,
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
+        "criterion": params.score.criterion if params.method == "sglp" else params.method,
+        "cost": cost_of(read_json("reports/scoring.json")),
         "one_by_one": all(len(row["kept"]) == 1 for row in scores),
         "model": params.model,
         "command": command(params),
@@ -79,6 +81,15 @@ def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list
             }
         )
     return rows
+
+
+def cost_of(scoring: dict) -> str:
+    """What the way to the plan cost, in words."""
+    passes = " and ".join(
+        f"{scoring[f'{kind}_passes']:,} {kind} passes" for kind in ("forward", "backward") if scoring[f"{kind}_passes"]
+    )
+    of_size = f"{passes} of at most {scoring['samples_a_pass']} samples" if passes else "no pass through a network"
+    return f"This took {scoring['seconds']:.1f} s: {of_size}."
 
 
 def command(params: View) -> str:

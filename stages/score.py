@@ -1,19 +1,22 @@
 """The plan: the method scores layers, and says which stay."""
 
+import time
+
+from sglp.batches import counted
 from sglp.budget import layers_to_keep
-from sglp.methods import find_method
+from sglp.methods import find_criterion, find_method
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Scoring
 from stages.support import stage
 from stages.support.layers import read_layers
 from stages.support.params import View
-from stages.support.tables import read_json, read_similarity, write_rows
+from stages.support.tables import read_json, read_similarity, write_json, write_rows
 from stages.support.workloads import load_network, load_split, use_code
 
 
 def main(params: View, workload: View) -> None:
     """Run the method on calibration batches of the training split."""
-    use_code(params, workload, params.method)
+    use_code(params, workload, params.method, params.score.criterion)
     method = find_method(params.method)
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
@@ -21,6 +24,8 @@ def main(params: View, workload: View) -> None:
     options = {}
     if params.method == "sglp":
         options = {
+            "criterion": find_criterion(dials.criterion),
+            "sequential": dials.sequential,
             "budget": dials.budget,
             "draws": dials.draws,
             "max_combinations": cost.max_combinations,
@@ -32,9 +37,21 @@ def main(params: View, workload: View) -> None:
     samples = cost.batch_size * dials.batches
     batches = list(task.calibration_batches(data, samples, cost.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")
-    plan, scores = method(network, layers, segments, similarity, batches, keep, params.seed, **options)
+    start = time.perf_counter()
+    with counted() as passes:
+        plan, scores = method(network, layers, segments, similarity, batches, keep, params.seed, **options)
+    seconds = time.perf_counter() - start
     rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)
     write_rows("data/scores.csv", ("segment", "kept", "score", "search", "best"), rows)
+    write_json(
+        "reports/scoring.json",
+        {
+            "seconds": seconds,
+            "forward_passes": passes.forward,
+            "backward_passes": passes.backward,
+            "samples_a_pass": cost.batch_size,
+        },
+    )
     plan.save("data/plan.json")
 
 

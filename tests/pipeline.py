@@ -29,6 +29,7 @@ TINY_WORKLOAD = {
         "holdout": 0.1,
         "distillation": 0.5,
     },
+    "evaluation": {"robustness": {"samples": 32, "pgd_steps": 2}},
     "benchmark": {"batch_sizes": [1]},
 }
 

@@ -90,7 +90,9 @@ def checkpoint(project) -> Path:
     network = sglp.build(workload["architecture"]["factory"], workload["architecture"]["kwargs"], seed=0)
     path = project / "weights.pt"
     torch.save({"state_dict": network.state_dict()}, path)
-    change_workload(project, {"weights": {"source": "file"}, "files": {"weights": {"path": "weights.pt"}}})
+    change_workload(
+        project, {"weights": {"source": "file", "train": False}, "files": {"weights": {"path": "weights.pt"}}}
+    )
     run_module("stages.checksums", "models/tiny.yaml")
     return path
 
@@ -220,6 +222,7 @@ def test_a_python_without_sglp_is_named(project, tmp_path):
             "models/tiny.yaml: finetune: keep: best needs a holdout above 0",
         ),
         ({"weights": {"source": "factory"}}, "models/tiny.yaml: weights: kwargs are the arguments that make a factory"),
+        ({"weights": {"train": False}}, "models/tiny.yaml: weights: source: random needs train: true"),
         (
             {"data": {"source": {"loader": "datasets", "name": "me/images"}}},
             "models/tiny.yaml: data.source: a data set on the hub needs the revision of a commit",

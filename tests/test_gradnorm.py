@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import sglp
+from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ArchitectureError, ScoringError
-from sglp.gradnorm import IGNORED, GradNorm
+from sglp.loss import IGNORED
 
 FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
 

@@ -116,7 +116,7 @@ def weights_folder(folder: Path, kind: str) -> Path:
 def test_shipped_workloads_run_on_models_of_their_kind(name, kind, tuning, tmp_path, monkeypatch):
     workload = shipped(name)
     assert len(workload["weights"]["kwargs"]["revision"]) == 40
-    workload["weights"] = {"source": "file", "kwargs": {}}
+    workload["weights"] = {"source": "file", "kwargs": {}, "train": False}
     workload["files"]["weights"]["path"] = str(weights_folder(tmp_path / "weights", kind))
     for first, split in enumerate(("train", "test")):
         rows = [json.dumps({"text": prose(400, 4 * first + seed)}) for seed in range(4)]
@@ -141,7 +141,7 @@ def project(tmp_path, monkeypatch) -> Path:
     """A project whose weights come from a file."""
     workload = shipped("llama-tiny")
     workload["architecture"]["kwargs"] = {}
-    workload["weights"]["source"] = "file"
+    workload["weights"] = {"source": "file", "kwargs": {}, "train": False}
     folder = tiny_project(tmp_path / "project", workload)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -184,8 +184,8 @@ def test_a_sequence_longer_than_the_models_positions(project):
 def test_a_hub_name_without_a_hub(project, monkeypatch):
     # A port on which nobody listens.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    weights = {"source": "factory", "kwargs": {"pretrained": "somebody/some-model", "revision": "0" * 40}}
-    change(project, {"weights": weights})
+    kwargs = {"pretrained": "somebody/some-model", "revision": "0" * 40}
+    change(project, {"weights": {"source": "factory", "kwargs": kwargs, "train": False}})
     start = time.monotonic()
     sentence = complaint("stages.pretrain")
     assert "somebody/some-model is no folder here, and can't be had from the hub" in sentence
@@ -246,7 +246,7 @@ def test_kwargs_that_would_be_ignored(project):
         "stages.pretrain"
     )
     content["architecture"]["kwargs"] = {"model_type": "llama", "hiden_size": 16}
-    content["weights"]["source"] = "pretrain"
+    content["weights"] = {"source": "random", "kwargs": {}, "train": True}
     content["files"]["weights"] = {"path": None, "sha256": None}
     write_yaml(path, content)
     assert "make no language model: LlamaConfig knows no hiden_size" in complaint("stages.pretrain")
@@ -274,11 +274,17 @@ def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
         ({"finetune": {"tuning": "prompt"}}, "models/tiny.yaml: finetune.tuning='prompt' is wrong"),
         ({"evaluation": {"stride": 64}}, "models/tiny.yaml: evaluation: stride=64 must be below length=32"),
         (
-            {"weights": {"source": "factory", "kwargs": {"pretrained": "me/model"}}},
+            {"weights": {"source": "factory", "kwargs": {"pretrained": "me/model"}, "train": False}},
             "weights.kwargs={'pretrained': 'me/model'} is wrong: it must be pretrained, a name on the hub, and",
         ),
         (
-            {"weights": {"source": "factory", "kwargs": {"pretrained": "models", "revision": "0" * 40}}},
+            {
+                "weights": {
+                    "source": "factory",
+                    "kwargs": {"pretrained": "models", "revision": "0" * 40},
+                    "train": False,
+                }
+            },
             "a folder stands in files.weights.path, with weights.source: file",
         ),
         (

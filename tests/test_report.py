@@ -73,7 +73,8 @@ def write_inputs(
     }
     batch = {"work": [timed | {"name": kind} for kind in work], "peak_memory_bytes": {"dense": 4e6, "finetuned": 3e6}}
     benchmark = {"hardware": "a CPU", "threads": 2, "rounds": 3, "batch": {"16": batch, "2": batch}}
-    files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark}
+    scoring = {"seconds": 1.25, "forward_passes": 1234, "backward_passes": 7, "samples_a_pass": 64}
+    files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark, "reports/scoring": scoring}
     files |= {"reports/metrics/dense": dense, "reports/metrics/pruned": tuned, "reports/metrics/finetuned": tuned}
     files |= {
         f"reports/examples/{name}": [row | {"continuation": f"{name} & on"} for row in examples] for name in NETWORKS
@@ -147,6 +148,15 @@ def test_segments_and_layers(toy):
     assert row_of(markdown, "1")[:6] == ["4-6", "4-5", "1", "2", "2", "beam 4"]
     assert "| 4 | `block.4` | 1 | 500 | 200,000 | can't be removed: stem |" in markdown
     assert "| 6 | `block.6` | 1 | 500 | 200,000 | removed |" in markdown
+
+
+def test_the_cost_of_the_scores(toy):
+    assert all(
+        "This took 1.2 s: 1,234 forward passes and 7 backward passes of at most 64 samples." in page for page in toy[:2]
+    )
+    assert "was asked for its a b" in toy[1]
+    free = {"seconds": 0.0, "forward_passes": 0, "backward_passes": 0, "samples_a_pass": 64}
+    assert report.cost_of(free) == "This took 0.0 s: no pass through a network."
 
 
 def test_every_dial_and_the_command(toy):

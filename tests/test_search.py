@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglp import score_combinations
+from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ScoringError
-from sglp.gradnorm import GradNorm
 from sglp.search import choose_widths, evaluations, search
 
 CANDIDATES = (2, 3, 5, 7, 8, 11, 12)
@@ -40,7 +40,7 @@ def test_the_exhaustive_search_scores_every_combination_once():
 @pytest.mark.parametrize("size", range(1, 7))
 def test_a_beam_as_wide_as_all_combinations_misses_none(size):
     score = random_scores(size)
-    widest = max(comb(len(CANDIDATES), n) for n in range(size + 1))
+    widest = max(comb(len(CANDIDATES), n) for n in range(size, len(CANDIDATES) + 1))
     assert search(CANDIDATES, size, score, widest) == search(CANDIDATES, size, score)
 
 
@@ -56,7 +56,7 @@ def test_a_beam_of_width_1_finds_the_best_sum(seed):
 
 def test_a_narrow_beam_can_miss_the_best():
     def pairs_win(chosen):
-        return 1 if 2 in chosen else 5 * (chosen[-2:] == (11, 12))
+        return 1 if 2 in chosen else 5 * (chosen == (11, 12))
 
     assert best(search(CANDIDATES, 2, pairs_win)) == (11, 12)
     assert best(search(CANDIDATES, 2, pairs_win, 1)) != (11, 12)
@@ -107,7 +107,9 @@ def test_beams_are_as_wide_as_max_evaluations_allows(problems, max_combinations,
 
 
 def test_beams_lose_little_on_real_scores(network, layers, digits):
-    """Measured, keeping 3, 4, 5 of 7: the worst share of the best score is 0.947, 0.970, 1; the median set has 0.76."""
+    """Measured, keeping 3, 4, 5 of 7; beams of 1, 2, 4 reach at least
+    0.932, 0.932, 1 of the best score; the median set has 0.76-0.77.
+    """
     score = cache(GradNorm(network, layers, [(digits[0][:32], digits[1][:32])]))
     free = [i for i, layer in enumerate(layers) if layer.removable]
     for size in (3, 4, 5):

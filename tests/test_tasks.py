@@ -42,6 +42,7 @@ def recipe(**changes) -> Finetuning:
         "epochs": 1,
         "warmup_epochs": 0,
         "label_smoothing": 0.0,
+        "precision": "float32",
         "augment": [],
         "holdout": 0.2,
         "keep": "last",
@@ -52,7 +53,7 @@ def recipe(**changes) -> Finetuning:
 
 
 def evaluate(network, images, batch_size: int) -> dict:
-    metrics, examples = image_classification.evaluate(network, images, {"batch_size": batch_size})
+    metrics, examples = image_classification.evaluate(network, images, {"batch_size": batch_size, "robustness": None})
     assert examples == []
     return metrics
 
@@ -152,11 +153,23 @@ def test_the_best_weights_on_the_held_out_share_are_kept(images, tmp_path, optim
     rows = train(
         network, image_classification, images, recipe(optimizer=optimizer, keep="best", learning_rate=rate), 0, tmp_path
     )
-    held = np.random.default_rng(0).permutation(len(images))[:288]
+    held = np.random.default_rng(0).permutation(len(images))[-288:]
     inputs, labels = images.batch(sorted(held.tolist()))
     accuracy = float((network(inputs).argmax(-1) == labels).double().mean())
     assert accuracy == pytest.approx(max(row["heldout_accuracy"] for row in rows), abs=1e-9)
     assert not network.training
+
+
+def test_nothing_is_held_out_that_calibration_has_seen(images, tmp_path, monkeypatch):
+    parts, make = [], image_classification.training_samples
+    monkeypatch.setattr(
+        image_classification, "training_samples", lambda *args: (parts.append(set(args[1])), make(*args))[1]
+    )
+    train(fresh(), image_classification, images, recipe(samples=200), 7, tmp_path)
+    trained, held = parts
+    assert (len(trained), len(held)) == (160, 40)
+    assert trained == set(image_classification.draw(len(images), 160, 7, ""))
+    assert not trained & held
 
 
 def test_training_learns(images, tmp_path):

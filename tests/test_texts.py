@@ -8,7 +8,7 @@ import torch
 from language import byte_tokenizer, prose, tiny_llama
 
 from sglp.errors import DataError
-from sglp.gradnorm import IGNORED, cross_entropy
+from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks import causal_lm
 from sglp.tasks.language_workload import TextPreparation
 from sglp.tasks.perplexity import continuations, perplexity

@@ -10,7 +10,7 @@ from language import byte_tokenizer, cast, tiny_llama
 import sglp
 from sglp.batches import call
 from sglp.errors import SGLPError
-from sglp.gradnorm import cross_entropy
+from sglp.loss import cross_entropy
 from sglp.tasks import causal_lm
 from sglp.tasks.language_workload import Finetuning, TextPreparation
 from sglp.tasks.texts import Texts

@@ -128,7 +128,7 @@ def test_every_workload_runs(name, project):
         make = workload["architecture"]["factory"].partition(":")[2]
         known = torchvision.models.get_model_weights(make).__members__
         assert workload["weights"]["kwargs"]["weights"] in known
-        workload["weights"] = {"source": "pretrain", "kwargs": {}}
+        workload["weights"] = {"source": "random", "kwargs": {}, "train": True}
     workload = tiny_data(workload, project.parent / "raw")
     short = {"epochs": 1, "warmup_epochs": 0}
     workload = merged(workload, {"pretrain": short, "finetune": short} | SIZES)
@@ -164,7 +164,7 @@ def test_a_users_own_network_with_their_weights(project, monkeypatch):
     torch.save(trained.state_dict(), project.parent / "mine.pt")
     workload = read_yaml(project / "models/tiny.yaml")
     workload["architecture"] = {"factory": "my_nets:build", "kwargs": {"width": 24, "blocks": 6}}
-    workload["weights"] = {"source": "file", "kwargs": {}}
+    workload["weights"] = {"source": "file", "kwargs": {}, "train": False}
     workload["files"]["weights"]["path"] = "../mine.pt"
     workload["files"]["code"]["path"] = "../my_nets.py"
     params = read_yaml(project / "params.yaml")

@@ -1,4 +1,12 @@
-"""Random: which removable layers go is drawn uniformly. What every other method has to beat, over several seeds."""
+"""Random: which layers go is drawn.
+
+Every set of so many removable layers is as likely as any other. The score of a layer is its draw; the lowest go.
+
+Source: no paper; the control of every comparison.
+Cost: forward `0`, backward `0`.
+Use: as what any other method has to beat, over several seeds. A method that does not beat it knows nothing about the
+network that a draw does not.
+"""
 
 import numpy as np
 

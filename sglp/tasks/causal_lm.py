@@ -3,12 +3,15 @@
 import copy
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import sglp
+from sglp.architecture import remember
 from sglp.batches import call, device_of, to_device
+from sglp.checkpoint import ARCHITECTURE, saved_architecture
 from sglp.cost import count_macs
 from sglp.errors import DataError, SGLPError
 from sglp.tasks import language_models, question_tasks, questions, texts, tuning
@@ -28,9 +31,12 @@ def check_workload(content: dict) -> None:
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
-    """The dense network from the hub, a file or folder, or a configuration."""
+    """The network from the hub, a file or folder, or a configuration."""
     fetched = {"pretrained": path} if path is not None else weights.kwargs
-    return sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=fetched)
+    network = sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=fetched)
+    if path is not None and (Path(path) / ARCHITECTURE).is_file():  # its layers go by their dense names still
+        remember(network, saved_architecture(path))
+    return network
 
 
 def first_processor(architecture: Architecture, weights: Weights, path: str | None, prepare: dict):

@@ -1,7 +1,9 @@
 """The task of image classification; see `sglp.tasks.task`."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,11 @@ from sglp.errors import DataError, first_line
 from sglp.tasks.draws import draw
 from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
 from sglp.tasks.images import Images, make_transforms, stack
+from sglp.tasks.robustness import robustness
 from sglp.tasks.samples import TrainingImages
 from sglp.tasks.work import Work
 from sglp.tasks.workload import Architecture, Source, Weights
+from sglp.warm_start import warm_start
 
 
 def check_workload(content: dict) -> None:
@@ -28,9 +32,13 @@ def check_workload(content: dict) -> None:
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
-    """The dense network, with weights of its factory or of a file, or without."""
+    """The network, with weights of its factory or of a file, or without; of a saved network also without its layers."""
     network = sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=weights.kwargs)
-    if path is not None:
+    if path is not None and Path(path).is_dir():
+        network, fresh = warm_start(network, path)
+        if fresh:
+            print(f"{path} has other shapes of {', '.join(fresh)}, which begin at random", file=sys.stderr)
+    elif path is not None:
         sglp.load_weights(network, path)
     return network
 
@@ -108,7 +116,8 @@ def collate(pairs: list) -> tuple[Tensor, Tensor]:
 
 def trainer_arguments(recipe) -> dict:
     """Plain SGD, as the papers do it."""
-    return {"max_grad_norm": 0.0, "metric_for_best_model": "accuracy"}
+    bfloat16 = recipe.precision == "bfloat16"
+    return {"max_grad_norm": 0.0, "metric_for_best_model": "accuracy", "bf16": bfloat16}
 
 
 def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[], nn.Module]]:
@@ -118,13 +127,16 @@ def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[]
 
 def evaluate(
     network: nn.Module, images: Images, settings: dict, processor: None = None, tasks: str | None = None
-) -> tuple[dict[str, float], list]:
+) -> tuple[dict, list]:
     """Accuracy (top-1 and top-5, shares of 1) and mean cross-entropy over a whole split, in eval mode.
+
+    Where the settings ask for it, "robustness" has what `sglp.tasks.robustness` measures on a part of the split.
 
     Raises:
         DataError: the outputs are not finite.
     """
-    batch_size = ImageEvaluation.model_validate(settings).batch_size
+    dials = ImageEvaluation.model_validate(settings)
+    batch_size = dials.batch_size
     network.eval()
     device = device_of(network)
     top1 = top5 = 0
@@ -141,6 +153,8 @@ def evaluate(
         raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
     count = len(images)
     metrics = {"accuracy": top1 / count, "accuracy_top5": top5 / count, "loss": loss / count, "samples": count}
+    if dials.robustness is not None:
+        metrics["robustness"] = robustness(network, images, dials.robustness, batch_size)
     return metrics, []
 
 

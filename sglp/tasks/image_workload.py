@@ -8,6 +8,7 @@ from sglp.tasks.workload import Data, Distillation, Positive, Recipe, Seed, Stri
 
 # One transform of torchvision.transforms.v2 and its arguments, as {RandomCrop: {size: 32, padding: 4}}.
 Transform = Annotated[dict[str, dict], Field(min_length=1, max_length=1)]
+Epsilon = Annotated[float, Field(gt=0, le=1)]
 
 
 class ImagePreparation(Strict):
@@ -34,23 +35,56 @@ class ImageData(Data):
     prepare: ImagePreparation
 
 
-class Pretraining(Recipe):
+class ImageRecipe(Recipe):
+    """How a network for images is trained.
+
+    precision: what passes forward and backward compute in (autocast); weights and steps are float32 in both.
+    augment: the transforms of training, in the place of those of evaluation.
+    """
+
+    precision: Literal["float32", "bfloat16"]
+    augment: list[Transform]
+
+
+class Pretraining(ImageRecipe):
     """How the dense network is trained, with a seed of its own."""
 
-    augment: list[Transform]
     seed: Seed
 
 
-class Finetuning(Recipe, Distillation):
+class Finetuning(ImageRecipe, Distillation):
     """How the pruned network is tuned."""
 
-    augment: list[Transform]
+
+class Robustness(Strict):
+    """What networks are attacked with, on test images drawn with a fixed seed.
+
+    samples: how many images; all of them where there are fewer.
+    fgsm, pgd: the largest change of a pixel, as shares of its range: 0.03137 is 8 of 255 levels.
+    pgd_steps: of every attack by PGD, each a forward and a backward pass.
+    severities: of the 15 corruptions.
+    """
+
+    samples: Positive
+    fgsm: list[Epsilon]
+    pgd: list[Epsilon]
+    pgd_steps: Positive
+    severities: list[Annotated[int, Field(ge=1, le=5)]]
+
+    @model_validator(mode="after")
+    def _each_once(self):
+        for name in ("fgsm", "pgd", "severities"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={values} has a value twice")
+        return self
 
 
 class ImageEvaluation(Strict):
-    """How networks are evaluated."""
+    """How networks are evaluated; robustness is null where it is not measured."""
 
     batch_size: Positive
+    robustness: Robustness | None
 
 
 class ImageBenchmark(Strict):

@@ -32,5 +32,6 @@ class TrainingImages(Dataset):
         index = int(self.indices[position])
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(state[0] >> np.uint64(1)))
+            # Not torch.manual_seed: without a GPU it notes every call, with a traceback, for when there is one.
+            torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
             return self.images.prepared(index, self.transform), int(self.images.labels[index])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sglp.errors import DataError
-from sglp.gradnorm import IGNORED
+from sglp.loss import IGNORED
 from sglp.tasks.language_workload import TextPreparation
 from sglp.tasks.sources import name_of, open_source, reading
 from sglp.tasks.workload import Source

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from sglp.batches import call, logits_of
 from sglp.errors import SGLPError
-from sglp.gradnorm import IGNORED, cross_entropy
+from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks.draws import EpochSampler, draw
 from sglp.tasks.workload import Recipe
 
@@ -55,8 +55,10 @@ def train(
     """
     count = len(data) if recipe.samples is None else recipe.samples
     chosen = np.array(draw(len(data), count, seed, f"samples to train on in {data.name}"))
-    held = chosen[: math.ceil(recipe.holdout * count)]
-    samples = task.training_samples(data, np.sort(chosen[len(held) :]), recipe, seed)
+    # Held out are the last: calibration draws the first with the same seed, and what judges may not have been seen.
+    used = count - math.ceil(recipe.holdout * count)
+    held = chosen[used:]
+    samples = task.training_samples(data, np.sort(chosen[:used]), recipe, seed)
     further = task.trainer_arguments(recipe)
     batches = math.ceil(len(samples) / recipe.batch_size)
     steps_an_epoch = math.ceil(batches / further.get("gradient_accumulation_steps", 1))

@@ -29,10 +29,14 @@ class Architecture(Strict):
 
 
 class Weights(Strict):
-    """Where trained weights come from: "pretrain" here, a "file" of the user's, or the "factory" with these kwargs."""
+    """Where the weights come from, and whether the recipe `pretrain` then trains them.
 
-    source: Literal["pretrain", "file", "factory"]
+    source: "random", a "file" or folder of the user's, or the "factory" with these kwargs.
+    """
+
+    source: Literal["random", "file", "factory"]
     kwargs: dict
+    train: bool
 
     @model_validator(mode="after")
     def _kwargs_are_the_factorys(self):
@@ -41,6 +45,12 @@ class Weights(Strict):
                 "kwargs are the arguments that make a factory fetch weights: source: factory needs them, "
                 "and no other source takes any"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _random_weights_are_trained(self):
+        if self.source == "random" and not self.train:
+            raise ValueError("source: random needs train: true: nothing can be told of layers that have learnt nothing")
         return self
 
 

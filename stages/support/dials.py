@@ -15,8 +15,9 @@ class Cka(Strict):
 
 
 class Segment(Strict):
-    """What is segmented, and when `k: auto` stops."""
+    """Where the cuts come from, what is segmented, and when `k: auto` stops."""
 
+    by: Literal["fisher", "equal"]
     feature: Literal["rows", "row_sum"]
     auto_share: Annotated[float, Field(gt=0, lt=1)]
 
@@ -24,6 +25,8 @@ class Segment(Strict):
 class Score(Strict):
     """How combinations are scored and searched."""
 
+    criterion: Annotated[str, Field(min_length=1)]
+    sequential: bool
     batches: Positive
     draws: Positive
     max_evaluations: Positive
@@ -32,8 +35,9 @@ class Score(Strict):
 
 
 class Prune(Strict):
-    """What follows the removal."""
+    """What the pruned network starts with."""
 
+    weights: Literal["trained", "random"]
     recalibration: Annotated[int, Field(ge=0)]
 
 

@@ -60,9 +60,9 @@ def metric_rows(metrics: dict) -> list[list[str]]:
     """Rows of the table: label, dense, pruned and its change, fine-tuned and its change; unknown metrics come last.
 
     "samples" and "tokens" say what the others were measured on. Shares of questions are named TASK_acc and
-    TASK_acc_norm, their number TASK_questions.
+    TASK_acc_norm, their number TASK_questions. "robustness" has rows of its own.
     """
-    values = {name: flat(metrics[name]) for name in NETWORKS}
+    values = {name: flat({key: v for key, v in metrics[name].items() if key != "robustness"}) for name in NETWORKS}
     counts = ("samples", "tokens")
     found = {key: None for name in NETWORKS for key in values[name] if key not in counts and not _counts(key)}
     first = [key for key in found if _of_questions(key)]
@@ -70,7 +70,7 @@ def metric_rows(metrics: dict) -> list[list[str]]:
     middle = 1 + max((quality.index(key) for key in ("perplexity", "loss") if key in quality), default=-1)
     keys = quality[:middle] + first + quality[middle:]
     keys += [key for key in found if key not in keys]
-    return [_row(_metric(key), [values[name].get(key) for name in NETWORKS], _asked(key, values)) for key in keys]
+    return [row(_metric(key), [values[name].get(key) for name in NETWORKS], _asked(key, values)) for key in keys]
 
 
 def benchmark_rows(benchmark: dict) -> list[list[str]]:
@@ -87,9 +87,18 @@ def benchmark_rows(benchmark: dict) -> list[list[str]]:
     return rows
 
 
+def row(metric: Metric, values: list, samples: int | None = None) -> list[str]:
+    """A row of a table from the values of `NETWORKS`; `samples` are what a share is of, for its standard error."""
+    dense, *others = values
+    cells = [metric.label, _number(metric, dense, dense, samples)]
+    for value in others:
+        cells += [_number(metric, value, dense, samples), _change(metric, value, dense)]
+    return cells
+
+
 def _timed(key: str, values: dict, where: str) -> list[str]:
     metric = METRICS[key]
-    return _row(metric._replace(label=f"{metric.label}, {where}"), [values.get(name) for name in NETWORKS])
+    return row(metric._replace(label=f"{metric.label}, {where}"), [values.get(name) for name in NETWORKS])
 
 
 def _of_questions(key: str) -> bool:
@@ -118,14 +127,6 @@ def _asked(key: str, values: dict) -> int | None:
 def _sizes(benchmark: dict) -> list[str]:
     """Sizes of batches, small ones first."""
     return sorted(benchmark["batch"], key=int)
-
-
-def _row(metric: Metric, values: list, samples: int | None = None) -> list[str]:
-    dense, *others = values
-    cells = [metric.label, _number(metric, dense, dense, samples)]
-    for value in others:
-        cells += [_number(metric, value, dense, samples), _change(metric, value, dense)]
-    return cells
 
 
 def _number(metric: Metric, value, scale, samples: int | None = None, digits: int = 2) -> str:

@@ -1,37 +1,30 @@
-"""GradNorm: the norm of the loss's gradient of a network in which only some layers are trained.
+"""GradNorm: the layers stay that make the gradient of a random network largest.
 
-Source: SGLP (arXiv 2410.14720), section III; the published code never resets the network between combinations and
-draws a new batch for each. Here all combinations see the same random network and the same batches.
+The network has the original architecture and random weights, but for the combination's layers, which are the trained
+ones. The score is the norm of the loss's gradient in one pass in train mode, sqrt of the sum over all parameters of
+||dL/dp||^2, averaged over batches and random networks.
+
+Source: SGLP (arXiv 2410.14720), section III. The published code never resets the network between combinations and draws
+a new batch for each; here all combinations see the same random networks and the same batches.
+Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, and the memory of a
+network.
+Use: as the criterion of the paper, and as what others are held against. It asks about layers among random ones, not
+about the network that is left, and depends on the draw of the random weights: average over several (`score.draws`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.batches import call, device_of, logits_of, to_device
+from sglp.batches import at_least_one, backward, call, device_of, inputs_of, to_device
+from sglp.bypass import Bypass
 from sglp.errors import ScoringError
 from sglp.layers import Layer
+from sglp.loss import Loss, cross_entropy
 from sglp.twin import random_twin
-
-Loss = Callable[[object, object], Tensor]
-IGNORED = -100  # the target of a row of logits that has none
-
-
-def cross_entropy(output, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of a classifier: of samples, or of tokens where every token's target is the next one.
-
-    Args:
-        output: logits [..., classes], or what transformers returns around them.
-        target: classes [...], `IGNORED` where a row has none.
-        label_smoothing: share of the target that all classes get alike.
-    """
-    logits = logits_of(output).flatten(0, -2)
-    # In half precision a sum over a vocabulary is too coarse.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, target.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
 class GradNorm:
@@ -51,6 +44,8 @@ class GradNorm:
         ScoringError: there is no batch.
     """
 
+    leaks = False
+
     def __init__(
         self,
         network: nn.Module,
@@ -61,14 +56,18 @@ class GradNorm:
         draws: int = 1,
     ):
         device = device_of(network)
-        self.batches = [to_device(batch, device) for batch in batches]
-        if not self.batches:
-            raise ScoringError("there is no batch to score layers with")
+        self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
         self.loss, self.seed = loss, seed
-        self.twins = [_Twin(network, layers, seed + draw, device) for draw in range(draws)]
+        inputs = inputs_of(self.batches[0])
+        self.twins = [_Twin(network, layers, seed + draw, inputs) for draw in range(draws)]
 
-    def __call__(self, kept: Iterable[int]) -> float:
+    def __call__(self, kept: Iterable[int], gone: Iterable[int] = (), before: Iterable[int] = ()) -> float:
         """The score of the layers with these numbers.
+
+        Args:
+            kept: layers of a segment that are to stay.
+            gone: the others of it; they are random, as everything outside the segment is.
+            before: layers of other segments that are already out of the network.
 
         Raises:
             ScoringError: it is not finite.
@@ -76,18 +75,24 @@ class GradNorm:
         norms = []
         for twin in self.twins:
             twin.train(kept)
-            norms += [self._norm(twin, *batch) for batch in self.batches]
-            twin.reset()
+            with twin.bypass.without(before):
+                norms += [self._score(twin, *batch) for batch in self.batches]
+            if not self.leaks:
+                twin.reset()
         score = sum(norms) / len(norms)
         if not math.isfinite(score):
             raise ScoringError(f"the score of layers {list(kept)} is {score}: the loss or its gradient is not finite")
         return score
 
-    def _norm(self, twin: "_Twin", inputs, target) -> float:
+    def _score(self, twin: "_Twin", inputs, target) -> float:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self.loss(call(twin.network.train(), inputs), target).backward()
-        return float(torch.stack(twin.taken_squares()).sum().sqrt())
+            backward(self.loss(call(twin.network.train(), inputs), target))
+        return self._of(twin.taken_norms())
+
+    def _of(self, norms: dict[str, Tensor]) -> float:
+        """One number of the norms of all parameters' gradients."""
+        return float(torch.stack([norm**2 for norm in norms.values()]).sum().sqrt())
 
 
 class _Twin:
@@ -97,11 +102,12 @@ class _Twin:
     as soon as its norm is taken.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, device: torch.device):
-        self.network = random_twin(network, seed).to(device)
-        self.squares: list[Tensor] = []
-        for parameter in self.network.parameters():
-            parameter.register_post_accumulate_grad_hook(self._take)
+    def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, inputs):
+        self.network = random_twin(network, seed).to(device_of(network))
+        self.bypass = Bypass(self.network, layers, inputs)
+        self.norms: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            parameter.register_post_accumulate_grad_hook(partial(self._take, name))
         trained, own = dict(network.named_parameters()), dict(self.network.named_parameters())
         self.random = [(parameter, parameter.data) for parameter in own.values()]
         self.layers = [
@@ -131,12 +137,15 @@ class _Twin:
         for buffer, values in self.random_buffers:
             buffer.copy_(values)
 
-    def taken_squares(self) -> list[Tensor]:
-        """The squared norms of the gradients of the last pass."""
-        squares, self.squares = self.squares, []
-        return squares
+    def taken_norms(self) -> dict[str, Tensor]:
+        """The norms of the gradients of the last pass, by the parameters' names."""
+        norms, self.norms = self.norms, {}
+        return norms
 
-    def _take(self, parameter: Tensor) -> None:
-        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.promote_types(parameter.dtype, torch.float32))
-        self.squares.append(norm.double() ** 2)
+    def _take(self, name: str, parameter: Tensor) -> None:
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        self.norms[name] = torch.linalg.vector_norm(parameter.grad, dtype=wide).double()
         parameter.grad = None
+
+
+criterion = GradNorm

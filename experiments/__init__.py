@@ -1,0 +1,1 @@
+"""Over many runs: asking many questions, and comparing the answers."""

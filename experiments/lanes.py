@@ -1,0 +1,118 @@
+"""What several workers do side by side, so that nothing is done twice: stage by stage, one run for all the points that
+ask the same of it. What is timed comes later, alone."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from experiments.snapshot import PARAMS, Snapshot
+
+TIMED = "benchmark"  # neither it nor what follows in dvc.yaml may run beside others
+MERGING = ("segment", "score")  # different dials often lead to the same: who goes on together is known when it is there
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry of dvc.yaml: paths of its dependencies and outputs, and (file, key) of its parameters."""
+
+    name: str
+    deps: list[str]
+    outs: list[str]
+    params: list[tuple[str, str]]
+
+
+class Lanes:
+    """Points on their way through the stages.
+
+    Args:
+        snapshot: the project.
+        points: dials by the names of runs.
+    """
+
+    def __init__(self, snapshot: Snapshot, points: dict[str, dict[str, object]]):
+        stages = _stages(snapshot.read("dvc.yaml"))
+        self._makers = {out: stage for stage in stages for out in stage.outs}
+        self._stages = sorted(stages, key=self._depth)
+        self._values = {name: snapshot.values(dials) for name, dials in points.items()}
+        self._checksums: dict[str, dict[str, str]] = {name: {} for name in points}
+
+    def step(self) -> tuple[list[str], list[list[str]]] | None:
+        """What comes next: the stages to run up to, and groups of points of which one has to; None at the end.
+
+        A step has all the stages in which the same points go together.
+        """
+        if not self._stages or not self._checksums:
+            return None
+        groups, step = self._groups(self._stages[0]), []
+        while self._stages and self._groups(self._stages[0]) == groups:
+            step.append(self._stages.pop(0))
+            if step[-1].name in MERGING:
+                break
+        used = {path for stage in step for path in stage.deps}
+        return [stage.name for stage in step if not used & set(stage.outs)], groups
+
+    def arrived(self, group: Iterable[str], checksums: dict[str, str]) -> None:
+        """One of a group has run: its outputs, by path, are those of all."""
+        for name in group:
+            self._checksums[name] |= checksums
+
+    def failed(self, group: Iterable[str]) -> None:
+        """One of a group has failed: none of them goes on."""
+        for name in group:
+            del self._checksums[name]
+
+    def _depth(self, stage: Stage) -> int:
+        """How many stages have to run before one."""
+        return 1 + max((self._depth(self._makers[path]) for path in stage.deps if path in self._makers), default=0)
+
+    def _groups(self, stage: Stage) -> list[list[str]]:
+        groups = defaultdict(list)
+        for name in self._checksums:
+            groups[self._question(name, stage)].append(name)
+        return list(groups.values())
+
+    def _question(self, name: str, stage: Stage) -> str:
+        """All that a stage's result depends on; of an output that is not there yet, all that it will depend on."""
+        values, checksums = self._values[name], self._checksums[name]
+        params = [_value(values, path, key) for path, key in stage.params]
+        inputs = [
+            checksums.get(path) or self._question(name, self._makers[path])
+            for path in stage.deps
+            if path in self._makers
+        ]
+        return json.dumps([stage.name, params, inputs], default=str)
+
+
+def _stages(content: dict) -> list[Stage]:
+    """The stages that come before the timed one, in order; those of a foreach one by one."""
+    stages = []
+    for name, entry in content["stages"].items():
+        if name == TIMED:
+            break
+        for item in entry.get("foreach", [None]):
+            text = json.dumps(entry.get("do", entry)).replace("${item}", str(item))
+            one = json.loads(text)
+            stages.append(
+                Stage(
+                    name=name if item is None else f"{name}@{item}",
+                    deps=one.get("deps", []),
+                    outs=[out if isinstance(out, str) else next(iter(out)) for out in one.get("outs", [])],
+                    params=[
+                        (path, key)
+                        for listed in one.get("params", [])
+                        for path, keys in ({PARAMS: [listed]} if isinstance(listed, str) else listed).items()
+                        for key in keys
+                    ],
+                )
+            )
+    return stages
+
+
+def _value(values: dict[str, dict], path: str, key: str):
+    """A parameter; the path of a file may hold one of params.yaml, as ${model}."""
+    content = values[re.sub(r"\$\{(\w+)\}", lambda found: str(values[PARAMS][found[1]]), path)]
+    for part in key.split("."):
+        content = content[part]
+    return content

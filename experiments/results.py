@@ -1,0 +1,171 @@
+"""docs/results.md: every part of experiments/results.yaml, run and written down. ``python -m experiments.results``.
+
+Runs that are known are not run again, and the page is written after every part: it can be killed and started again.
+All parts are run on samples held out of training first, on which defaults are chosen; the test split is read after
+that, by the same networks: only their evaluation runs again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+
+from experiments import runs
+from experiments.cells import amount, number, ranges, with_spread
+from experiments.grid import check, parse
+from experiments.outcomes import Comparison, compare
+from experiments.records import Record, read
+from experiments.settings import Setting, begins
+from experiments.snapshot import Snapshot
+from experiments.statistics import spread
+from experiments.sweep import alone, sweep
+from sglp.errors import SGLPError
+from sglp.files import new_file
+
+WHAT, PAGE = Path("experiments/results.yaml"), Path("docs/results.md")
+SPLITS = ("heldout", "test")
+
+
+class Part(NamedTuple):
+    """A section of the page.
+
+    Attributes:
+        title, text: of the section.
+        points: for every split that it is measured on, the dials of its runs by their names.
+    """
+
+    title: str
+    text: str
+    points: dict[str, dict[str, dict]]
+
+
+def parts(snapshot: Snapshot) -> list[Part]:
+    """What results.yaml asks for."""
+    content = YAML(typ="safe", pure=True).load(WHAT.read_text(encoding="utf-8"))
+    found = []
+    for part in content["parts"]:
+        points = {}
+        for split in part.get("splits", SPLITS):
+            further = content["heldout"] if split == "heldout" else {}
+            dials = [content["base"] | point | further for grid in part["grids"] for point in parse(grid.split())]
+            points[split] = {runs.name_of(one, snapshot=snapshot): one for one in dials}
+        found.append(Part(part["title"], part["text"], points))
+    return found
+
+
+def rows(part: Part, records: dict[str, Record]) -> tuple[list[str], list[list[str]]] | None:
+    """The table of a part: its settings, the best on held-out samples first; None where nothing has run yet."""
+    measured = {split: [records[name] for name in points if name in records] for split, points in part.points.items()}
+    found = {split: compare(group) for split, group in measured.items() if group}
+    if not found:
+        return None
+    settings = {split: {_question(setting): setting for setting in one.settings} for split, one in found.items()}
+    first, names = next(iter(found.values())), list(dict.fromkeys(key for one in settings.values() for key in one))
+    columns = ["setting", "runs", *(f"{first.quality.label}, {_WORDS[split]}" for split in found)]
+    columns += ["against random", "before tuning", "MACs", "passes", "seconds", "layers that go (seed 0)"]
+    dense = ["dense network", "", *(number(one.quality, one.dense[one.quality.key]) for one in found.values())]
+    table = [[*dense, "", "", amount(_macs(first.dense)), "", "", ""]]
+    for name in names:
+        here = {split: of[name] for split, of in settings.items() if name in of}
+        split, setting = next(iter(here.items()))
+        cells = [setting.label, str(len(setting.records))]
+        cells += [with_spread(one.quality, one.spread(here[s])) if s in here else "" for s, one in found.items()]
+        cells += [_against(found[split], setting), with_spread(first.quality, found[split].spread(setting, "pruned"))]
+        macs = spread([_macs(record.metrics["finetuned"]) / _macs(first.dense) for record in setting.records])
+        cells += [f"{100 * macs.mean:.1f} %", _cost(setting, "passes"), _cost(setting, "seconds")]
+        table.append([*cells, ranges(setting.records[0].removed)])
+    return columns, table
+
+
+_WORDS = {"heldout": "held out", "test": "test"}
+
+
+def _question(setting: Setting) -> str:
+    """What tells settings of one split from each other, and is the same in the other."""
+    return repr(sorted((k, v) for k, v in setting.dials.items() if not begins(k, ("workload.data", "workload.files"))))
+
+
+def _macs(metrics: dict) -> float:
+    return metrics.get("macs") or metrics["macs_per_token"]
+
+
+def _against(found: Comparison, setting: Setting) -> str:
+    """The difference of the means of this setting and of random layers, with its standard error."""
+    chance = [other for other in found.settings if other.dials["method"] == "random"]
+    if not chance or chance[0] is setting:
+        return ""
+    ours, theirs = found.spread(setting), found.spread(chance[0])
+    scale = 100 if found.quality.share else 1
+    text = f"{scale * (ours.mean - theirs.mean):+.2f}"
+    if ours.error is None or theirs.error is None:
+        return text
+    return f"{text} ± {scale * (ours.error**2 + theirs.error**2) ** 0.5:.2f}"
+
+
+def _cost(setting: Setting, what: str) -> str:
+    """Mean passes, forward and backward, or seconds."""
+    costs = [record.cost for record in setting.records if record.cost]
+    if not costs:
+        return ""
+    if what == "seconds":
+        return f"{spread([cost['seconds'] for cost in costs]).mean:.1f}"
+    forward, backward = (spread([cost[f"{kind}_passes"] for cost in costs]).mean for kind in ("forward", "backward"))
+    return f"{forward:.0f} + {backward:.0f}"
+
+
+def write(found: list[Part], commit: str) -> None:
+    """Write the page of what is known by now."""
+    records = {record.name: record for record in read().records}
+    sections = [
+        {"title": part.title, "text": part.text, "table": rows(part, records), "missing": _missing(part, records)}
+        for part in found
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 - it is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("results.md.jinja").render(sections=sections, commit=commit[:7])
+    with new_file(PAGE) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def _missing(part: Part, records: dict[str, Record]) -> int:
+    return sum(name not in records for points in part.points.values() for name in points)
+
+
+def main() -> None:
+    """Run what is not known, part by part."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
+    parser.add_argument("split", nargs="*", choices=[[], *SPLITS], help="only on these samples (default: both)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side, one a GPU")
+    arguments = parser.parse_args()
+    failures: dict[str, str] = {}
+    try:
+        snapshot = Snapshot.take()
+        found = parts(snapshot)
+        check((dials for part in found for points in part.points.values() for dials in points.values()), snapshot)
+        with alone():
+            for split in arguments.split or SPLITS:
+                for part in found:
+                    known = set(runs.known(snapshot.baseline))
+                    points = {n: dials for n, dials in part.points.get(split, {}).items() if n not in known}
+                    failures |= sweep(points, snapshot, arguments.workers)
+                    write(found, snapshot.baseline)
+    except SGLPError as error:
+        sys.exit(f"results: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    for name, why in failures.items():
+        print(f"{name} failed: {why}")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Many runs of the pipeline: ``python -m experiments.sweep k=2..8 method=sglp,tail seed=0..2 [--workers N]``.
+
+What is known is skipped, what is cached is not computed again, a run that fails stops no other one. A sweep that was
+killed goes on where it was when it is started again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from experiments import runs
+from experiments.git import RunError
+from experiments.grid import check, parse
+from experiments.lanes import Lanes
+from experiments.snapshot import Snapshot
+from sglp.errors import SGLPError
+
+Points = dict[str, dict[str, object]]  # dials by the names of runs
+
+
+def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str]:
+    """Run all points; what is timed runs when nothing else does.
+
+    Args:
+        points: dials by the names of runs.
+        snapshot: the project.
+        workers: how many runs go side by side until only what is timed is left.
+
+    Returns:
+        Why runs failed, by their names.
+    """
+    failures = _side_by_side(points, snapshot, workers) if min(workers, len(points)) > 1 else {}
+    left = {name: dials for name, dials in points.items() if name not in failures}
+    with tqdm(left.items(), desc="sweep", unit="point", disable=None) as bar:
+        for name, dials in bar:
+            bar.set_postfix_str(name)
+            try:
+                runs.run(dials, snapshot=snapshot)
+            except RunError as error:
+                failures[name] = str(error)
+    return failures
+
+
+def _side_by_side(points: Points, snapshot: Snapshot, workers: int) -> dict[str, str]:
+    """Run every stage that is not timed, once for all points that ask the same of it.
+
+    Returns:
+        Why points failed, by the names of their runs.
+    """
+    lanes, failures = Lanes(snapshot, points), {}
+    devices: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for environment in _environments(workers):
+        devices.put(environment)
+
+    def work(dials: dict[str, object], targets: list[str]) -> str:
+        environment = devices.get()
+        try:
+            return runs.run(dials, target=targets, snapshot=snapshot, environment=environment)
+        finally:
+            devices.put(environment)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while step := lanes.step():
+            targets, groups = step
+            futures = {pool.submit(work, points[group[0]], targets): group for group in groups}
+            done = tqdm(as_completed(futures), desc=" ".join(targets), total=len(futures), unit="run", disable=None)
+            for future in done:
+                group = futures[future]
+                try:
+                    lanes.arrived(group, runs.checksums(future.result(), snapshot.baseline))
+                except RunError as error:
+                    failures |= dict.fromkeys(group, str(error))
+                    lanes.failed(group)
+    except KeyboardInterrupt:
+        os._exit(130)  # what runs ends with this process, which would wait for it otherwise
+    pool.shutdown()
+    return failures
+
+
+def _environments(workers: int) -> list[dict[str, str]]:
+    """What tells each worker its GPU; where there are not several, nothing has to."""
+    import torch  # takes seconds, which one worker need not wait for
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    if len(names) < 2:
+        return [{}] * workers
+    return [{"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} for worker in range(workers)]
+
+
+def _summary(points: Points, baseline: str, skipped: int, failures: dict[str, str]) -> str:
+    """A small table, then what failed and why."""
+    found = [runs.checksums(name, baseline) for name in points if name not in failures]
+    rows = {
+        "points": len(points),
+        "known before": skipped,
+        "failed": len(failures),
+        "distinct plans": len({one.get("data/plan.json") for one in found}),
+        "networks fine-tuned": len({one.get("data/finetuned") for one in found}),
+    }
+    lines = [f"{count:6}  {what}" for what, count in rows.items()]
+    lines += [f"{name} failed: {why}" for name, why in failures.items()]
+    return "\n".join([*lines, "Side by side: make compare"])
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Two sweeps at a time would compute the same twice, and measure latency beside one another."""
+    folder = Path(".dvc/tmp/copies")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / "sweep.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise RunError("another sweep is running in this project: start this one when it has ended") from error
+    with lock:
+        yield
+
+
+def main() -> None:
+    """Check all points, run those that are not known, and say what came of it."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    parser.add_argument(
+        "grid", nargs="+", metavar="DIAL=VALUES", help="as k=2..8, method=sglp,tail or score.budget=null"
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side, one a GPU")
+    arguments = parser.parse_args()
+    try:
+        snapshot = Snapshot.take()
+        points = {runs.name_of(dials, snapshot=snapshot): dials for dials in parse(arguments.grid)}
+        there = points.keys() & set(runs.known(snapshot.baseline))
+        new = {name: dials for name, dials in points.items() if name not in there}
+        check(new.values(), snapshot)
+        with alone():
+            failures = sweep(new, snapshot, arguments.workers)
+    except SGLPError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(_summary(points, snapshot.baseline, len(there), failures))
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Loss: the layers stay with which the loss is smallest, before any tuning.
+
+The score is minus the mean loss over the calibration batches, in eval mode, without the segment's other layers.
+
+Source: the rule of SLEB (arXiv 2402.09025) and of Shortened LLaMA's perplexity (arXiv 2402.02834), asked inside a
+segment.
+Cost: forward `C * B + 1`, backward `0`. The one is of one sample.
+Use: where there are labels, or text: it asks for the loss itself, of the network that is left. What it finds is the
+best before tuning, which need not be the best after it; with few calibration samples it fits them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from sglp.batches import at_least_one, call, device_of, eval_mode, inputs_of, to_device
+from sglp.bypass import Bypass
+from sglp.errors import ScoringError
+from sglp.layers import Layer
+from sglp.loss import Loss, cross_entropy
+
+
+class CalibrationLoss:
+    """Scores sets of layers by minus the loss of the trained network without the others of their segment.
+
+    Args:
+        network: the trained network; left as it was.
+        layers: what `find_layers` found.
+        batches: pairs (inputs, target); the score is the mean over them.
+        loss: of the network's output and the target; cross-entropy by default.
+        seed, draws: not used, nothing is drawn.
+
+    Raises:
+        ScoringError: there is no batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[Layer],
+        batches: Iterable,
+        loss: Loss = cross_entropy,
+        seed: int = 0,
+        draws: int = 1,
+    ):
+        device = device_of(network)
+        self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
+        self.network, self.loss = network, loss
+        self.bypass = Bypass(network, layers, inputs_of(self.batches[0]))
+
+    def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
+        """Minus the loss without the layers `gone`, and `before`, which are out already.
+
+        Raises:
+            ScoringError: it is not finite.
+        """
+        with self.bypass.without({*gone, *before}), eval_mode(self.network), torch.no_grad():
+            losses = [float(self.loss(call(self.network, inputs), target)) for inputs, target in self.batches]
+        score = -sum(losses) / len(losses)
+        if not math.isfinite(score):
+            raise ScoringError(f"the loss without layers {sorted({*gone, *before})} is {-score}: it must be finite")
+        return score
+
+
+criterion = CalibrationLoss

@@ -1,0 +1,78 @@
+"""The features just before the classifier: what a network's last module with weights is given."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sglp.activations import first_tensor
+from sglp.batches import call, device_of, eval_mode, inputs_of, one_sample, to_device
+from sglp.layers import Layer
+
+
+class Features:
+    """Gives the features that a network's classifier is given.
+
+    The classifier is the last module to run that has weights and no modules inside: a linear layer, a convolution, the
+    output embedding of a language model. A network whose last weights are those of a layer that can go has none (an
+    encoder without a head); the features are then its output.
+
+    Args:
+        network: the network.
+        layers: what `find_layers` found.
+        inputs: those of a batch; one sample of them is run to find the classifier.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[Layer], inputs):
+        self.network, self.given = network, None
+        ran: list[nn.Module] = []
+        leaves = [module for module in network.modules() if _is_weighted_leaf(module)]
+        handles = [module.register_forward_pre_hook(lambda module, args: ran.append(module)) for module in leaves]
+        try:
+            with eval_mode(network), torch.no_grad():
+                call(network, to_device(one_sample(inputs), device_of(network)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        can_go = {
+            inner
+            for layer in layers
+            if layer.removable
+            for path in layer.modules
+            for inner in network.get_submodule(path).modules()
+        }
+        self.classifier = ran[-1] if ran and ran[-1] not in can_go else None
+
+    def __call__(self, batches: Iterable) -> list[Tensor]:
+        """For every batch the features [rows, values] in float64: a row a sample, or a token where there are tokens."""
+        watched = [] if self.classifier is None else [self.classifier]
+        handles = [module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in watched]
+        found, device = [], device_of(self.network)
+        try:
+            with eval_mode(self.network), torch.no_grad():
+                for batch in batches:
+                    output = call(self.network, to_device(inputs_of(batch), device))
+                    found.append(self._rows(self.given if watched else first_tensor(output)))
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.given = None
+        return found
+
+    def _keep(self, module: nn.Module, args, kwargs) -> None:
+        self.given = first_tensor(args or kwargs.values())
+
+    @staticmethod
+    def _rows(features: Tensor) -> Tensor:
+        rows = features.flatten(0, 1) if features.ndim == 3 else features.flatten(1)
+        return rows.cpu().double()
+
+
+def gram(rows: Tensor) -> Tensor:
+    """[rows, rows] inner products of the centred features."""
+    centred = rows - rows.mean(dim=0)
+    return centred @ centred.T
+
+
+def _is_weighted_leaf(module: nn.Module) -> bool:
+    return not any(module.children()) and any(p.ndim >= 2 for p in module.parameters(recurse=False))

@@ -1,0 +1,116 @@
+"""Accuracy of an image classifier under attack and under corruption, on the same images for every network."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from sglp.attacks import fgsm, pgd, random_start
+from sglp.batches import call, device_of, eval_mode, logits_of
+from sglp.corruptions import KINDS, corrupt
+from sglp.errors import DataError
+from sglp.tasks.draws import draw
+from sglp.tasks.image_workload import Robustness
+from sglp.tasks.images import Images, make_transforms, stack
+
+SEED = 0  # of the draw of images and of PGD's starts, so that all networks meet the same
+
+
+def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size: int) -> dict:
+    """Accuracies as shares of 1, on images drawn without replacement.
+
+    Attacked and corrupted are the images after the transforms of evaluation, in 8 bits, before the normalisation; attacks
+    know both it and the network. What becomes of an image depends on its number in the split, not on its batch.
+
+    Args:
+        network: runs in eval mode; its parameters get no gradients.
+        images: the test split.
+        dials: what to measure.
+        batch_size: how many images at once; attacks need as much memory for them as training does.
+
+    Returns:
+        "samples": how many images; "clean": the accuracy on them as they are; "fgsm" and "pgd": by eps; "corruptions":
+        by severity, each by kind and as the "mean" over kinds. The kind "frost" can't be compared with published
+        figures; see `sglp.corruptions`.
+
+    Raises:
+        DataError: an image can't be prepared or is too small to be corrupted, or the outputs are not finite.
+    """
+    samples = min(dials.samples, len(images))
+    drawn = draw(len(images), samples, SEED, f"images in {images.name}")
+    classifier = _Classifier(network, images)
+    each = 1 + len(dials.fgsm) + len(dials.pgd) + len(dials.severities) * len(KINDS)
+    batches = range(0, samples, batch_size)
+    hits: Counter = Counter()
+    with eval_mode(network), tqdm(total=len(batches) * each, desc="robustness", unit="batch", disable=None) as bar:
+        for first in batches:
+            indices = drawn[first : first + batch_size]
+            pictures, labels = classifier.batch(indices)
+            for name, pixels in _variants(classifier, pictures, labels, indices, dials):
+                with torch.no_grad():
+                    logits = classifier(pixels)
+                if not logits.isfinite().all():
+                    raise DataError(f"the network's outputs on {images.name} ({' '.join(name)}) are not finite")
+                hits[name] += int((logits.argmax(-1) == labels).sum())
+                bar.update()
+    return {"samples": samples} | _nested({name: count / samples for name, count in hits.items()})
+
+
+class _Classifier:
+    """From pixels to logits: the network with the normalisation that `Images` puts in front of it."""
+
+    def __init__(self, network: nn.Module, images: Images):
+        self.network, self.images, self.device = network, images, device_of(network)
+        transforms = make_transforms(images.prepare.transforms)
+        self.to_picture = v2.Compose([v2.ToImage(), *transforms, v2.ToDtype(torch.uint8, scale=True)])
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Pictures of 8 bits [samples, channels, height, width] and labels [samples]."""
+        images = self.images
+        pictures, labels = stack([(images.prepared(i, self.to_picture), int(images.labels[i])) for i in indices])
+        return pictures.to(self.device), labels.to(self.device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The logits of pixels in 0..1."""
+        prepare = self.images.prepare
+        return logits_of(call(self.network, v2.functional.normalize(pixels, prepare.mean, prepare.std)))
+
+
+def _variants(
+    classifier: _Classifier, pictures: Tensor, labels: Tensor, indices: list[int], dials: Robustness
+) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """A batch as it is, attacked and corrupted: names, and pixels in 0..1."""
+    pixels = _shares(pictures)
+    yield ("clean",), pixels
+    for eps in dials.fgsm:
+        yield ("fgsm", str(eps)), fgsm(classifier, pixels, labels, eps)
+    for eps in dials.pgd:
+        start = random_start(pixels, eps, [(SEED, index) for index in indices])
+        yield ("pgd", str(eps)), pgd(classifier, pixels, labels, eps, dials.pgd_steps, start)
+    arrays = pictures.permute(0, 2, 3, 1).cpu().numpy()
+    for severity in dials.severities:
+        for kind in KINDS:
+            corrupted = [corrupt(array, kind, severity, index) for array, index in zip(arrays, indices, strict=True)]
+            corrupted = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2).contiguous()
+            yield ("corruptions", str(severity), kind), _shares(corrupted.to(pictures.device))
+
+
+def _shares(pictures: Tensor) -> Tensor:
+    return v2.functional.to_dtype(pictures, torch.float32, scale=True)
+
+
+def _nested(accuracies: dict[tuple[str, ...], float]) -> dict:
+    """Accuracies group by group, with the mean over the kinds of corruption."""
+    nested: dict = {}
+    for (*groups, last), accuracy in accuracies.items():
+        group = nested
+        for name in groups:
+            group = group.setdefault(name, {})
+        group[last] = accuracy
+    for kinds in nested.get("corruptions", {}).values():
+        kinds["mean"] = sum(kinds.values()) / len(kinds)
+    return nested

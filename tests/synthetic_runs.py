@@ -1,0 +1,98 @@
+"""Records of runs that never ran, for tests of the comparison."""
+
+from itertools import combinations
+
+import numpy as np
+
+from experiments.records import Record, Score
+
+WORKLOAD = {
+    "workload.task": "image_classification",
+    "workload.architecture.kwargs.depth": 56,
+    "workload.calibration.samples": 512,
+    "workload.scoring.max_combinations": 1000,
+    "workload.finetune.epochs": 15,
+    "workload.evaluation.batch_size": 256,
+}
+DIALS = {
+    "model": "net",
+    "k": 3,
+    "prune_ratio": 0.5,
+    "method": "sglp",
+    "seed": 0,
+    "cka.estimator": "unbiased",
+    "segment.by": "fisher",
+    "score.criterion": "gradnorm",
+    "score.batches": 1,
+    "score.leak": False,
+    "prune.weights": "trained",
+    "benchmark.rounds": 15,
+}
+
+
+def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.5, timed=True, scores=None, **dials):
+    """A run of a network of `size` layers, the first of which can't go; dials as keywords, dots as two underscores."""
+    dials = {key.replace("__", "."): value for key, value in dials.items()}
+    dials = DIALS | WORKLOAD | dials
+    draw = np.random.default_rng([dials["seed"], len(name), size])
+    if removed is None:
+        removed = tuple(sorted(draw.choice(np.arange(1, size), size // 2, replace=False).tolist()))
+    k = {"auto": 3}.get(dials["k"], dials["k"]) if dials["method"] == "sglp" else 1
+    segments = [(int(part[0]), int(part[-1])) for part in np.array_split(np.arange(size), k)]
+    if scores is None and dials["method"] == "sglp":
+        kept = [[i for i in range(a, b + 1) if i not in removed] for a, b in segments]
+        scores = [
+            Score(number, chosen, float(draw.random()))
+            for number, (a, b) in enumerate(segments)
+            for chosen in combinations(range(a, b + 1), len(kept[number]))
+        ]
+    elif scores is None:
+        scores = [Score(0, (i,), float(draw.random())) for i in range(size)]
+    macs = 1000 * size
+    metrics = {
+        network: {"accuracy": value, "loss": 2 - value, "samples": 400, "macs": cost, "params": cost // 10}
+        for network, value, cost in (
+            ("dense", dense, macs),
+            ("pruned", pruned, macs - 1000 * len(removed)),
+            ("finetuned", quality, macs - 1000 * len(removed)),
+        )
+    }
+    speedup = size / (size - len(removed))
+    work = {
+        "name": "forward",
+        "latency_seconds": {"dense": 0.002, "finetuned": 0.002 / speedup},
+        "speedup": {"median": speedup, "quartile_1": speedup, "quartile_3": speedup},
+    }
+    return Record(
+        name=name,
+        dials=dials,
+        layers=[{"name": f"layer{i}", "removable": i > 0, "parameters": 100, "macs": 1000} for i in range(size)],
+        segments=segments,
+        scores=scores,
+        removed=removed,
+        metrics=metrics,
+        benchmark={"hardware": "x86", "batch": {"64": {"work": [work]}, "1": {"work": [work]}}} if timed else None,
+        cost={"seconds": 1.5, "forward_passes": 10, "backward_passes": 5, "samples_a_pass": 64},
+    )
+
+
+def language(name="run", quality=20.0, **given):
+    """A run of a language model: perplexity, MACs a token, two kinds of work."""
+    made = record(name, quality=0.5, workload__task="causal_lm", **given)
+    metrics = {
+        network: {
+            "perplexity": value,
+            "loss": float(np.log(value)),
+            "tokens": 20000,
+            "macs_per_token": found["macs"],
+            "params": found["params"],
+            "piqa_acc": 0.6,
+            "piqa_questions": 300,
+        }
+        for (network, found), value in zip(made.metrics.items(), (15.0, 400.0, quality), strict=True)
+    }
+    benchmark = made.benchmark
+    if benchmark:
+        (forward,) = benchmark["batch"]["1"]["work"]
+        benchmark = {"batch": {"1": {"work": [forward | {"name": name} for name in ("prefill", "decode")]}}}
+    return made._replace(metrics=metrics, benchmark=benchmark)

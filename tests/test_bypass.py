@@ -1,0 +1,175 @@
+"""A network without some layers for a while computes, to the bit, what surgery leaves of it."""
+
+import copy
+from itertools import combinations
+
+import cases
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from test_hugging_face import FAMILIES, REMOVED, example, make, outputs, plan
+from torch import nn
+
+import sglp
+from sglp.bypass import Bypass
+from sglp.features import Features
+
+
+def without(bypass, gone, network, inputs):
+    with bypass.without(gone):
+        return cases.run(network, inputs)
+
+
+def forwards(network):
+    """The forwards that are instances' own."""
+    return {path: vars(module)["forward"] for path, module in network.named_modules() if "forward" in vars(module)}
+
+
+@pytest.fixture
+def case(network, digits):
+    return cases.cnn(network, digits, torch.float32)
+
+
+@pytest.mark.parametrize("removed", REMOVED, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_transformers_computes_what_surgery_leaves(family, removed):
+    network, inputs = make(family), example(family)
+    layers = sglp.find_layers(network, inputs)
+    expected = outputs(sglp.prune(network, plan(family, removed)), inputs)
+    bypass = Bypass(network, layers, inputs)
+    dense = outputs(network, inputs)
+    with bypass.without(removed):
+        assert torch.equal(outputs(network, inputs), expected)
+    assert torch.equal(outputs(network, inputs), dense)
+    assert not torch.equal(expected, dense)
+    assert forwards(network) == {}
+
+
+def test_a_cnn_computes_what_surgery_leaves(case):
+    bypass, images = Bypass(case.network, case.layers, case.batches[0][0]), case.batches[0][0]
+    for count in (0, 1, 2, 6, 7):
+        for gone in list(combinations(case.free, count))[:8]:
+            expected = cases.run(case.without(gone), images)
+            assert torch.equal(without(bypass, gone, case.network, images), expected)
+
+
+def test_units_of_several_modules_are_left_out_as_one():
+    torch.manual_seed(0)
+    unit = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    units = [copy.deepcopy(module) for _ in range(3) for module in unit]
+    model = nn.Sequential(*units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+    x = torch.randn(5, 4, 6, 6)
+    case = cases.Case(model, sglp.find_layers(model, x), [], None, [])
+    assert [len(layer.modules) for layer in case.layers] == [3, 3, 3]
+    bypass = Bypass(model, case.layers, x)
+    for gone in ([0], [1, 2], [0, 1, 2]):
+        assert torch.equal(without(bypass, gone, model, x), cases.run(case.without(gone), x))
+
+
+def test_gradients_are_those_of_what_surgery_leaves(case):
+    images, targets = case.batches[0]
+    small = case.without([2, 5]).train()
+    nn.functional.cross_entropy(small(images), targets).backward()
+    with Bypass(case.network, case.layers, images).without([2, 5]):
+        nn.functional.cross_entropy(case.network.train()(images), targets).backward()
+    found = [p.grad for p in case.network.parameters() if p.grad is not None]
+    assert len(found) == len(list(small.parameters()))
+    assert all(map(torch.equal, found, (p.grad for p in small.parameters())))
+
+
+def test_layers_can_be_left_out_inside_of_one_another(case):
+    images = case.batches[0][0]
+    bypass = Bypass(case.network, case.layers, images)
+    dense = cases.run(case.network, images)
+    with bypass.without([2]):
+        with bypass.without([5, 2]):
+            assert torch.equal(cases.run(case.network, images), cases.run(case.without([2, 5]), images))
+        assert torch.equal(cases.run(case.network, images), cases.run(case.without([2]), images))
+    assert torch.equal(cases.run(case.network, images), dense)
+    assert forwards(case.network) == {}
+
+
+def test_an_error_brings_the_layers_back(case):
+    images = case.batches[0][0]
+    bypass, dense = Bypass(case.network, case.layers, images), cases.run(case.network, images)
+    with pytest.raises(KeyboardInterrupt), bypass.without([1, 2]):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyError), bypass.without([1, 4]):  # 4 changes the shape
+        pytest.fail("a layer that can't go was left out")
+    assert torch.equal(cases.run(case.network, images), dense)
+    assert forwards(case.network) == {}
+
+
+def test_forwards_that_accelerate_has_put_there_come_back(case):
+    """It wraps `forward` where a network is spread over devices."""
+
+    class Counting(ModelHook):
+        runs = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Counting.runs += 1
+            return args, kwargs
+
+    images = case.batches[0][0]
+    expected = cases.run(case.without([1, 5]), images)
+    for block in (*case.network.layer1, *case.network.layer2):
+        add_hook_to_module(block, Counting())
+    before = forwards(case.network)
+    assert len(before) == 6
+    bypass = Bypass(case.network, case.layers, images)
+    Counting.runs = 0
+    assert torch.equal(without(bypass, [1, 5], case.network, images), expected)
+    assert Counting.runs == 4
+    assert all(forward is before[path] for path, forward in forwards(case.network).items())
+    assert len(forwards(case.network)) == 6
+
+
+def test_learning_what_layers_return_leaves_no_trace(case):
+    network = case.network.train()
+    network.layer2.eval()
+    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Bypass(network, case.layers, case.batches[0][0])
+    Features(network, case.layers, case.batches[0][0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_features_are_what_the_classifier_is_given(case):
+    images = case.batches[0][0]
+    x = torch.relu(case.network.bn1(case.network.conv1(images)))
+    expected = case.network.layer3(case.network.layer2(case.network.layer1(x))).mean(dim=(2, 3))
+    features = Features(case.network, case.layers, images)
+    assert features.classifier is case.network.linear
+    assert torch.equal(features([images])[0], expected.detach().double())
+    llama = cases.llama()
+    inputs = llama.batches[0][0]
+    features = Features(llama.network, llama.layers, inputs)
+    assert features.classifier is llama.network.lm_head
+    with torch.no_grad():
+        hidden = llama.network.model(**inputs).last_hidden_state
+    assert torch.equal(features([inputs])[0], hidden.reshape(-1, 16))
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_without_a_classifier_the_features_are_the_output(headless):
+    """The last weights are inside a layer that can go: what it is given would not change without it."""
+    case = cases.llama()
+    network = case.network.model if headless else case.network
+    inputs = case.batches[0][0]
+    layers = sglp.find_layers(network, inputs)
+    features = Features(network, layers, inputs)
+    assert (features.classifier is None) == headless
+    (dense,) = features([inputs])
+    with Bypass(network, layers, inputs).without([len(layers) - 1]):
+        (small,) = features([inputs])
+    assert dense.shape == small.shape == (inputs["input_ids"].numel(), 16)
+    assert not torch.allclose(dense, small)
+    with torch.no_grad():
+        assert torch.equal(dense, case.network.model(**inputs).last_hidden_state.reshape(-1, 16))

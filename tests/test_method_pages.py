@@ -1,0 +1,85 @@
+"""docs/methods.md says what the docstrings say, and what they say of costs is what happens."""
+
+import cases
+import pytest
+import torch
+
+from experiments import method_pages
+from sglp.batches import counted
+from sglp.errors import SGLPError
+from sglp.methods import criterion_names, find_criterion, method_names
+from sglp.methods import sglp as sglp_method
+
+PAGES = {kind: {page.name: page for page in found} for kind, found in method_pages.pages().items()}
+
+
+@pytest.fixture(params=["cnn", "llama"])
+def case(request, network, digits):
+    return cases.cnn(network, digits, torch.float32) if request.param == "cnn" else cases.llama()
+
+
+def cost(page, **letters):
+    """The formulas' values."""
+    return tuple(eval(formula, {}, letters) for formula in (page.forward, page.backward))
+
+
+def test_the_committed_pages_are_those_of_the_docstrings():
+    committed = method_pages.PATH.read_text(encoding="utf-8")
+    assert committed == method_pages.markdown(), (
+        "docs/methods.md is old: `python -m experiments.method_pages` renews it"
+    )
+
+
+def test_every_method_and_criterion_has_a_page_with_all_its_parts():
+    assert list(PAGES["Methods"]) == method_names()
+    assert list(PAGES["Criteria"]) == criterion_names()
+    text = method_pages.markdown()
+    for page in (*PAGES["Methods"].values(), *PAGES["Criteria"].values()):
+        assert all(len(part) > 15 for part in (page.title, page.rule, page.source, page.cost, page.use)), page.name
+        assert not {"Args:", "Raises:"} & set(f"{page.rule} {page.use}".split())
+        assert all(part.endswith(".") for part in (page.title, page.rule, page.source, page.cost, page.use)), page.name
+        assert text.count(f"**{page.title}**") == 1
+        assert text.count(f"`{page.name}`](#") == 1 + (page.name == "random")
+
+
+def test_every_link_inside_the_pages_leads_to_a_heading():
+    lines = method_pages.markdown().splitlines()
+    headings = {line.lstrip("# ").replace(" ", "-") for line in lines if line.startswith("#")}
+    links = [part.partition(")")[0] for line in lines for part in line.split("](#")[1:]]
+    assert len(links) == len(set(links)) == len(method_names()) + len(criterion_names())
+    assert set(links) <= headings
+
+
+@pytest.mark.parametrize("lacking", ["Source", "Cost", "Use"])
+def test_a_docstring_without_a_part_is_refused_in_one_sentence(lacking):
+    parts = {"Source": "me.", "Cost": "forward `B`, backward `0`.", "Use": "never."}
+    text = "Name: a rule.\n\nThe rule.\n\n"
+    page = method_pages.page("mine", text + "".join(f"{key}: {part}\n" for key, part in parts.items()))
+    assert (page.title, page.rule, page.use, page.forward) == ("Name: a rule.", "The rule.", "never.", "B")
+    with pytest.raises(SGLPError, match=r"^the docstring of mine is no page: .* 'Use: '$"):
+        method_pages.page("mine", text + "".join(f"{k}: {part}\n" for k, part in parts.items() if k != lacking))
+    with pytest.raises(SGLPError, match="is no page"):
+        method_pages.page("mine", "Name: a rule.\n\n" + "".join(f"{k}: {part}\n" for k, part in parts.items()))
+    with pytest.raises(SGLPError, match="is no page"):
+        method_pages.page("mine", text + "Source: me.\nCost: little.\nUse: never.\n")
+
+
+@pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_costs_what_its_page_says(case, name, count, goes):
+    with counted() as passes:
+        _, rows = case.run(name, len(case.layers) - goes, batches=case.batches[:count])
+    letters = {"B": count, "L": len(case.free), "r": goes, "C": len(rows), "D": 1}
+    assert (passes.forward, passes.backward) == cost(PAGES["Methods"][name], **letters)
+
+
+@pytest.mark.parametrize(("count", "draws"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("name", criterion_names())
+def test_a_criterion_costs_what_its_page_says(case, name, count, draws):
+    if name == "synflow" and len(case.layers) == 5:
+        return  # it can't read tokens
+    arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], len(case.layers) - 2)
+    with counted() as passes:
+        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), draws=draws)
+    letters = {"B": count, "L": len(case.free), "r": 2, "C": len(rows), "D": draws}
+    assert (passes.forward, passes.backward) == cost(PAGES["Criteria"][name], **letters)

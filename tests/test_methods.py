@@ -1,0 +1,419 @@
+"""Every way to a plan against its definition, by brute force on pruned copies, and what all of them share."""
+
+import copy
+from itertools import combinations, pairwise
+
+import cases
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sglp
+from sglp.baselines.angular import distances, ways_out
+from sglp.baselines.ranking import keep_best, remove_one_by_one
+from sglp.baselines.taylor import saliences
+from sglp.batches import counted
+from sglp.errors import BudgetError, ScoringError
+from sglp.layers import Layer
+from sglp.methods import method_names
+
+WITHOUT_DATA = ("cka_adjacent", "magnitude", "random", "tail")
+METHODS = pytest.mark.parametrize("name", method_names())
+ONE_BY_ONE = pytest.mark.parametrize("name", [n for n in method_names() if n not in ("sglp", "angular")])
+
+
+@pytest.fixture(params=["cnn", "llama"])
+def case(request, network, digits):
+    return cases.cnn(network, digits) if request.param == "cnn" else cases.llama()
+
+
+@pytest.fixture(params=["cnn", "llama"])
+def quick(request, network, digits):
+    """In single precision, which is faster: for what needs no exact numbers."""
+    return cases.cnn(network, digits, torch.float32) if request.param == "cnn" else cases.llama()
+
+
+@pytest.fixture
+def cnn(network, digits):
+    return cases.cnn(network, digits, torch.float32)
+
+
+def by_layer(rows):
+    return {row.kept[0]: row.score for row in rows}
+
+
+def lowest(scores, free, goes):
+    return set(sorted(free, key=lambda i: scores[i])[:goes])
+
+
+def test_cka_is_what_the_features_lose_when_one_layer_goes(case):
+    expected = {i: cases.change(case, [i]) for i in case.free}
+    plan, rows = case.run("cka", len(case.layers) - 2)
+    found = by_layer(rows)
+    assert {i: found[i] for i in case.free} == pytest.approx(expected, abs=1e-9)
+    assert min(expected.values()) > 1e-6
+    assert case.gone(plan) == lowest(expected, case.free, 2)
+
+
+@pytest.mark.parametrize(("name", "harm"), [("cka_greedy", cases.change), ("loss_greedy", cases.loss)])
+def test_greedy_methods_remove_what_does_least_harm_again_and_again(case, name, harm):
+    gone, left, expected = [], list(case.free), {}
+    for _ in range(3):
+        expected |= {i: harm(case, [*gone, i]) for i in left}
+        gone.append(min(left, key=expected.get))
+        left.remove(gone[-1])
+    plan, rows = case.run(name, len(case.layers) - 3)
+    found = by_layer(rows)
+    assert {i: found[i] for i in case.free} == pytest.approx(expected, abs=1e-9)
+    assert [row.kept[0] for row in rows if not row.best] == [row.kept[0] for row in rows][:3] == gone
+    assert [row.kept[0] for row in rows if row.best] == sorted(set(range(len(case.layers))) - set(gone))
+    assert case.gone(plan) == set(gone)
+
+
+def test_of_two_layers_that_can_stand_in_for_each_other_one_goes():
+    layers = [Layer(f"layer{i}", True, "", 1, 1) for i in range(4)]
+    harms = {(0,): 1, (1,): 1, (2,): 5, (3,): 9, (0, 1): 20, (0, 2): 6, (0, 3): 10}
+    asked = []
+
+    def harm(gone):
+        asked.append(tuple(gone))
+        return harms[asked[-1]]
+
+    plan, rows = remove_one_by_one(layers, harm, 2, "greedy")
+    assert asked == list(harms)
+    assert plan.removed == ("layer0", "layer2")
+    assert [(row.kept, row.score, row.best) for row in rows] == [
+        *(((0,), 1, False), ((2,), 6, False)),
+        *(((1,), 20, True), ((3,), 10, True)),
+    ]
+
+
+def test_what_is_never_asked_about_has_score_0(case):
+    for name in ("cka_greedy", "loss_greedy"):
+        plan, rows = case.run(name, len(case.layers))
+        assert plan.removed == ()
+        assert [(row.kept, row.score, row.best) for row in rows] == [((i,), 0, True) for i in range(len(rows))]
+
+
+def matrices(case, i):
+    return [p for path in case.layers[i].modules for p in case.network.get_submodule(path).parameters() if p.ndim > 1]
+
+
+def test_magnitude_is_the_l1_norm_of_matrices(case):
+    expected = {i: sum(np.abs(p.detach().numpy()).sum() for p in matrices(case, i)) for i in case.free}
+    plan, rows = case.run("magnitude", len(case.layers) - 2)
+    found = by_layer(rows)
+    assert {i: found[i] for i in case.free} == pytest.approx(expected, rel=1e-12)
+    assert case.gone(plan) == lowest(expected, case.free, 2)
+
+
+def test_taylor_is_the_sum_of_weights_times_gradients_of_the_mean_loss(case):
+    network = copy.deepcopy(case.network).eval()
+    losses = []
+    for inputs, target in case.batches:
+        output = network(**inputs).logits if isinstance(inputs, dict) else network(inputs)
+        losses.append(F.cross_entropy(output.flatten(0, -2), target.flatten()))
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad(sum(losses) / len(losses), parameters)
+    of = {name: (p * g).abs().sum().item() for (name, p), g in zip(network.named_parameters(), gradients, strict=True)}
+    large = {name for name, p in network.named_parameters() if p.ndim > 1}
+    expected = {
+        i: sum(value for name, value in of.items() if name in large and name.startswith(f"{case.layers[i].name}."))
+        for i in case.free
+    }
+    plan, rows = case.run("taylor", len(case.layers) - 2)
+    found = by_layer(rows)
+    assert {i: found[i] for i in case.free} == pytest.approx(expected, rel=1e-9)
+    assert case.gone(plan) == lowest(expected, case.free, 2)
+
+
+def test_taylor_counts_frozen_weights_and_leaves_them_frozen(cnn):
+    expected = saliences(cnn.network, cnn.layers, cnn.batches)
+    cnn.network.layer1.requires_grad_(False)
+    assert saliences(cnn.network, cnn.layers, cnn.batches) == expected
+    assert not any(p.requires_grad for p in cnn.network.layer1.parameters())
+    assert all(p.requires_grad for p in cnn.network.layer2.parameters())
+
+
+def test_a_weight_that_no_sample_reaches_adds_nothing(case):
+    before = saliences(case.network, case.layers, case.batches)
+    module = case.network.get_submodule(case.layers[1].name)
+    module.spare = nn.Linear(3, 3).double()
+    assert saliences(case.network, case.layers, case.batches) == before
+
+
+def states(case):
+    """What enters every layer and leaves the last, a row a sample: the last token, or the whole activation."""
+    network, found = case.network, []
+    with torch.no_grad():
+        for inputs, _ in case.batches:
+            if isinstance(inputs, dict):
+                hidden = []
+                handles = [
+                    block.register_forward_hook(
+                        lambda m, args, kwargs, out, h=hidden: h.extend([args[0], out]), with_kwargs=True
+                    )
+                    for block in network.model.layers
+                ]
+                network(**inputs)
+                for handle in handles:
+                    handle.remove()
+                found.append([x[:, -1].numpy() for x in (*hidden[::2], hidden[-1])])
+            else:
+                hidden = [inputs, F.relu(network.bn1(network.conv1(inputs)))]
+                for block in (*network.layer1, *network.layer2, *network.layer3):
+                    hidden.append(block(hidden[-1]))
+                found.append([x.flatten(1).numpy() for x in hidden])
+    return [
+        np.concatenate(rows) if len({row.shape[1] for row in rows}) == 1 else None for rows in zip(*found, strict=True)
+    ]
+
+
+def distance(x, y):
+    cosines = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    return float(np.mean(np.arccos(np.clip(cosines, -1, 1)) / np.pi))
+
+
+def runs_of(gone):
+    """Sets of numbers as runs: [(first, last)]."""
+    runs = []
+    for i in sorted(gone):
+        if runs and runs[-1][1] == i - 1:
+            runs[-1] = (runs[-1][0], i)
+        else:
+            runs.append((i, i))
+    return runs
+
+
+@pytest.mark.parametrize("goes", [1, 2, 3, 4, 5])
+def test_angular_removes_the_closest_of_all_sets_of_the_fewest_runs(case, goes):
+    before_and_after = states(case)
+    if goes > 4 and len(case.layers) == 5:
+        goes = 4  # one layer stays
+    ways = {}
+    for gone in combinations(case.free, goes):
+        runs = runs_of(gone)
+        ways[gone] = len(runs), sum(distance(before_and_after[a], before_and_after[b + 1]) for a, b in runs)
+    best = min(ways, key=ways.get)
+    plan, rows = case.run("angular", len(case.layers) - goes)
+    assert case.gone(plan) == set(best)
+    # A row for every layer that can be the first to go: the best that begins with it.
+    expected = {}
+    for gone, (runs, value) in ways.items():
+        if runs == ways[best][0]:
+            expected[gone[0]] = min(expected.get(gone[0], np.inf), value)
+    everything = set(range(len(case.layers)))
+    assert {min(everything - set(row.kept)): -row.score for row in rows} == pytest.approx(expected, abs=1e-9)
+    assert [row.best for row in rows].count(True) == 1
+    assert max(rows, key=lambda row: row.score).best
+
+
+def test_angular_in_a_language_model_removes_one_run():
+    case = cases.llama(6)
+    for keep in range(1, 6):
+        plan, rows = case.run("angular", keep)
+        assert len(runs_of(case.gone(plan))) == 1
+        assert len(rows) == keep + 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_ways_out_are_the_best_of_all_sets(seed):
+    """Distances drawn at random, of stretches cut at random: nothing that holds for angles is needed."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 9))
+    joined = rng.random(count - 1) < 0.6  # whether a layer and the next one can be of one run
+    can_go = rng.random(count) < 0.8
+    runs = {
+        (a, b): float(rng.random())
+        for a in range(count)
+        for b in range(a, count)
+        if can_go[a : b + 1].all() and joined[a:b].all()
+    }
+
+    def cut(gone):
+        """All ways to write a set as runs."""
+        if not gone:
+            return [[]]
+        heads = [(gone[0], gone[k]) for k in range(len(gone)) if gone[k] == gone[0] + k]
+        return [[head, *rest] for head in heads if head in runs for rest in cut(gone[head[1] - head[0] + 1 :])]
+
+    for goes in range(1, int(can_go.sum()) + 1):
+        sets = combinations([i for i in range(count) if can_go[i]], goes)
+        ways = {gone: min((len(way), sum(runs[run] for run in way)) for way in cut(gone)) for gone in sets}
+        fewest = min(ways.values())[0]
+        first = {gone[0] for gone, way in ways.items() if way[0] == fewest}
+        expected = {
+            f: min((*way, gone) for gone, way in ways.items() if gone[0] == f and way[0] == fewest) for f in first
+        }
+        found = {way[2][0]: way for way in ways_out(runs, count, goes)}
+        assert found.keys() == expected.keys()
+        for f, (number, value, gone) in expected.items():
+            assert found[f][0] == number
+            assert found[f][1] == pytest.approx(value)
+            assert found[f][2] == gone
+
+
+def test_a_run_ends_where_the_shape_changes_between_layers():
+    """With a pooling between two layers, what enters the first can't be held against what leaves the last."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2)),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 3)),
+    )
+    x = torch.randn(3, 4, 8, 8)
+    layers = sglp.find_layers(model, x)
+    assert [layer.removable for layer in layers] == [True] * 4
+    assert set(distances(model, layers, [x])) == {(0, 0), (0, 1), (1, 1), (2, 2), (2, 3), (3, 3)}
+
+
+def test_only_the_last_token_counts_for_the_angular_distance():
+    case = cases.llama()
+    inputs, target = case.batches[0]
+    ids = inputs["input_ids"]
+    alone = distances(case.network, case.layers, [({**inputs, "input_ids": ids}, target)])
+    with torch.no_grad():
+        hidden = case.network.model(**inputs, output_hidden_states=True).hidden_states
+    expected = distance(hidden[1][:, -1].numpy(), hidden[3][:, -1].numpy())
+    assert alone[1, 2] == pytest.approx(expected, abs=1e-9)
+    assert alone[1, 2] != pytest.approx(distance(hidden[1][:, 0].numpy(), hidden[3][:, 0].numpy()), abs=1e-3)
+
+
+def test_the_tokens_of_an_image_are_one_activation():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True)
+    model = nn.Sequential(copy.deepcopy(block), copy.deepcopy(block), nn.Flatten(), nn.Linear(24, 5)).eval()
+    x = torch.randn(4, 3, 8)
+    with torch.no_grad():
+        expected = distance(*(state.flatten(1).double().numpy() for state in (x, model[0](x))))
+    assert distances(model, sglp.find_layers(model, x), [x])[0, 0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_cka_adjacent_removes_what_is_most_like_the_layer_before(case):
+    scores = [1.0, *(1 - case.similarity[a, b] for a, b in pairwise(range(len(case.layers))))]
+    plan, rows = case.run("cka_adjacent", len(case.layers) - 3, batches=[])
+    assert by_layer(rows) == pytest.approx(dict(enumerate(scores)))
+    assert case.gone(plan) == lowest(scores, case.free, 3)
+
+
+@METHODS
+def test_a_plan_keeps_so_many_layers_and_never_removes_one_that_can_not_go(quick, name):
+    fewest = len(quick.layers) - len(quick.free) or 1
+    if name == "sglp":
+        fewest = max(fewest, len(quick.segments))
+    for keep in {fewest, len(quick.layers) - 2, len(quick.layers)}:
+        plan, rows = quick.run(name, keep)
+        names = [layer.name for layer in quick.layers]
+        assert len(plan.kept) == keep
+        assert sorted((*plan.kept, *plan.removed), key=names.index) == names
+        assert quick.gone(plan) <= set(quick.free)
+        assert sglp.best_plan(quick.layers, rows) == plan
+        assert all(np.isfinite(row.score) for row in rows)
+
+
+@ONE_BY_ONE
+def test_a_layer_that_goes_has_no_higher_score_than_one_that_stays(cnn, name):
+    plan, rows = cnn.run(name, 6)
+    assert sorted(row.kept for row in rows) == [(i,) for i in range(10)]
+    gone, scores = cnn.gone(plan), by_layer(rows)
+    stays = [scores[i] for i in cnn.free if i not in gone]
+    last = [row.kept[0] for row in rows if not row.best][-1]
+    # Those that a greedy method removed earlier were asked about in another network.
+    assert max(scores[i] for i in ([last] if name.endswith("greedy") else gone)) <= min(stays)
+
+
+@METHODS
+@pytest.mark.parametrize("keep", [0, 2, 11])
+def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name, keep):
+    with counted() as passes, pytest.raises(BudgetError):
+        cnn.run(name, keep)
+    assert (passes.forward, passes.backward) == (0, 0)
+
+
+@METHODS
+def test_no_batch_is_refused_where_one_is_needed(quick, name):
+    if name in WITHOUT_DATA:
+        assert quick.run(name, 4, batches=[]) == quick.run(name, 4)
+        return
+    with pytest.raises(ScoringError, match=r"^there is no batch to score layers with$"):
+        quick.run(name, 4, batches=[])
+
+
+@METHODS
+def test_batches_are_read_once_and_the_outcome_is_the_same_twice(quick, name):
+    keep = len(quick.layers) - 2
+    expected = quick.run(name, keep)
+    assert quick.run(name, keep, batches=iter(quick.batches)) == expected
+
+
+@METHODS
+def test_the_order_of_batches_and_the_callers_random_state_do_not_matter(quick, name):
+    keep = len(quick.layers) - 2
+    plan, rows = quick.run(name, keep)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    turned, others = quick.run(name, keep, batches=quick.batches[::-1])
+    assert turned == plan
+    assert [row.kept for row in others] == [row.kept for row in rows]
+    assert [row.score for row in others] == pytest.approx([row.score for row in rows], rel=1e-5, abs=1e-6)
+
+
+@METHODS
+def test_the_network_and_all_random_states_are_left_as_they_were(quick, name):
+    network = quick.network
+    child = network.get_submodule(quick.layers[2].name)
+    child.train()
+    child.requires_grad_(False)
+    parameters = dict(network.named_parameters())
+    first = next(iter(parameters.values()))
+    first.grad = torch.full_like(first, 7)
+    gradients = {key: p.grad for key, p in parameters.items()}
+    required = {key: p.requires_grad for key, p in parameters.items()}
+    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    attributes = [sorted(vars(module)) for module in network.modules()]
+    torch.manual_seed(11)
+    np.random.seed(11)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    quick.run(name, len(quick.layers) - 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpys
+    assert network.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes
+    assert [sorted(vars(module)) for module in network.modules()] == attributes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert {key: p.grad is gradients[key] for key, p in network.named_parameters()} == dict.fromkeys(parameters, True)
+    assert (first.grad == 7).all()
+    assert {key: p.requires_grad for key, p in network.named_parameters()} == required
+
+
+@METHODS
+def test_a_network_that_fails_is_left_as_it_was(cnn, name):
+    """The second batch is too wide for the network."""
+    if name in WITHOUT_DATA:
+        return
+    images, target = cnn.batches[0]
+    broken = [cnn.batches[0], (images.repeat(1, 2, 1, 1), target)]
+    attributes = [sorted(vars(module)) for module in cnn.network.modules()]
+    expected = cases.run(cnn.network, images)
+    with pytest.raises(RuntimeError):
+        cnn.run(name, 6, batches=broken)
+    assert [sorted(vars(module)) for module in cnn.network.modules()] == attributes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in cnn.network.modules())
+    assert all(p.grad is None and p.requires_grad for p in cnn.network.parameters())
+    assert torch.equal(cases.run(cnn.network, images), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [n for n in method_names() if n not in ("random", "tail", "cka_adjacent")])
+def test_numbers_that_are_not_finite_are_refused_in_one_sentence(cnn, name, value):
+    with torch.no_grad():
+        cnn.network.layer2[1].conv1.weight.fill_(value)
+    with pytest.raises(sglp.SGLPError, match="finite"):
+        cnn.run(name, 6)
+
+
+def test_a_score_that_is_not_finite_is_named(cnn):
+    with pytest.raises(ScoringError, match=r"^the guess of layer layer1\.1 is nan: it must be finite$"):
+        keep_best(cnn.layers, [0, 0, float("nan"), *[0] * 7], 6, "guess")

@@ -1,0 +1,163 @@
+"""A sweep computes nothing twice, survives everything, and measures latency alone."""
+
+import re
+import time
+
+import psutil
+import pytest
+from fake_pipeline import FakeProject
+
+from experiments import runs, sweep
+from experiments.grid import parse
+
+SHARED = {"cka", "segment", "score", "finetune", "evaluate@finetuned", "benchmark"}
+
+
+@pytest.fixture(scope="module")
+def _project(tmp_path_factory) -> FakeProject:
+    return FakeProject(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def project(_project, monkeypatch) -> FakeProject:
+    """A project, in which this process stands; tests go on where the one before ended."""
+    return entered(_project, monkeypatch)
+
+
+def entered(project: FakeProject, monkeypatch) -> FakeProject:
+    monkeypatch.chdir(project.folder)
+    for name, value in project.environment.items():
+        monkeypatch.setenv(name, value)
+    return project
+
+
+def run_sweep(monkeypatch, *arguments: str) -> int | str:
+    """The exit code of a sweep, or its sentence."""
+    monkeypatch.setattr("sys.argv", ["sweep", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        sweep.main()
+    return stop.value.code
+
+
+def names(*grid: str) -> list[str]:
+    return [runs.name_of(dials) for dials in parse(grid)]
+
+
+def test_points_with_the_same_plan_share_all_but_the_report(project, monkeypatch, capsys):
+    params = project.folder / "params.yaml"
+    edited = params.read_text().replace("prune_ratio: 0.5", "prune_ratio: 0.4 # mine")
+    params.write_text(edited)
+    status = project.git("status", "--short"), project.git("rev-parse", "--abbrev-ref", "HEAD")
+
+    assert run_sweep(monkeypatch, "k=2,3", "method=sglp,tail") == 0
+
+    every = {"cka": 1, "segment": 2, "score": 4, "finetune": 1, "evaluate@finetuned": 1, "benchmark": 1, "report": 4}
+    assert project.ran() == project.ran("end") == every
+    assert re.search(r"^ +1  distinct plans$", capsys.readouterr().out, re.MULTILINE)
+    assert "prune_ratio: 0.4 # mine" in runs.read(names("k=2", "method=tail")[0], "params.yaml")
+    assert params.read_text() == edited
+    assert (project.git("status", "--short"), project.git("rev-parse", "--abbrev-ref", "HEAD")) == status
+    assert project.git("stash", "list") == ""
+
+
+def test_known_points_are_skipped(project, monkeypatch, capsys):
+    before = len(project.lines())
+    assert run_sweep(monkeypatch, "method=tail,sglp", "k=3,2") == 0
+    assert project.ran(since=before) == {}
+    assert re.search(r"^ +4  known before$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_failed_point_stops_no_other_one(project, monkeypatch, capsys):
+    before = len(project.lines())
+    assert run_sweep(monkeypatch, "k=7,8,4") == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^k=7-\w+ failed: score: k=7 is one too many$", printed, re.MULTILINE)
+    assert re.search(r"^k=8-\w+ failed: score: ValueError: eight \(see .*k=8-\w+\.log\)$", printed, re.MULTILINE)
+    assert project.ran("end", before) == {"segment": 3, **dict.fromkeys(SHARED - {"cka", "segment"}, 1), "report": 1}
+    assert names("k=4")[0] in runs.known()
+
+
+def test_killed_at_work_it_goes_on_where_it_was(project, monkeypatch):
+    before = len(project.lines())
+    hold = project.notes.with_name("hold")
+    hold.touch()
+    process = project.start("k=2,4", "seed=1")
+    deadline = time.monotonic() + 60
+    while not project.ran(since=before)["finetune"]:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    busy = int(project.lines()[-1].split()[2])
+    assert run_sweep(monkeypatch, "k=5").startswith("another sweep is running")
+    process.kill()
+    process.communicate()
+    while psutil.pid_exists(busy):
+        assert time.monotonic() < deadline, "a killed sweep leaves nothing running"
+        time.sleep(0.02)
+    hold.unlink()
+    assert run_sweep(monkeypatch, "k=2,4", "seed=1") == 0
+    once = {"cka": 1, "segment": 2, "score": 2, "evaluate@finetuned": 2, "benchmark": 2, "report": 2}
+    assert project.ran("end", before) == once | {"finetune": 2}
+    assert project.ran(since=before) == once | {"finetune": 3}
+
+
+def test_two_workers_find_the_same_and_time_alone(project, monkeypatch, tmp_path):
+    serial = {name: runs.checksums(name) for name in names("k=2,3", "method=sglp")}
+    edited = (project.folder / "params.yaml").read_text()
+    other = entered(FakeProject(tmp_path), monkeypatch)
+    (other.folder / "params.yaml").write_text(edited)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+
+    assert run_sweep(monkeypatch, "k=2,3,7", "method=sglp", "--workers", "2") == 1
+
+    assert runs.known() == sorted(serial)
+    for name in serial:
+        assert _but_timed(runs.checksums(name)) == _but_timed(serial[name])
+    every = {"cka": 1, "segment": 3, "score": 3, "finetune": 1, "evaluate@finetuned": 1, "benchmark": 1, "report": 2}
+    assert other.ran() == every
+    events = [line.split() for line in other.lines()]
+    assert {gpu for _, stage, _, gpu in events if stage == "segment"} == {"3", "5"}
+    first = next(i for i, event in enumerate(events) if event[1] == "benchmark")
+    assert [event[1] for event in events[first:]] == ["benchmark"] * 2 + ["report"] * 4
+
+
+def _but_timed(checksums: dict[str, str]) -> dict[str, str]:
+    return {
+        path: value
+        for path, value in checksums.items()
+        if path not in ("reports/benchmark.json", "reports/metrics.json")
+    }
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ("k", "'k' is no DIAL=VALUES, as k=2..8 or method=sglp,tail"),
+        ("k=2,,3", "k has an empty value between its commas; null is written null"),
+        ("k=8..2", "k=8..2 holds no number: the first is larger than the last"),
+        ("k=2 k=3", "k stands twice: write its values after one another, as k=1,2"),
+        ("k=[2", "k: '[2' is no value in YAML"),
+        ("kk=2", "params.yaml: kk is no key; it can be one of model, k,"),
+        ("seed.a=2", "params.yaml: seed.a is no key"),
+        ("k=2,three", "params.yaml: k='three' is wrong: input should be a valid integer or input should be 'auto'"),
+        ("prune_ratio=0.1,1.5", "params.yaml: prune_ratio=1.5 is wrong: input should be less than 1"),
+        ("model=tiny,other", "there is no models/other.yaml; workloads in models/ are tiny"),
+        ("models/tiny.yaml:finetune.epochs=0", "models/tiny.yaml: finetune.epochs=0 is wrong"),
+        ("models/other.yaml:finetune.epochs=1", "there is no models/other.yaml"),
+        ("dvc.yaml:stages=1", "dvc.yaml:stages changes nothing: dvc.yaml is neither params.yaml nor the workload"),
+    ],
+)
+def test_a_bad_grid_gets_one_sentence_before_anything_runs(project, monkeypatch, grid, sentence):
+    before = len(project.lines())
+    said = run_sweep(monkeypatch, "prune_ratio=0.2" if "ratio" not in grid else "k=4", *grid.split())
+    assert isinstance(said, str)
+    assert said.startswith(sentence)
+    assert "\n" not in said
+    assert len(project.lines()) == before
+
+
+def test_values_are_yaml():
+    points = parse(["k=auto,2..4", "score.budget=null,[3, 4]", "method=my_nets:a.b", "seed=-1..0"])
+    assert len(points) == 4 * 2 * 2
+    assert [point["k"] for point in points[::4]] == ["auto", 2, 3, 4]
+    assert points[2] == {"k": "auto", "score.budget": [3, 4], "method": "my_nets:a.b", "seed": -1}

@@ -1,0 +1,222 @@
+"""A network can start from a saved one, pruned or not, and be trained on; in half precision too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from language import byte_tokenizer, tiny_llama
+from pipeline import complaint, copy, kill_and_run_again, make_project, merged, read_yaml, run_module, write_yaml
+from safetensors.torch import load_file
+from torch import nn
+
+import sglp
+from sglp.architecture import architecture_of, remember
+from sglp.batches import call, logits_of
+from sglp.errors import CheckpointError
+from sglp.tasks import causal_lm, image_classification
+from sglp.tasks.image_workload import Finetuning
+from sglp.tasks.language_workload import OURS
+from sglp.tasks.training import train
+from sglp.tasks.workload import Architecture, Weights
+from sglp.warm_start import warm_start
+from stages.support.tables import read_rows
+from stages.support.userfiles import checksum
+
+RESNET = "sglp.networks.cifar_resnet:resnet"
+FILE = Weights(source="file", kwargs={}, train=False)
+
+
+def logits(network, example):
+    with torch.no_grad():
+        return logits_of(call(network.eval(), example))
+
+
+def without(network, removed, example):
+    names = [layer.name for layer in sglp.find_layers(network, example)]
+    return sglp.prune(network, sglp.Plan([name for name in names if name not in removed], removed))
+
+
+ROUNDS = {
+    "cifar resnet": (
+        image_classification,
+        Architecture(factory=RESNET, kwargs={"depth": 20, "in_channels": 1}),
+        torch.ones(2, 1, 8, 8),
+    ),
+    "resnet18": (
+        image_classification,
+        Architecture(factory="torchvision.models:resnet18", kwargs={"num_classes": 4}),
+        torch.ones(2, 3, 32, 32),
+    ),
+    "llama": (causal_lm, Architecture(factory=OURS, kwargs={}), {"input_ids": torch.arange(12).view(2, 6)}),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_three_rounds_are_as_one_to_the_bit(name, tmp_path):
+    task, architecture, example = ROUNDS[name]
+    if name == "llama":
+        dense, tokenizer = tiny_llama(6), byte_tokenizer()
+    else:
+        dense, tokenizer = task.build(architecture, FILE, None, 0).eval(), None
+    layers = sglp.find_layers(dense, example)
+    sglp.save(dense, tmp_path / "0", tokenizer)
+    gone, left = [], [layer.name for layer in layers]
+    for number in (1, 2, 3):
+        network = task.build(architecture, FILE, str(tmp_path / str(number - 1)), seed=number).eval()
+        now = sglp.find_layers(network, example)
+        place = [i for i, layer in enumerate(now) if layer.removable][(0, 1, -1)[number - 1]]
+        pruned = without(network, [now[place].name], example)
+        gone.append(left.pop(place))
+        sglp.save(pruned, tmp_path / str(number), tokenizer)
+        at_once, loaded = without(dense, gone, example), sglp.load(tmp_path / str(number))
+        assert architecture_of(loaded).removed == tuple(gone)
+        assert architecture_of(loaded).kept == tuple(left)
+        for other in (pruned, loaded, task.build(architecture, FILE, str(tmp_path / str(number)), seed=9).eval()):
+            assert architecture_of(other) == architecture_of(loaded)
+            assert list(other.state_dict()) == list(at_once.state_dict())
+            assert torch.equal(logits(other, example), logits(at_once, example))
+    assert len(set(gone)) == 3
+    assert {layer.name for layer in layers} == {*gone, *left}
+
+
+@pytest.fixture
+def pruned(network, layers, tmp_path) -> Path:
+    """The folder of a network without two of its layers."""
+    remember(network, sglp.Architecture(RESNET, {"depth": 20, "in_channels": 1, "num_classes": 10}))
+    sglp.save(without(network, ["layer1.0", "layer3.1"], torch.ones(2, 1, 8, 8)), tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+def test_another_number_of_classes_takes_all_but_the_head(pruned, digits, capsys):
+    architecture = Architecture(factory=RESNET, kwargs={"depth": 20, "in_channels": 1, "num_classes": 7})
+    started = image_classification.build(architecture, FILE, str(pruned), seed=5).eval()
+    assert capsys.readouterr().err == (
+        f"{pruned} has other shapes of linear.weight, linear.bias, which begin at random\n"
+    )
+    saved, fresh = sglp.load(pruned), sglp.build(RESNET, architecture.kwargs, seed=5)
+    assert torch.equal(started.linear.weight, fresh.linear.weight)
+    started.linear, saved.linear = nn.Identity(), nn.Identity()
+    assert torch.equal(logits(started, digits[0][:8]), logits(saved, digits[0][:8]))
+    assert architecture_of(started).kwargs == architecture.kwargs
+    assert architecture_of(started).removed == ("layer1.0", "layer3.1")
+
+
+def test_half_precision_stays_in_all_of_the_network(pruned, tmp_path):
+    sglp.save(sglp.load(pruned).to(torch.bfloat16), tmp_path / "half")
+    dense = sglp.build(RESNET, {"depth": 20, "in_channels": 1, "num_classes": 3}, seed=0)
+    started, fresh = warm_start(dense, tmp_path / "half")
+    assert fresh == ["linear.weight", "linear.bias"]
+    assert {p.dtype for p in started.parameters()} == {torch.bfloat16}
+
+
+class Wide(nn.Sequential):
+    """Stem, blocks and head; `width` changes the shapes inside, `classes` those of the head alone."""
+
+    def __init__(self, width: int, classes: int = 3):
+        inside = [nn.Sequential(nn.Linear(8, width), nn.Linear(width, 8)) for _ in range(3)]
+        super().__init__(nn.Linear(4, 8), *inside, nn.Linear(8, classes))
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "sentence"),
+    [
+        ("torchvision.models:resnet18", {}, r"pruned is a network of sglp\.\S+:resnet, from which none of torchvision"),
+        (RESNET, {"depth": 14, "in_channels": 1}, r"from \{'depth': 14, 'in_channels': 1\} it makes no layer1\.2"),
+        (RESNET, {"depth": 26, "in_channels": 1}, r"it makes other modules, as layer1\.2\.bn1\.bias shows"),
+    ],
+)
+def test_networks_that_can_not_start_from_it(pruned, factory, kwargs, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        warm_start(sglp.build(factory, kwargs, seed=0), pruned)
+
+
+def test_a_network_in_which_almost_nothing_fits(tmp_path):
+    wide = f"{__name__}:Wide"
+    sglp.save(sglp.build(wide, {"width": 5}, seed=0), tmp_path / "saved")
+    started, fresh = warm_start(sglp.build(wide, {"width": 5, "classes": 9}, seed=1), tmp_path / "saved")
+    assert fresh == ["4.weight", "4.bias"]
+    assert torch.equal(started[0].weight, sglp.load(tmp_path / "saved", trust=True)[0].weight)
+    with pytest.raises(CheckpointError, match="it gives 9 of 16 parameters another shape"):
+        warm_start(sglp.build(wide, {"width": 6}, seed=1), tmp_path / "saved")
+
+
+def test_a_folder_that_nobody_saved(tmp_path):
+    architecture = Architecture(factory=RESNET, kwargs={"depth": 8})
+    with pytest.raises(CheckpointError, match=r"is no saved network: it has no architecture\.json"):
+        image_classification.build(architecture, FILE, str(tmp_path), seed=0)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(pruned, tmp_path, monkeypatch) -> Path:
+    """A project whose workload starts from the pruned network."""
+    folder = make_project(tmp_path / "project")
+    weights = {"source": "file", "kwargs": {}, "train": False}
+    change(folder, {"weights": weights, "files": {"weights": {"path": str(pruned), "sha256": checksum(pruned)}}})
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def change(project: Path, changes: dict) -> None:
+    path = project / "models/tiny.yaml"
+    write_yaml(path, merged(read_yaml(path), changes))
+
+
+def test_an_untrained_start_is_the_saved_network_to_the_byte(project, pruned):
+    run_module("stages.pretrain")
+    for file in ("model.safetensors", "architecture.json"):
+        assert (project / "data/dense" / file).read_bytes() == (pruned / file).read_bytes()
+
+
+def test_a_start_that_is_trained_on_begins_there(project, pruned):
+    recipe = {"learning_rate": 1e-9, "weight_decay": 0.0, "samples": 128}
+    change(project, {"weights": {"train": True}, "pretrain": recipe})
+    run_module("stages.pretrain")
+    before, after = sglp.load(pruned), sglp.load("data/dense")
+    assert architecture_of(after) == architecture_of(before)
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
+    assert not torch.equal(after.bn1.running_mean, before.bn1.running_mean), "it saw training batches"
+
+
+def test_other_classes_than_the_data_have(project):
+    change(project, {"weights": {"train": True}, "architecture": {"kwargs": {"num_classes": 7}}})
+    assert "data.prepare.classes=10 needs [samples, 10]" in complaint("stages.pretrain")
+    assert not Path("data/dense").exists()
+
+
+# --- half precision ---------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_killed_and_run_again_ends_in_the_same_float32_weights(project, network, pruned, tmp_path):
+    sglp.save(network, "data/dense")
+    copy(pruned, project / "data/pruned")
+    change(project, {"finetune": {"precision": "bfloat16", "samples": 640}})
+    run_module("stages.finetune")
+    assert {t.dtype for t in load_file("data/finetuned/model.safetensors").values()} == {torch.float32, torch.int64}
+    rows = read_rows("reports/training.csv")
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    (project / "data/finetuned").rename(tmp_path / "undisturbed")
+    kill_and_run_again(project, tmp_path / "another cache", after=9, steps=18)
+    file = "model.safetensors"
+    assert (project / "data/finetuned" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
+
+
+def test_the_network_computes_in_float32_after_training_in_bfloat16(project, network, digits, tmp_path):
+    recipe = read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16", "samples": 64, "epochs": 1}
+    recipe = Finetuning.model_validate(recipe | {"distillation": 0.0})
+    workload = read_yaml(project / "models/tiny.yaml")
+    source = image_classification.Source.model_validate(workload["data"]["source"])
+    data = image_classification.open_split(source, {"train": True}, workload["data"]["prepare"], None, None, None)
+    dtypes = set()
+    network.layer1.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    train(network, image_classification, data, recipe, 0, tmp_path / "resume")
+    assert torch.bfloat16 in dtypes
+    again = sglp.build(RESNET, {"depth": 20, "in_channels": 1}, seed=1).eval()
+    again.load_state_dict(network.state_dict())
+    dtypes.clear()
+    assert torch.equal(logits(network, digits[0][:8]), logits(again, digits[0][:8]))
+    assert dtypes == {torch.float32}
