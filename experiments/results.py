@@ -50,7 +50,14 @@ def parts(snapshot: Snapshot) -> list[Part]:
         points = {}
         for split in part.get("splits", SPLITS):
             further = content["heldout"] if split == "heldout" else {}
-            dials = [content["base"] | point | further for grid in part["grids"] for point in parse(grid.split())]
+            # What a point is about comes first in its name.
+            dials = [
+                point | {key: value for key, value in content["base"].items() if key not in point} | further
+                for grid in part["grids"]
+                for point in parse(grid.split())
+            ]
+            # Seed by seed: what is killed has told something of every setting.
+            dials.sort(key=lambda one: one.get("seed", 0))
             points[split] = {runs.name_of(one, snapshot=snapshot): one for one in dials}
         found.append(Part(part["title"], part["text"], points))
     return found

@@ -92,10 +92,14 @@ class Snapshot:
     def name(self, dials: dict[str, object], targets: Sequence[str] = ()) -> str:
         """What a run is called: its dials, then a hash of all that it depends on besides the baseline."""
         content = json.dumps([self.values(dials), _edits(self), list(targets)], sort_keys=True, default=str)
-        words = (f"{re.split('[.:]', dial)[-1]}={'null' if value is None else value}" for dial, value in dials.items())
-        readable = "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", word).strip("_") for word in words).replace("..", ".")
-        short = readable[:READABLE].strip("_.-") or "as_is"
-        return f"{short}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return f"{readable(dials)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def readable(dials: dict[str, object]) -> str:
+    """Dials in a few words that git and DVC take for a name: "k=5-method=tail"."""
+    words = (f"{re.split('[.:]', dial)[-1]}={'null' if value is None else value}" for dial, value in dials.items())
+    plain = "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", word).strip("_") for word in words)
+    return re.sub(r"\.+", ".", plain)[:READABLE].strip("_.-") or "as_is"
 
 
 def _by_file(dials: dict[str, object]) -> dict[str, dict[str, object]]:

@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side, one a GPU")
     arguments = parser.parse_args()
     try:
+        if arguments.workers < 1:
+            raise RunError(f"--workers={arguments.workers} is wrong: it must be 1 or more")
         snapshot = Snapshot.take()
         points = {runs.name_of(dials, snapshot=snapshot): dials for dials in parse(arguments.grid)}
         there = points.keys() & set(runs.known(snapshot.baseline))

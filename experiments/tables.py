@@ -115,8 +115,8 @@ def _measure(key: str) -> Quality:
 def _k(found: Comparison) -> Table:
     """Quality against k, for settings that differ in k alone."""
     rows = [
-        [label, str(setting.dials["k"]), str(len(setting.records)), with_spread(found.quality, found.spread(setting))]
-        + [with_spread(found.quality, found.spread(setting, "pruned"))]
+        [label, str(setting.dials["k"]), str(len(setting.records))]
+        + [with_spread(found.quality, found.spread(setting, network)) for network in ("finetuned", "pruned")]
         for label, group in series(found.settings).items()
         for setting in group
     ]
@@ -170,7 +170,16 @@ def _correlation(found: Comparison) -> Table:
         about = prediction(setting, found.records, found.quality.key, found.quality.sign)
         row = [str(place + 1), setting.label, str(about.plans), str(about.unknown)]
         rows.append(row + shown(about.tuned) + shown(about.pruned))
-    columns = ["#", "setting", "plans", "without a score", "ρ fine-tuned", "p", "ρ before tuning", "p"]
+    columns = [
+        "#",
+        "setting",
+        "plans",
+        "without a score",
+        "correlation, fine-tuned",
+        "p",
+        "correlation, before tuning",
+        "p",
+    ]
     return Table(columns, rows)
 
 

@@ -13,6 +13,7 @@ from sglp.files import new_file, new_folder
 from stages.support import figures, stage
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome
 from stages.support.params import View, flat
+from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.tables import read_json, read_rows, read_similarity, write_json
 
 
@@ -27,7 +28,7 @@ def main(params: View, workload: View) -> None:
         {name: float(value) if value else None for name, value in row.items()}
         for row in read_rows("reports/training.csv")
     ]
-    write_json("reports/metrics.json", metrics)
+    write_json("reports/metrics.json", {name: without_kinds(found) for name, found in metrics.items()})
     with new_folder("reports/plots") as folder:
         figures.draw_architecture(folder / "architecture.png", layers, segments)
         figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
@@ -38,7 +39,8 @@ def main(params: View, workload: View) -> None:
         figures.draw_training(folder / "training.png", training)
     content = {
         "outcome": outcome(layers, metrics, benchmark),
-        "table": metric_rows(metrics) + benchmark_rows(benchmark),
+        "table": metric_rows(metrics) + robustness_rows(metrics) + benchmark_rows(benchmark),
+        "corruptions": corruption_rows(metrics),
         "measured": measured_on(metrics["dense"]),
         "examples": _examples(),
         "benchmark": benchmark,

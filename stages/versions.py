@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("lm-eval", "numpy", "peft", "tokenizers", "torch", "torchvision", "transformers")
+LIBRARIES = ("lm-eval", "numpy", "peft", "pillow", "scipy", "tokenizers", "torch", "torchvision", "transformers")
 
 
 def main() -> None:

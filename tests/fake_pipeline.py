@@ -44,6 +44,7 @@ elif name == "score":
 elif name == "finetune":
     while Path(os.environ["RAN"]).with_name("hold").exists():
         time.sleep(0.01)
+    time.sleep(float(os.environ.get("SECONDS", 0)))
     Path("data/finetuned").mkdir(parents=True)
     text, out = read("data/plan.json") + seed, "data/finetuned/model"
 elif name == "evaluate@finetuned":
@@ -80,6 +81,8 @@ class FakeProject:
             copy(ROOT / name, self.folder / name)
         params = merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS)
         write_yaml(self.folder / "params.yaml", params)
+        commented = (self.folder / "params.yaml").read_text().replace("seed: 0", "seed: 0 # mine")
+        (self.folder / "params.yaml").write_text(commented)
         workload = merged(read_yaml(ROOT / "models/resnet56-digits.yaml"), TINY_WORKLOAD)
         write_yaml(self.folder / "models/tiny.yaml", workload)
         (self.folder / "stage.py").write_text(STAGE)

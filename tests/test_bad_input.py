@@ -59,6 +59,14 @@ def test_a_misspelt_dial_is_told_with_those_there_are(project):
     assert "estimator, kernel" in sentence
 
 
+def test_a_misspelt_dial_in_a_group_that_can_be_null(project):
+    content = read_yaml(project / "models/tiny.yaml")
+    content["evaluation"]["robustness"]["fsgm"] = content["evaluation"]["robustness"].pop("fgsm")
+    write_yaml(project / "models/tiny.yaml", content)
+    sentence = complaint("stages.check")
+    assert "models/tiny.yaml: evaluation.robustness.fsgm is no key; it can be one of fgsm, pgd" in sentence
+
+
 def test_a_missing_dial_is_named(project):
     content = read_yaml(project / "models/tiny.yaml")
     del content["finetune"]["epochs"]

@@ -94,7 +94,7 @@ def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tails", "method=tails is unknown: it must be sglp, block_influence, random, tail or package.module:function"),
+        ("tails", f"method=tails is unknown: it must be {', '.join(method_names())} or package.module:function"),
         ("ranking", "method=ranking is unknown: .*sglp"),
         ("__init__", "method=__init__ is unknown"),
         ("sglp.baselines.tail:head", "the module sglp.baselines.tail has no head"),

@@ -12,6 +12,7 @@ from pipeline import ROOT, copy, make_project, merged, read_yaml, run_stages, st
 
 from experiments import chain, how_much, rounds, runs, transfer
 from experiments.git import RunError
+from experiments.grid import check
 from experiments.snapshot import Snapshot
 from sglp.budget import layers_to_keep
 
@@ -152,6 +153,22 @@ def test_a_network_that_came_along_may_have_seen_all(project, monkeypatch):
     dials, unseen = how_much.held_out({}, Snapshot.take())
     assert not unseen
     assert dials == {"models/tiny.yaml:finetune.holdout": 0.1, "models/tiny.yaml:finetune.keep": "last"}
+
+
+# --- starting from a network ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet50-imagenet", "llama-tiny"])
+def test_a_start_is_a_valid_workload_without_what_the_folder_brings(project, tmp_path, name):
+    copy(ROOT / f"models/{name}.yaml", project / f"models/{name}.yaml")
+    snapshot = Snapshot.take()
+    (tmp_path / "saved").mkdir()
+    dials = chain.start_from(tmp_path / "saved", name, snapshot, train=False) | {"model": name}
+    check([dials], snapshot)
+    _, workload = chain.files(dials, snapshot)
+    assert workload["weights"] == {"source": "file", "kwargs": {}, "train": False}
+    kwargs = {} if workload["task"] == "causal_lm" else {"num_classes": 1000}
+    assert workload["architecture"]["kwargs"] == kwargs
 
 
 # --- transfer ---------------------------------------------------------------------------------------------------------

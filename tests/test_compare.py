@@ -91,7 +91,9 @@ def whole(records) -> Page:
 def test_the_page_stands_alone(whole):
     assert whole.loads
     assert all(value.startswith("data:image/png;base64,") for value in whole.loads)
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", re.sub(r"base64,[^\"]*", "", whole.html))
+    assert not re.search(
+        r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", re.sub(r"base64,[^\"]*", "", whole.html)
+    )
 
 
 def test_every_model_has_every_section(whole):
@@ -231,9 +233,11 @@ def test_runs_without_a_benchmark_have_no_latency():
 
 
 def test_no_runs_are_one_sentence():
-    with pytest.raises(ExperimentError, match=r"^no experiment can be compared: 'make sweep' or 'dvc exp run' makes some$"):
+    with pytest.raises(
+        ExperimentError, match=r"^no experiment can be compared: 'make sweep' or 'dvc exp run' makes some$"
+    ):
         page(Reading([], {}, {}))
-    with pytest.raises(ExperimentError, match="a: it did not make data/plan.json"):
+    with pytest.raises(ExperimentError, match=r"a: it did not make data/plan\.json"):
         page(Reading([], {"a": "it did not make data/plan.json"}, {}))
 
 
@@ -241,12 +245,14 @@ def test_runs_without_a_common_measure_are_one_sentence():
     run = record()
     for metrics in run.metrics.values():
         del metrics["accuracy"], metrics["loss"]
-    with pytest.raises(ExperimentError, match="accuracy, perplexity, loss"):
+    with pytest.raises(ExperimentError, match="accuracy or perplexity or loss"):
         tables([run])
 
 
 def test_main_writes_both_files_and_tells_what_it_left_out(monkeypatch, tmp_path, capsys):
-    reading = Reading([record("early"), record("late"), record("more", k=2)], {"half": "it did not make data/plan.json"}, {})
+    reading = Reading(
+        [record("early"), record("late"), record("more", k=2)], {"half": "it did not make data/plan.json"}, {}
+    )
     monkeypatch.setattr(compare, "read", lambda baseline: reading)
     compare.main(folder=str(tmp_path))
     with (tmp_path / "compare.csv").open(newline="") as file:

@@ -113,7 +113,11 @@ def test_the_same_question_counts_once():
 def test_models_are_told_apart_by_what_makes_the_dense_network():
     records = [record(), record(k=2), record(workload__architecture__kwargs__depth=110), record(model="another")]
     groups = by_model(records)
-    assert {name: len(group) for name, group in groups.items()} == {"another": 1, "net · depth=110": 1, "net · depth=56": 2}
+    assert {name: len(group) for name, group in groups.items()} == {
+        "another": 1,
+        "net · depth=110": 1,
+        "net · depth=56": 2,
+    }
 
 
 def test_ablations_start_near_the_committed_dials_or_from_what_has_most_neighbours():
@@ -155,7 +159,9 @@ def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
     scores = [Score(0, (i,), float(i)) for i in range(5)]
 
     def run(removed, quality, **dials):
-        return record(size=5, method="tail", removed=removed, quality=quality, pruned=1 - quality, scores=scores, **dials)
+        return record(
+            size=5, method="tail", removed=removed, quality=quality, pruned=1 - quality, scores=scores, **dials
+        )
 
     ours = run((1,), 0.9)
     plans = [ours, run((2,), 0.8, prune_ratio=0.4), run((3,), 0.7, prune_ratio=0.3), run((4,), 0.75, prune_ratio=0.2)]

@@ -324,11 +324,11 @@ def test_a_layer_that_goes_has_no_higher_score_than_one_that_stays(cnn, name):
 
 
 @METHODS
-@pytest.mark.parametrize("keep", [0, 2, 11])
-def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name, keep):
-    with counted() as passes, pytest.raises(BudgetError):
-        cnn.run(name, keep)
-    assert (passes.forward, passes.backward) == (0, 0)
+def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name):
+    for keep in (0, 2, 11):
+        with counted() as passes, pytest.raises(BudgetError):
+            cnn.run(name, keep)
+        assert (passes.forward, passes.backward) == (0, 0)
 
 
 @METHODS

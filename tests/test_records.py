@@ -21,9 +21,11 @@ def write(path, text):
 params = YAML(typ="safe", pure=True).load(open("params.yaml"))
 k, stage = params["k"], sys.argv[1]
 if stage == "plan":
-    write("data/layers.csv", "name,removable,reason,parameters,macs\\nstem,False,first,1,2\\na,True,,3,4\\nb,True,,3,4\\n")
+    rows = "name,removable,reason,parameters,macs", "stem,False,first,1,2", "a,True,,3,4", "b,True,,3,4"
+    write("data/layers.csv", "\\n".join(rows))
     write("data/segments.json", json.dumps([[0, 0], [1, 2]]))
-    write("data/scores.csv", f"segment,kept,score,search,best\\n0,0,1.5,exhaustive,1\\n1,1,{k}.5,exhaustive,1\\n1,,-inf,beam 4,0\\n")
+    rows = "segment,kept,score,search,best", "0,0,1.5,exhaustive,1", f"1,1,{k}.5,exhaustive,1", "1,,-inf,beam 4,0"
+    write("data/scores.csv", "\\n".join(rows))
     write("data/plan.json", json.dumps({"kept": ["stem", "ab"[k % 2]], "removed": ["ba"[k % 2]]}))
     write("reports/scoring.json", json.dumps({"seconds": 0.5, "forward_passes": k}))
 elif stage == "evaluate":
@@ -32,7 +34,11 @@ elif stage == "evaluate":
 else:
     write("reports/benchmark.json", json.dumps({"batch": {}, "rounds": params["benchmark"]["rounds"], "k": k}))
 """
-MODEL = {"task": "image_classification", "files": {"train": {"path": "/somewhere", "sha256": None}}, "finetune": {"epochs": 3}}
+MODEL = {
+    "task": "image_classification",
+    "files": {"train": {"path": "/somewhere", "sha256": None}},
+    "finetune": {"epochs": 3},
+}
 FILES = {
     "params.yaml": {"model": "tiny", "k": 2, "seed": 0, "method": "sglp", "benchmark": {"rounds": 5}},
     "models/tiny.yaml": MODEL,
@@ -42,8 +48,13 @@ FILES = {
                 "cmd": "python stage.py plan",
                 "deps": ["stage.py"],
                 "params": ["k", "seed", {"models/${model}.yaml": ["files"]}],
-                "outs": [*(f"data/{name}" for name in ("layers.csv", "segments.json", "scores.csv", "plan.json"))]
-                + ["reports/scoring.json"],
+                "outs": [
+                    "data/layers.csv",
+                    "data/segments.json",
+                    "data/scores.csv",
+                    "data/plan.json",
+                    "reports/scoring.json",
+                ],
             },
             "evaluate": {
                 "foreach": ["dense", "pruned", "finetuned"],
@@ -166,6 +177,7 @@ def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
         write_yaml(inside.folder / "dvc.lock", lock)
 
     inside.experiment("other-k", turned(k=4))
+    inside.experiment("other-seed", turned(seed=5))
     inside.experiment("other-rounds", turned(benchmark={"rounds": 6}))
     inside.experiment("other-model", turned(model="gone"))
     inside.experiment("no-metrics", forgotten("evaluate@pruned"))
@@ -174,6 +186,7 @@ def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
     reading = read()
     assert reading.left_out == {
         "other-k": "its reports/metrics/dense.json is an earlier run's: the stage evaluate@dense did not run",
+        "other-seed": "its reports/metrics/dense.json is an earlier run's: the stage evaluate@dense did not run",
         "other-model": "models/gone.yaml is not in its commit",
         "no-metrics": "it did not make reports/metrics/pruned.json",
         "nothing": "it did not make reports/metrics/dense.json",
@@ -192,7 +205,7 @@ def test_experiments_of_another_commit_are_asked_for_by_its_name(inside):
         with pytest.raises(ExperimentError, match=rf"no experiments of HEAD, .*{start[:7]} has \d"):
             read()
         assert {record.name for record in read("HEAD~1").records} >= {"two", "three"}
-        with pytest.raises(ExperimentError, match="can't be read: .*nowhere"):
+        with pytest.raises(ExperimentError, match=r"can't be read: .*nowhere"):
             read("nowhere")
     finally:
         inside.run("git reset -q --hard HEAD~1")

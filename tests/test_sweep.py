@@ -69,12 +69,12 @@ def test_known_points_are_skipped(project, monkeypatch, capsys):
 
 def test_a_failed_point_stops_no_other_one(project, monkeypatch, capsys):
     before = len(project.lines())
-    assert run_sweep(monkeypatch, "k=7,8,4") == 1
+    assert run_sweep(monkeypatch, "k=7,8,4", "method=sglp") == 1
     printed = capsys.readouterr().out
-    assert re.search(r"^k=7-\w+ failed: score: k=7 is one too many$", printed, re.MULTILINE)
-    assert re.search(r"^k=8-\w+ failed: score: ValueError: eight \(see .*k=8-\w+\.log\)$", printed, re.MULTILINE)
+    assert re.search(r"^k=7-method=sglp-\w+ failed: score: k=7 is one too many$", printed, re.MULTILINE)
+    assert re.search(r"^k=8-method=sglp-\w+ failed: score: ValueError: eight \(see .*k=8-\S+\.log\)$", printed, re.MULTILINE)
     assert project.ran("end", before) == {"segment": 3, **dict.fromkeys(SHARED - {"cka", "segment"}, 1), "report": 1}
-    assert names("k=4")[0] in runs.known()
+    assert names("k=4", "method=sglp")[0] in runs.known()
 
 
 def test_killed_at_work_it_goes_on_where_it_was(project, monkeypatch):
@@ -102,23 +102,25 @@ def test_killed_at_work_it_goes_on_where_it_was(project, monkeypatch):
 
 
 def test_two_workers_find_the_same_and_time_alone(project, monkeypatch, tmp_path):
-    serial = {name: runs.checksums(name) for name in names("k=2,3", "method=sglp")}
+    serial = {name: runs.checksums(name) for name in names("k=2..4", "method=sglp")}
     edited = (project.folder / "params.yaml").read_text()
     other = entered(FakeProject(tmp_path), monkeypatch)
     (other.folder / "params.yaml").write_text(edited)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("SECONDS", "3")  # of fine-tuning: both workers are at it when they should not be
 
-    assert run_sweep(monkeypatch, "k=2,3,7", "method=sglp", "--workers", "2") == 1
+    assert run_sweep(monkeypatch, "k=2..4,7", "method=sglp", "--workers", "2") == 1
 
     assert runs.known() == sorted(serial)
     for name in serial:
         assert _but_timed(runs.checksums(name)) == _but_timed(serial[name])
-    every = {"cka": 1, "segment": 3, "score": 3, "finetune": 1, "evaluate@finetuned": 1, "benchmark": 1, "report": 2}
+    every = {"cka": 1, "segment": 4, "score": 4, "finetune": 2, "evaluate@finetuned": 2, "benchmark": 2, "report": 3}
     assert other.ran() == every
     events = [line.split() for line in other.lines()]
     assert {gpu for _, stage, _, gpu in events if stage == "segment"} == {"3", "5"}
     first = next(i for i, event in enumerate(events) if event[1] == "benchmark")
-    assert [event[1] for event in events[first:]] == ["benchmark"] * 2 + ["report"] * 4
+    assert {event[1] for event in events[first:]} == {"benchmark", "report"}
+    assert [event[0] for event in events[first:]] == ["begin", "end"] * 5
 
 
 def _but_timed(checksums: dict[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ DIALS = {
 SIZES = {
     "calibration": {"samples": SAMPLES, "batch_size": SAMPLES},
     "scoring": {"batch_size": 4, "max_combinations": 0},
-    "evaluation": {"batch_size": SAMPLES},
+    "evaluation": {"batch_size": SAMPLES, "robustness": {"samples": 2, "pgd_steps": 1}},
 }
 
 

@@ -23,8 +23,8 @@ SEED = 0  # of the draw of images and of PGD's starts, so that all networks meet
 def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size: int) -> dict:
     """Accuracies as shares of 1, on images drawn without replacement.
 
-    Attacked and corrupted are the images after the transforms of evaluation, in 8 bits, before the normalisation; attacks
-    know both it and the network. What becomes of an image depends on its number in the split, not on its batch.
+    Attacked and corrupted are the images after the transforms of evaluation, in 8 bits, before the normalisation, which
+    attacks see through. What becomes of an image depends on its number in the split, not on its batch.
 
     Args:
         network: runs in eval mode; its parameters get no gradients.

@@ -1,7 +1,7 @@
 """Parameters, strictly checked; a stage is handed what its entry in dvc.yaml lists, and nothing else."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -145,10 +145,15 @@ def _said(fault: dict) -> str:
 def _keys_beside(schema: type[BaseModel], location: tuple) -> list[str]:
     for part in location[:-1]:
         annotation = schema.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        groups = [kind for kind in (annotation, *get_args(annotation)) if _is_group(kind)]
+        if not groups:
             break
-        schema = annotation
+        schema = groups[0]
     return sorted(schema.model_fields)
+
+
+def _is_group(annotation) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> View:

@@ -43,3 +43,12 @@ def _levels(eps: float) -> str:
     """The largest change of a pixel in levels of 8 bits, where that is a whole number."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 0.01 else f"{eps:g}"
+
+
+def without_kinds(metrics: dict) -> dict:
+    """One network's metrics with the corruptions' means alone: `dvc exp show` has no room for all kinds."""
+    if "robustness" not in metrics:
+        return metrics
+    found = metrics["robustness"]
+    means = {severity: {"mean": kinds["mean"]} for severity, kinds in found.get("corruptions", {}).items()}
+    return metrics | {"robustness": found | {"corruptions": means}}
