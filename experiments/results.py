@@ -56,8 +56,6 @@ def parts(snapshot: Snapshot) -> list[Part]:
                 for grid in part["grids"]
                 for point in parse(grid.split())
             ]
-            # Seed by seed: what is killed has told something of every setting.
-            dials.sort(key=lambda one: one.get("seed", 0))
             points[split] = {runs.name_of(one, snapshot=snapshot): one for one in dials}
         found.append(Part(part["title"], part["text"], points))
     return found
@@ -147,6 +145,16 @@ def _missing(part: Part, records: dict[str, Record]) -> int:
     return sum(name not in records for points in part.points.values() for name in points)
 
 
+def _steps(found: list[Part], split: str) -> list[tuple[Part, int]]:
+    """Seed by seed, part by part: what is killed has told something of everything."""
+    steps = {
+        (dials.get("seed", 0), number)
+        for number, part in enumerate(found)
+        for dials in part.points.get(split, {}).values()
+    }
+    return [(found[number], seed) for seed, number in sorted(steps)]
+
+
 def main() -> None:
     """Run what is not known, part by part."""
     parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
@@ -160,10 +168,11 @@ def main() -> None:
         check((dials for part in found for points in part.points.values() for dials in points.values()), snapshot)
         with alone():
             for split in arguments.split or SPLITS:
-                for part in found:
+                for part, seed in _steps(found, split):
                     known = set(runs.known(snapshot.baseline))
-                    points = {n: dials for n, dials in part.points.get(split, {}).items() if n not in known}
-                    failures |= sweep(points, snapshot, arguments.workers)
+                    asked = {n: dials for n, dials in part.points[split].items() if dials.get("seed", 0) == seed}
+                    new = {name: dials for name, dials in asked.items() if name not in known}
+                    failures |= sweep(new, snapshot, arguments.workers)
                     write(found, snapshot.baseline)
     except SGLPError as error:
         sys.exit(f"results: {error}")

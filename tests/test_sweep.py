@@ -72,7 +72,9 @@ def test_a_failed_point_stops_no_other_one(project, monkeypatch, capsys):
     assert run_sweep(monkeypatch, "k=7,8,4", "method=sglp") == 1
     printed = capsys.readouterr().out
     assert re.search(r"^k=7-method=sglp-\w+ failed: score: k=7 is one too many$", printed, re.MULTILINE)
-    assert re.search(r"^k=8-method=sglp-\w+ failed: score: ValueError: eight \(see .*k=8-\S+\.log\)$", printed, re.MULTILINE)
+    assert re.search(
+        r"^k=8-method=sglp-\w+ failed: score: ValueError: eight \(see .*k=8-\S+\.log\)$", printed, re.MULTILINE
+    )
     assert project.ran("end", before) == {"segment": 3, **dict.fromkeys(SHARED - {"cka", "segment"}, 1), "report": 1}
     assert names("k=4", "method=sglp")[0] in runs.known()
 
@@ -118,6 +120,7 @@ def test_two_workers_find_the_same_and_time_alone(project, monkeypatch, tmp_path
     assert other.ran() == every
     events = [line.split() for line in other.lines()]
     assert {gpu for _, stage, _, gpu in events if stage == "segment"} == {"3", "5"}
+    assert {gpu for _, stage, _, gpu in events if stage == "benchmark"} == {"3,5"}, "no worker's"
     first = next(i for i, event in enumerate(events) if event[1] == "benchmark")
     assert {event[1] for event in events[first:]} == {"benchmark", "report"}
     assert [event[0] for event in events[first:]] == ["begin", "end"] * 5
