@@ -1,8 +1,9 @@
 """Copies of the project that runs take place in, so that the workspace is never touched.
 
 `dvc exp run --temp` and `--queue` won't do: both stash the workspace's edits, detach HEAD and write the dials into the
-workspace's own params.yaml for a moment, and killed in that moment they leave it so. A copy is a git clone that borrows
-the project's objects and DVC's cache. It stays for the next run, which then finds most outputs in place.
+workspace's own params.yaml for a moment, and killed in that moment they leave it so. The queue's workers also outlive
+who started them, and a run whose worker was killed counts as running for ever. A copy is a git clone that borrows the
+project's objects and DVC's cache. It stays for the next run, which then finds most outputs in place.
 """
 
 import os
@@ -130,6 +131,6 @@ def _complaint(log: Path) -> str:
         found = re.search(r"failed to reproduce '(.+?)': failed to run", line)
         if found and number:
             said = lines[number - 1]
-            return said if said.startswith(f"{found[1]}: ") else f"{found[1]}: {said} (see {log})"
+            return said if said.startswith(f"{found[1]}: ") else f"{found[1]}: {said} (see {os.path.relpath(log)})"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return f"{errors[-1] if errors else 'DVC was stopped'} (see {log})"
+    return f"{errors[-1] if errors else 'DVC was stopped'} (see {os.path.relpath(log)})"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments.git import RunError
 from experiments.snapshot import PARAMS, Snapshot
 from sglp.tasks.task import find_task, schema_of
+from stages.check import check_names
 from stages.support.dials import Params
 from stages.support.params import check as check_file
 
@@ -48,6 +49,7 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot) -> None:
         files, dials = files | {path}, dials | point.keys()
         check_file(Params, params, Path(PARAMS))
         check_file(schema_of(workload), workload, Path(path))
+        check_names(params)
         if repr(workload) not in workloads:
             find_task(workload["task"]).check_workload(workload)
             workloads.add(repr(workload))

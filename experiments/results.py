@@ -99,7 +99,8 @@ def _macs(metrics: dict) -> float:
 
 def _against(found: Comparison, setting: Setting) -> str:
     """The difference of the means of this setting and of random layers, with its standard error."""
-    chance = [other for other in found.settings if other.dials["method"] == "random"]
+    same = [other for other in found.settings if other.dials["prune_ratio"] == setting.dials["prune_ratio"]]
+    chance = [other for other in same if other.dials["method"] == "random"]
     if not chance or chance[0] is setting:
         return ""
     ours, theirs = found.spread(setting), found.spread(chance[0])

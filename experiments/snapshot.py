@@ -92,7 +92,7 @@ class Snapshot:
     def name(self, dials: dict[str, object], targets: Sequence[str] = ()) -> str:
         """What a run is called: its dials, then a hash of all that it depends on besides the baseline."""
         content = json.dumps([self.values(dials), _edits(self), list(targets)], sort_keys=True, default=str)
-        return f"{readable(dials)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return f"{readable(dials)}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
 def readable(dials: dict[str, object]) -> str:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sglp.errors import SGLPError
+from sglp.methods import find_criterion, find_method
 from sglp.tasks.task import find_task, schema_of
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
@@ -18,6 +19,14 @@ def main() -> None:
     content = read_yaml(workload)
     check(schema_of(content), content, workload)
     find_task(content["task"]).check_workload(content)
+    check_names(params)
+
+
+def check_names(params: dict) -> None:
+    """Check that there are a method and a criterion of these names; a user's own are looked up when they are used."""
+    for name, find in ((params["method"], find_method), (params["score"]["criterion"], find_criterion)):
+        if ":" not in name:
+            find(name)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(params: View, workload: View) -> None:
         "benchmark": benchmark,
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
-        "criterion": params.score.criterion if params.method == "sglp" else params.method,
+        "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
         "cost": cost_of(read_json("reports/scoring.json")),
         "one_by_one": all(len(row["kept"]) == 1 for row in scores),
         "model": params.model,

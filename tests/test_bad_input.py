@@ -42,6 +42,8 @@ def change_workload(project: Path, changes: dict) -> None:
             {"cka": {"estimator": "fair"}},
             "params.yaml: cka.estimator='fair' is wrong: input should be 'unbiased' or 'biased'",
         ),
+        ({"method": "sglpp"}, "method=sglpp is unknown: it must be sglp, angular, "),
+        ({"score": {"criterion": "best"}}, "score.criterion=best is unknown: it must be cka_output, gradnorm, "),
         ({"model": "nope"}, "model=nope asks for models/nope.yaml, which is not there; there are tiny"),
     ],
 )

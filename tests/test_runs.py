@@ -37,8 +37,8 @@ def edit(project: FakeProject, path: str, old: str, new: str) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.one_of(st.text(), st.floats(), st.none(), st.lists(st.integers())), max_size=30))
 def test_names_are_names_to_git(values):
-    name = readable({f"models/a.yaml:part.dial{i}": value for i, value in enumerate(values)}) + "-0123abcd"
-    assert len(name) <= 70
+    name = readable({f"models/a.yaml:part.dial{i}": value for i, value in enumerate(values)}) + "-0123456789"
+    assert len(name) <= 71
     assert re.fullmatch("[A-Za-z0-9_=.-]+", name)
     subprocess.run(["git", "check-ref-format", f"refs/exps/ab/cd/{name}"], check=True)
 

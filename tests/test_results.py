@@ -1,0 +1,97 @@
+"""The page of results: what results.yaml asks for is possible, and its tables say what runs found."""
+
+import shutil
+import statistics
+import subprocess
+
+import pytest
+from pipeline import ROOT
+from synthetic_runs import record
+
+from experiments import results
+from experiments.grid import check
+from experiments.results import Part, parts, rows
+from experiments.snapshot import Snapshot
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """This project's files in a repository of their own."""
+    folder = tmp_path / "project"
+    for name in ("experiments", "models", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_run_that_is_asked_for_is_possible(project):
+    snapshot = Snapshot.take()
+    found = parts(snapshot)
+    points = [dials for part in found for of_split in part.points.values() for dials in of_split.values()]
+    check(points, snapshot)
+    assert len(points) > 50
+
+
+def test_defaults_are_chosen_on_other_samples_than_the_test_split(project):
+    snapshot = Snapshot.take()
+    for part in parts(snapshot):
+        for split, points in part.points.items():
+            for dials in points.values():
+                (_, workload) = snapshot.values(dials).values()
+                trained_on, measured_on = (workload["files"][name]["sha256"] for name in ("train", "test"))
+                assert (trained_on == measured_on) == (split == "heldout")
+                assert workload["data"]["train"] != workload["data"]["test"]
+
+
+def runs_of(split, qualities, **dials):
+    """Runs of one setting, a seed each."""
+    of = {"workload.data.test.split": split}
+    made = [record(f"{dials}-{split}-{i}", quality=q, seed=i, **dials) for i, q in enumerate(qualities)]
+    return [one._replace(dials=one.dials | of) for one in made]
+
+
+def table(**splits):
+    """The table of a part with these runs, as dicts."""
+    records = {one.name: one for group in splits.values() for one in group}
+    part = Part("title", "text", {split: {one.name: {} for one in group} for split, group in splits.items()})
+    columns, cells = rows(part, records)
+    return [dict(zip(columns, row, strict=True)) for row in cells]
+
+
+def test_a_row_has_means_over_seeds_on_both_kinds_of_samples():
+    heldout = runs_of("a", [0.8, 0.9], score__criterion="loss") + runs_of("a", [0.7, 0.72, 0.77], method="random")
+    test = runs_of("b", [0.6, 0.64], score__criterion="loss")
+    dense, best, chance = table(heldout=heldout, test=test)
+    assert dense["accuracy, held out"] == dense["accuracy, test"] == "95.00 %"
+    assert best["setting"].startswith("sglp")
+    assert (best["runs"], chance["runs"]) == ("2", "3")
+    assert best["accuracy, held out"] == "85.00 ± 7.07 %"
+    assert best["accuracy, test"] == "62.00 ± 2.83 %"
+    assert chance["accuracy, test"] == ""
+    assert best["MACs"] == "50.0 %"
+    assert best["passes"] == "10 + 5"
+    error = (statistics.variance([80, 90]) / 2 + statistics.variance([70, 72, 77]) / 3) ** 0.5
+    assert best["against random"] == f"{85 - 73:+.2f} ± {error:.2f}"
+    assert chance["against random"] == ""
+
+
+def test_random_layers_of_another_depth_are_no_measure():
+    found = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random", prune_ratio=0.25)
+    assert [row["against random"] for row in table(heldout=found)] == ["", "", ""]
+
+
+def test_a_part_without_runs_has_no_table():
+    assert rows(Part("title", "text", {"heldout": {"a": {}}}), {}) is None
+
+
+def test_seeds_come_before_parts():
+    points = [{f"{part}{seed}": {"seed": seed} for seed in range(2)} for part in "ab"]
+    found = [Part(name, "", {"heldout": of}) for name, of in zip("ab", points, strict=True)]
+    steps = results._steps(found, "heldout")
+    assert [(part.title, seed) for part, seed in steps] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert results._steps(found, "test") == []
