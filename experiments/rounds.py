@@ -26,8 +26,8 @@ from sglp.errors import SGLPError
 from stages.support.params import flat
 
 NOTE = (
-    "Each round starts from the fine-tuned network of the round before, so that after n rounds it was fine- "
-    "tuned n times; round 0 is the dense network. Layers go by their names in that one. All networks are "
+    "Each round starts from the fine-tuned network of the round before, so that after n rounds it was "
+    "fine-tuned n times; round 0 is the dense network. Layers go by their names in that one. All networks are "
     "measured on the test split, by which nothing is chosen."
 )
 
