@@ -47,12 +47,12 @@ def parts(snapshot: Snapshot) -> list[Part]:
     content = YAML(typ="safe", pure=True).load(WHAT.read_text(encoding="utf-8"))
     found = []
     for part in content["parts"]:
-        points = {}
+        points, base = {}, content["base"] | part.get("base", {})
         for split in part.get("splits", SPLITS):
             further = content["heldout"] if split == "heldout" else {}
             # What a point is about comes first in its name.
             dials = [
-                point | {key: value for key, value in content["base"].items() if key not in point} | further
+                point | {key: value for key, value in base.items() if key not in point} | further
                 for grid in part["grids"]
                 for point in parse(grid.split())
             ]
