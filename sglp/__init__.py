@@ -15,6 +15,7 @@ _WHERE = {
     "build": "architecture",
     "cka_matrix": "cka",
     "export_gguf": "gguf_export",
+    "find_criterion": "methods",
     "find_layers": "layers",
     "fisher_segmentation": "segmentation",
     "gram_matrices": "activations",

@@ -225,6 +225,7 @@ def test_a_criterion_of_the_users_own_is_found_by_its_dotted_name(case, tmp_path
     plan, rows = sglp_method(
         *(case.network, case.layers, case.segments, None, case.batches, 7, 0),
         criterion=find_criterion("users_criteria:latest"),
+        sequential=False,
     )
     assert case.gone(plan) == {1, 5, 8}
     assert all(row.score == sum(row.kept) for row in rows)
