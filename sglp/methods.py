@@ -86,8 +86,8 @@ def sglp(
     segment on its own, or one after another, each on the network that those before have left (`score.sequential`).
 
     Source: SGLP (arXiv 2410.14720), where GradNorm is the criterion.
-    Cost: forward `C * B * D + D`, backward `C * B * D`. That is with the criterion gradnorm; others have their own
-    cost. C grows with the segments' sizes: `score.max_evaluations` bounds it.
+    Cost: forward `C * B + 1`, backward `0`. That is with the criterion loss; others have their own cost. C grows with
+    the segments' sizes: `score.max_evaluations` bounds it.
     Use: where layers are many enough to fall into groups, and with several criteria and seeds: segments spread what
     goes over the network, whatever the criterion knows. A segment can't give more layers than its share, even where
     another one's are needed more.
