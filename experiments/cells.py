@@ -1,9 +1,8 @@
 """How values are written in tables."""
 
-from collections.abc import Sequence
-
 from experiments.outcomes import Quality
 from experiments.statistics import Spread
+from stages.support.outcome import prefix_of
 
 
 def number(quality: Quality, value: float) -> str:
@@ -29,20 +28,8 @@ def error(quality: Quality, values: Spread) -> str:
 
 def amount(value: float, unit: str = "") -> str:
     """A count with its prefix: 3.99 M."""
-    prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
-    factor, prefix = next((pair for pair in prefixes if abs(value) >= pair[0]), (1, ""))
+    factor, prefix = prefix_of(value)
     return f"{_digits(value / factor, 3)} {prefix}{unit}".strip()
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers in order, those in a row as "4-7"."""
-    runs: list[list[int]] = []
-    for i in numbers:
-        if runs and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _digits(value: float, count: int) -> str:

@@ -4,13 +4,10 @@ Writes reports/compare.html, which stands alone, and reports/compare.csv.
 """
 
 import argparse
-import base64
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.charts import draw_k, draw_layers, draw_outcome
 from experiments.outcomes import Comparison, compare
@@ -20,6 +17,7 @@ from experiments.tables import Table, tables, tables_of
 from sglp.errors import SGLPError
 from sglp.files import new_file
 from stages.report import measured_on
+from stages.support.pages import embedded, render
 from stages.support.params import flat
 from stages.support.tables import write_rows
 
@@ -70,20 +68,11 @@ def page(reading: Reading) -> str:
                 "measured": measured_on(found.dense),
                 "sampling": _sampling(found),
                 "tables": tables_of(found),
-                "figures": {figure: _embedded(content) for figure, content in drawn.items()},
+                "figures": {figure: content and embedded(content) for figure, content in drawn.items()},
             }
         )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.get_template("compare.html.jinja")
-    count = len(reading.records)
-    return template.render(models=models, left_out=reading.left_out, count=count, numeric=_numeric)
+    content = {"models": models, "left_out": reading.left_out, "count": len(reading.records), "numeric": _numeric}
+    return render(Path(__file__).with_name("compare.html.jinja"), content)
 
 
 def rows(records: Sequence[Record]) -> tuple[list[str], list[list]]:
@@ -124,11 +113,6 @@ def _sampling(found: Comparison) -> str:
 def _numeric(table: Table) -> set[int]:
     """The columns of numbers, which stand on the right."""
     return {i for i, name in enumerate(table.columns) if name not in TEXTS and not name.startswith("layers that")}
-
-
-def _embedded(content: bytes | None) -> str | None:
-    """A figure as a data URI."""
-    return content and f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """One page and one table on a chain of runs: a sentence, a table, a figure."""
 
-import base64
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
@@ -17,6 +15,7 @@ from experiments.tables import Table
 from sglp.files import new_file
 from stages.support.figures import STYLE
 from stages.support.outcome import METRICS
+from stages.support.pages import embedded, render
 from stages.support.tables import write_rows
 
 
@@ -44,16 +43,8 @@ class Page(NamedTuple):
 
 def write(name: str, page: Page, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
     """Write reports/NAME.html, which stands alone, and its numbers as reports/NAME.csv."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    figure = f"data:image/png;base64,{base64.b64encode(page.figure).decode()}"
-    html = environment.get_template("page.html.jinja").render(page._asdict() | {"figure": figure, "name": name})
+    content = page._asdict() | {"figure": embedded(page.figure), "name": name}
+    html = render(Path(__file__).with_name("page.html.jinja"), content)
     write_rows(f"reports/{name}.csv", columns, rows)
     with new_file(f"reports/{name}.html") as new:
         new.write_text(html, encoding="utf-8")

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from experiments import runs
-from experiments.cells import amount, number, ranges, with_spread
+from experiments.cells import amount, number, with_spread
 from experiments.grid import check, parse
 from experiments.outcomes import Comparison, compare
+from experiments.page import cost_of
 from experiments.records import Record, read
 from experiments.settings import Setting, begins
 from experiments.snapshot import Snapshot
@@ -24,6 +24,8 @@ from experiments.statistics import spread
 from experiments.sweep import alone, sweep
 from sglp.errors import SGLPError
 from sglp.files import new_file
+from stages.support.outcome import ranges
+from stages.support.pages import render
 
 WHAT, PAGE = Path("experiments/results.yaml"), Path("docs/results.md")
 SPLITS = ("heldout", "test")
@@ -94,7 +96,7 @@ def _question(setting: Setting) -> str:
 
 
 def _macs(metrics: dict) -> float:
-    return metrics.get("macs") or metrics["macs_per_token"]
+    return metrics[cost_of(metrics)[0]]
 
 
 def _against(found: Comparison, setting: Setting) -> str:
@@ -129,15 +131,7 @@ def write(found: list[Part], commit: str) -> None:
         {"title": part.title, "text": part.text, "table": rows(part, records), "missing": _missing(part, records)}
         for part in found
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701 - it is Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("results.md.jinja").render(sections=sections, commit=commit[:7])
+    text = render(Path(__file__).with_name("results.md.jinja"), {"sections": sections, "commit": commit[:7]})
     with new_file(PAGE) as new:
         new.write_text(text, encoding="utf-8")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from experiments.cells import amount, error, number, ranges, with_spread
+from experiments.cells import amount, error, number, with_spread
 from experiments.correlation import prediction
 from experiments.outcomes import Comparison, Quality, compare, latencies
 from experiments.records import Record
 from experiments.settings import Setting, changed, plain, series
 from experiments.statistics import Correlation, shares, stability
-from stages.support.outcome import METRICS
+from stages.support.outcome import METRICS, ranges
 
 # Metrics with a place of their own, or that count what others were measured on. Of corruptions, the means have to do.
 _COUNTS = r"_questions$|\.samples$|^robustness\.corruptions\.\d\.(?!mean$)"

@@ -1,6 +1,6 @@
 """Running a network on a batch: its inputs, alone or with their targets."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,6 +87,16 @@ def one_sample(inputs):
     if isinstance(inputs, Mapping):
         return {key: value[:1] if isinstance(value, Tensor) else value for key, value in inputs.items()}
     return inputs[:1]
+
+
+def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
+    """Run a network on one sample of the inputs of a batch; then the handles' hooks, which watched it, are removed."""
+    try:
+        with eval_mode(network), torch.no_grad():
+            call(network, to_device(one_sample(inputs), device_of(network)))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def size_of(inputs) -> int:

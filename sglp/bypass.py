@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from sglp.activations import first_tensor
-from sglp.batches import call, device_of, eval_mode, one_sample, to_device
+from sglp.batches import run_watched
 from sglp.layers import Layer
 
 
@@ -29,12 +28,7 @@ class Bypass:
             if layer.removable
             for module in modules
         ]
-        try:
-            with eval_mode(network), torch.no_grad():
-                call(network, to_device(one_sample(inputs), device_of(network)))
-        finally:
-            for handle in handles:
-                handle.remove()
+        run_watched(network, inputs, handles)
 
     @contextmanager
     def without(self, gone: Iterable[int]) -> Iterator[None]:

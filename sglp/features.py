@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sglp.activations import first_tensor
-from sglp.batches import call, device_of, eval_mode, inputs_of, one_sample, to_device
+from sglp.batches import call, device_of, eval_mode, inputs_of, run_watched, to_device
 from sglp.layers import Layer
 
 
@@ -28,12 +28,7 @@ class Features:
         ran: list[nn.Module] = []
         leaves = [module for module in network.modules() if _is_weighted_leaf(module)]
         handles = [module.register_forward_pre_hook(lambda module, args: ran.append(module)) for module in leaves]
-        try:
-            with eval_mode(network), torch.no_grad():
-                call(network, to_device(one_sample(inputs), device_of(network)))
-        finally:
-            for handle in handles:
-                handle.remove()
+        run_watched(network, inputs, handles)
         can_go = {
             inner
             for layer in layers

@@ -33,10 +33,8 @@ class SegmentationTable:
         Raises:
             SegmentationError: k is not between 1 and the number of layers.
         """
-        layers = len(self.losses)
-        if not 1 <= k <= layers:
-            raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")
-        segments, last = [], layers - 1
+        _check_k(k, len(self.losses))
+        segments, last = [], len(self.losses) - 1
         for row in range(k - 1, -1, -1):
             first = int(self.starts[row, last])
             segments.append((first, last))
@@ -91,8 +89,7 @@ def equal_segments(layers: int, k: int) -> list[tuple[int, int]]:
     Raises:
         SegmentationError: k is not between 1 and the number of layers.
     """
-    if not 1 <= k <= layers:
-        raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")
+    _check_k(k, layers)
     borders = [round(i * layers / k) for i in range(k + 1)]
     return [(first, after - 1) for first, after in pairwise(borders)]
 
@@ -107,6 +104,11 @@ def choose_k(losses, share: float = 0.05) -> int:
     drops = losses[:-1] - losses[1:]
     worthwhile = np.flatnonzero(drops >= share * losses[0]) if losses[0] > 0 else []
     return int(worthwhile[-1]) + 2 if len(worthwhile) else 1
+
+
+def _check_k(k: int, layers: int) -> None:
+    if not 1 <= k <= layers:
+        raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")
 
 
 def _features(similarity: np.ndarray, feature: str) -> np.ndarray:

@@ -1,17 +1,15 @@
 """The report: the outcome in one sentence, the evidence for it, and all that made it. report.html stands alone."""
 
-import base64
 import json
 import shlex
 import statistics
 from math import comb
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sglp.files import new_file, new_folder
 from stages.support import figures, stage
-from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome
+from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges
+from stages.support.pages import embedded, render
 from stages.support.params import View, flat
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.tables import read_json, read_rows, read_similarity, write_json
@@ -55,8 +53,8 @@ def main(params: View, workload: View) -> None:
         "workload": flat(workload),
         "versions": [line.split("==") for line in Path("versions.txt").read_text(encoding="utf-8").split()],
     }
-    _render("report.md", content | {"picture": lambda name: f"plots/{name}.png"})
-    _render("report.html", content | {"picture": _embedded})
+    _write("report.md", content | {"picture": lambda name: f"plots/{name}.png"})
+    _write("report.html", content | {"picture": _embedded})
 
 
 def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list[dict]:
@@ -72,7 +70,7 @@ def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list
             {
                 "number": number,
                 "layers": f"{first}-{last}",
-                "kept": _ranges(kept),
+                "kept": ranges(kept),
                 "gone": len(inside) - len(kept),
                 "scored": len(scored),
                 "possible": comb(len(free), sum(layer["fate"] == "kept" for layer in free)),
@@ -147,35 +145,14 @@ def _scores() -> list[dict]:
     ]
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers in order, those in a row as "4-7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
 def _embedded(name: str) -> str:
-    """A figure as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(Path(f'reports/plots/{name}.png').read_bytes()).decode()}"
+    return embedded(Path(f"reports/plots/{name}.png").read_bytes())
 
 
-def _render(name: str, content: dict) -> None:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "support"),
-        autoescape=name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
-    environment.filters["cell"] = lambda text: " ".join(text.split())
+def _write(name: str, content: dict) -> None:
+    text = render(Path(__file__).parent / f"support/{name}.jinja", content)
     with new_file(f"reports/{name}") as new:
-        new.write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")
+        new.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

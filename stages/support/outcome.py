@@ -1,5 +1,6 @@
 """The figures of a report as text: the outcome in one sentence, rows of dense against pruned and fine-tuned."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from stages.support.params import flat
@@ -96,6 +97,23 @@ def row(metric: Metric, values: list, samples: int | None = None) -> list[str]:
     return cells
 
 
+def prefix_of(value: float) -> tuple[float, str]:
+    """The prefix of units that suits a value, and its factor."""
+    prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
+    return next((pair for pair in prefixes if abs(value) >= pair[0]), (1, ""))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in order, those in a row as "4-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def _timed(key: str, values: dict, where: str) -> list[str]:
     metric = METRICS[key]
     return row(metric._replace(label=f"{metric.label}, {where}"), [values.get(name) for name in NETWORKS])
@@ -138,8 +156,7 @@ def _number(metric: Metric, value, scale, samples: int | None = None, digits: in
         return f"{100 * value:.{digits}f}{error} %"
     prefix = ""
     if metric.form == "count":
-        prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
-        factor, prefix = next((pair for pair in prefixes if abs(scale or value) >= pair[0]), (1, ""))
+        factor, prefix = prefix_of(scale or value)
         value = value / factor
     large = abs(value) >= 1e7 and isinstance(value, float)
     text = f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:#.4g}"
