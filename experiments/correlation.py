@@ -33,8 +33,9 @@ def predicted(record: Record, removed: Sequence[int]) -> float | None:
     """
     kept = [i for i in range(len(record.layers)) if i not in set(removed)]
     scores = {(row.segment, row.kept): row.score for row in record.scores}
-    if len(record.segments) == 1 and all(len(row.kept) == 1 for row in record.scores):
-        parts = [scores.get((0, (i,))) for i in kept]
+    if sorted(row.kept for row in record.scores) == [(i,) for i in range(len(record.layers))]:
+        of_layer = {row.kept: row.score for row in record.scores}
+        parts = [of_layer[i,] for i in kept]
     else:
         parts = [
             scores.get((number, tuple(i for i in kept if first <= i <= last)))

@@ -1,6 +1,7 @@
-"""Batch norm's running statistics, taken anew after layers went."""
+"""Batch norm's statistics, which no longer fit after layers went."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -40,6 +41,19 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         network.eval()
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """For a while all batch norms take the statistics of the batch, also in eval mode; the running ones stay."""
+    kept = [(norm, norm.running_mean, norm.running_var) for norm in _norms(network)]
+    try:
+        for norm, _, _ in kept:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, mean, variance in kept:
+            norm.running_mean, norm.running_var = mean, variance
 
 
 def _norms(network: nn.Module) -> list[nn.Module]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sglp.architecture import resolve
 from sglp.budget import check_budget, split_budget
-from sglp.errors import SGLPError
+from sglp.errors import BudgetError, SGLPError
 from sglp.scoring import best_plan, score_combinations
 
 
@@ -55,6 +55,19 @@ def criterion_names() -> list[str]:
     return _files("criteria")
 
 
+def check_shared(budget: Sequence[int] | None, search: str) -> None:
+    """Check that segments which share what goes have no budget each.
+
+    Raises:
+        BudgetError: they have.
+    """
+    if budget is not None and search == "together":
+        raise BudgetError(
+            f"score.budget={list(budget)} says what each segment keeps, but with score.search=together they share it: "
+            "use in_turn or alone"
+        )
+
+
 def _files(package: str) -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parent / package).glob("[a-z]*.py"))
 
@@ -79,25 +92,29 @@ def sglp(
     budget: Sequence[int] | None = None,
     **scoring,
 ):
-    """SGLP: similarity guided layer partition pruning, the best combination of layers inside every segment.
+    """SGLP: similarity guided layer partition pruning, layers chosen inside segments of similar ones.
 
-    Layers are cut into segments of similar ones; each keeps its share of the layers. Inside a segment combinations of
-    layers are scored by a criterion, all of them where they are few, else by beam search, and the best one stays: every
-    segment on its own, or one after another, each on the network that those before have left (`score.sequential`).
+    Layers are cut into segments of similar ones. Segments share what goes: a layer at a time, from the segment that can
+    spare one most by a criterion, where the other layers of that segment are asked about anew, and those elsewhere only
+    before they go. With `score.search: in_turn` or `alone` each segment keeps its share of the layers; combinations of
+    them are scored, all where they are few, else by beam search, with the layers gone that segments before have lost,
+    or every segment on its own.
 
-    Source: SGLP (arXiv 2410.14720), where GradNorm is the criterion.
-    Cost: forward `C * B + 1`, backward `0`. That is with the criterion loss; others have their own cost. C grows with
-    the segments' sizes: `score.max_evaluations` bounds it.
-    Use: where layers are many enough to fall into groups, and with several criteria and seeds: segments spread what
-    goes over the network, whatever the criterion knows. A segment can't give more layers than its share, even where
-    another one's are needed more.
+    Source: SGLP (arXiv 2410.14720), where segments are searched alone and the criterion is GradNorm.
+    Cost: forward `C * B + 1`, backward `0`. That is with the criterion fitted_loss; others have their own cost. C is at
+    most that of `loss_greedy` and one, and falls with the number of segments; `score.max_evaluations` bounds it.
+    Use: as the default. What goes is not the same everywhere, and need not be asked about everywhere in each step.
 
     Args:
         network, layers, segments, similarity, batches, keep, seed: those of every method.
-        budget: how many layers each segment keeps, in place of a split of `keep`.
-        scoring: `criterion`, `sequential`, `draws`, `max_combinations`, `max_evaluations` and `beam_width` of
+        budget: how many layers each segment keeps, in place of a split of `keep`; not where segments share.
+        scoring: `criterion`, `search`, `draws`, `max_combinations`, `max_evaluations` and `beam_width` of
             `score_combinations`.
+
+    Raises:
+        BudgetError: the segments can't keep so many or so few, or have a budget each though they share one.
     """
+    check_shared(budget, scoring.get("search", "together"))
     removable = [layer.removable for layer in layers]
     kept = split_budget(segments, removable, keep) if budget is None else check_budget(segments, removable, budget)
     combinations = score_combinations(network, layers, segments, kept, batches, seed=seed, **scoring)

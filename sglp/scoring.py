@@ -1,33 +1,37 @@
 """Scores which layers of each segment to keep, and makes the plan of the best.
 
 Source: SGLP (arXiv 2410.14720), section III: every segment on its own by GradNorm, no fine-tuning. Here any criterion
-can take GradNorm's place, and segments can be taken one after another, each on the network that those before have left:
-that, with the loss on calibration data, is the default; docs/results.md has the reasons.
+can take GradNorm's place, and segments can share what goes; docs/results.md says why the default is another one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from tqdm import tqdm
 
-from sglp.criteria.loss import CalibrationLoss
+from sglp.criteria.fitted_loss import FittedLoss
 from sglp.layers import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
-from sglp.search import choose_widths, evaluations, search
+from sglp.search import choose_widths, evaluations
+from sglp.search import search as find_best
+from sglp.sharing import share
+
+Search = Literal["together", "in_turn", "alone"]
 
 
 @dataclass(frozen=True)
 class Combination:
-    """A set of layers that one segment could keep.
+    """A set of layers that one segment could keep, or a single layer where layers are scored one by one.
 
     Attributes:
         segment: number of the segment.
         kept: numbers of the layers that stay, those that can't go included, in order.
         score: the higher the better.
-        search: "exhaustive", or "beam" with its width, as "beam 4"; of a rival its name.
-        best: whether it is the segment's best (the first of equal ones).
+        search: "exhaustive", or "beam" with its width, as "beam 4"; "together"; of a rival its name.
+        best: whether it is the segment's best (the first of equal ones); of a single layer, whether it stays.
     """
 
     segment: int
@@ -44,8 +48,8 @@ def score_combinations(
     budget: Sequence[int],
     batches: Iterable,
     *,
-    criterion: Callable = CalibrationLoss,
-    sequential: bool = True,
+    criterion: Callable = FittedLoss,
+    search: Search = "together",
     loss: Loss = cross_entropy,
     seed: int = 0,
     draws: int = 1,
@@ -59,20 +63,54 @@ def score_combinations(
         model: the trained network.
         layers: what `find_layers` found.
         segments: inclusive (first, last), as `fisher_segmentation` gives them.
-        budget: how many layers each segment keeps, as `allocate_budget` gives them.
+        budget: how many layers each segment keeps, as `allocate_budget` gives them; "together" takes their sum.
         batches: pairs (inputs, target); the same ones for every combination.
         criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them.
-        sequential: whether a segment is scored with the layers gone that segments before it have lost.
+        search: "alone", every segment on its own, as in the paper; "in_turn", each with the layers gone that segments
+            before it have lost; or "together", layer by layer, from the segment that can spare one most (`share`).
         loss, seed, draws: see `sglp.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
         max_combinations, max_evaluations, beam_width: see `sglp.search.choose_widths`.
 
     Returns:
-        The scored combinations of all segments, segment by segment, in the order of their layers.
+        The scored combinations of all segments, segment by segment, in the order of their layers. Of "together" a row a
+        layer: first those that go, in their order; the score is by how much the network's falls when it goes.
 
     Raises:
         ScoringError: no batch, or the search can't keep to `max_evaluations`.
         ArchitectureError: no random network of this architecture can be made.
     """
+    scorer = criterion(model, layers, batches, loss, seed, draws)
+    if search == "together":
+        return _together(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
+    return _each(scorer, layers, segments, budget, search == "in_turn", max_combinations, max_evaluations, beam_width)
+
+
+def best_plan(layers: Sequence[Layer], combinations: Iterable[Combination]) -> Plan:
+    """The plan that keeps every segment's best combination."""
+    kept = {i for combination in combinations if combination.best for i in combination.kept}
+    names = [layer.name for layer in layers]
+    return Plan(
+        kept=[name for i, name in enumerate(names) if i in kept],
+        removed=[name for i, name in enumerate(names) if i not in kept],
+    )
+
+
+def _together(scorer, layers, segments, goes: int, max_evaluations: int) -> list[Combination]:
+    segment_of = [number for number, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
+
+    def score(number: int, gone: list[int]) -> float:
+        inside = range(segments[number][0], segments[number][1] + 1)
+        before = [i for i in gone if i not in inside]
+        return scorer([i for i in inside if i not in gone], [i for i in gone if i in inside], before)
+
+    gone, falls = share(segments, [layer.removable for layer in layers], goes, score, max_evaluations)
+    stay = [i for i in range(len(layers)) if i not in gone]
+    return [Combination(segment_of[i], (i,), falls.get(i, 0.0), "together", i not in gone) for i in (*gone, *stay)]
+
+
+def _each(
+    scorer, layers, segments, budget, in_turn: bool, max_combinations: int, max_evaluations: int, beam_width: int
+) -> list[Combination]:
     fixed, free = [], []
     for first, last in segments:
         fixed.append([i for i in range(first, last + 1) if not layers[i].removable])
@@ -80,7 +118,6 @@ def score_combinations(
     sizes = [kept - len(always) for kept, always in zip(budget, fixed, strict=True)]
     problems = [(len(candidates), size) for candidates, size in zip(free, sizes, strict=True)]
     widths = choose_widths(problems, max_combinations, max_evaluations, beam_width)
-    scorer = criterion(model, layers, batches, loss, seed, draws)
     most = sum(evaluations(*problem, width) for problem, width in zip(problems, widths, strict=True))
     scored: list[Combination] = []
     before: list[int] = []
@@ -93,23 +130,13 @@ def score_combinations(
                 gone = [i for i in candidates if i not in chosen]
                 return scorer(sorted((*always, *chosen)), gone, out)
 
-            scores = search(candidates, sizes[number], score, width)
+            scores = find_best(candidates, sizes[number], score, width)
             best = max(scores, key=scores.get)
             how = "exhaustive" if width is None else f"beam {width}"
             scored += [
                 Combination(number, tuple(sorted((*always, *chosen))), value, how, chosen == best)
                 for chosen, value in scores.items()
             ]
-            if sequential:
+            if in_turn:
                 before += [i for i in candidates if i not in best]
     return scored
-
-
-def best_plan(layers: Sequence[Layer], combinations: Iterable[Combination]) -> Plan:
-    """The plan that keeps every segment's best combination."""
-    kept = {i for combination in combinations if combination.best for i in combination.kept}
-    names = [layer.name for layer in layers]
-    return Plan(
-        kept=[name for i, name in enumerate(names) if i in kept],
-        removed=[name for i, name in enumerate(names) if i not in kept],
-    )

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from sglp.errors import SGLPError
-from sglp.methods import find_criterion, find_method
+from sglp.methods import check_shared, find_criterion, find_method
 from sglp.tasks.task import find_task, schema_of
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
@@ -20,6 +20,7 @@ def main() -> None:
     check(schema_of(content), content, workload)
     find_task(content["task"]).check_workload(content)
     check_names(params)
+    check_shared(params["score"]["budget"], params["score"]["search"])
 
 
 def check_names(params: dict) -> None:

@@ -46,6 +46,7 @@ def main(params: View, workload: View) -> None:
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
         "cost": cost_of(read_json("reports/scoring.json")),
+        "together": any(row["search"] == "together" for row in scores),
         "one_by_one": all(len(row["kept"]) == 1 for row in scores),
         "model": params.model,
         "command": command(params),

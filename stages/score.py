@@ -25,7 +25,7 @@ def main(params: View, workload: View) -> None:
     if params.method == "sglp":
         options = {
             "criterion": find_criterion(dials.criterion),
-            "sequential": dials.sequential,
+            "search": dials.search,
             "budget": dials.budget,
             "draws": dials.draws,
             "max_combinations": cost.max_combinations,

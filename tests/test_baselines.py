@@ -109,16 +109,18 @@ def test_unknown_methods_are_refused(name, message):
 def test_sglp_splits_its_budget_or_takes_the_users(network, layers, digits):
     batches = [(digits[0][:16], digits[1][:16])]
     arguments = (network, layers, SEGMENTS, np.eye(10), batches)
-    plan, rows = sglp_method(*arguments, 7, 0)
+    plan, rows = sglp_method(*arguments, 7, 0, search="in_turn")
     assert len(plan.kept) == 7
     kept = [next(row.kept for row in rows if row.segment == s and row.best) for s in range(3)]
     assert sglp.best_plan(layers, rows) == plan
     assert plan.kept == tuple(layers[i].name for kept_in in kept for i in kept_in)
     budget = [4, 1, 1]
-    plan, rows = sglp_method(*arguments, 7, 0, budget=budget)
+    plan, rows = sglp_method(*arguments, 7, 0, budget=budget, search="alone")
     assert [len(next(row.kept for row in rows if row.segment == s and row.best)) for s in range(3)] == budget
     with pytest.raises(SGLPError, match="segment 0-3 can keep 1 to 4 layers"):
-        sglp_method(*arguments, 7, 0, budget=[5, 1, 1])
+        sglp_method(*arguments, 7, 0, budget=[5, 1, 1], search="alone")
+    with pytest.raises(SGLPError, match=r"^score.budget=\[4, 1, 1\] says what each segment keeps, but with .*together"):
+        sglp_method(*arguments, 7, 0, budget=budget)
 
 
 def test_block_influence_is_one_minus_the_mean_cosine_of_a_sample(network, layers, digits):

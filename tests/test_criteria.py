@@ -50,6 +50,67 @@ def test_cka_output_is_the_cka_of_the_features(case, sets):
     assert made("cka_output", case)(kept, gone, before) == pytest.approx(expected, abs=1e-9)
 
 
+def fitted(case, gone):
+    """The network without these layers, whose batch norms have the statistics of each batch, batch by batch."""
+    for batch in case.batches:
+        small = case.without(gone)
+        sglp.recalibrate(small, [batch])
+        for module in small.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()  # of a batch's variance train mode takes the biased one, and the running ones do not
+        yield small, batch
+
+
+def fitted_loss(networks):
+    """Every batch's logits are divided by the best temperature of a fine grid."""
+    losses = []
+    for small, (inputs, target) in networks:
+        logits = cases.run(small, inputs).flatten(0, -2)
+        scales = torch.exp(torch.arange(-8, 8, 0.005, dtype=torch.float64))
+        losses.append(min(F.cross_entropy(logits * scale, target.flatten()).item() for scale in scales))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("sets", SETS, ids=str)
+def test_fitted_loss_is_the_loss_with_fresh_statistics_at_the_best_temperature(case, sets):
+    kept, gone, before = sets
+    expected = -fitted_loss(fitted(case, [*gone, *before]))
+    assert made("fitted_loss", case)(kept, gone, before) == pytest.approx(expected, abs=2e-5)
+    assert expected > made("loss", case)(kept, gone, before)
+
+
+def test_fitted_loss_fits_the_scale_where_there_is_no_batch_norm():
+    case = cases.llama()
+    networks = [(case.without([1, 2, 4]), batch) for batch in case.batches]
+    assert made("fitted_loss", case)((0,), (1, 2), (4,)) == pytest.approx(-fitted_loss(networks), abs=2e-5)
+
+
+def test_fitted_loss_does_not_see_the_scale_of_the_logits(case):
+    scores = []
+    for scale in (1, 0.1, 30):
+        with torch.no_grad():
+            case.network.linear.weight.mul_(scale)
+            case.network.linear.bias.mul_(scale)
+        scores.append(made("fitted_loss", case)((), (2, 5), ()))
+    assert scores == pytest.approx(scores[:1] * 3, abs=2e-5)
+
+
+@pytest.mark.parametrize("sets", SETS, ids=str)
+def test_fitted_cka_is_the_cka_of_the_features_with_fresh_statistics(case, sets):
+    kept, gone, before = sets
+    terms = []
+    for (dense, (inputs, _)), (small, _) in zip(fitted(case, []), fitted(case, [*gone, *before]), strict=True):
+        x, y = cases.features(dense, inputs), cases.features(small, inputs)
+        terms.append([cases.hsic(x, y), cases.hsic(x, x), cases.hsic(y, y)])
+    xy, xx, yy = np.mean(terms, axis=0)
+    assert made("fitted_cka", case)(kept, gone, before) == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-9)
+
+
+def test_fitted_cka_is_cka_output_where_there_is_no_batch_norm():
+    case = cases.llama()
+    assert made("fitted_cka", case)((0,), (1, 2), (4,)) == made("cka_output", case)((0,), (1, 2), (4,))
+
+
 def test_criteria_of_the_network_that_is_left_work_with_tokens():
     case = cases.llama()
     assert made("loss", case)((0,), (1, 2), (4,)) == pytest.approx(-cases.loss(case, [1, 2, 4]), rel=1e-9)
@@ -179,8 +240,8 @@ def test_random_is_uniform_and_depends_on_the_seed_and_the_set_alone():
     assert all(abs(count - 200) < 4.5 * (2000 * 0.1 * 0.9) ** 0.5 for count in counts)
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_segments_are_taken_alone_or_one_after_another(case, sequential):
+@pytest.mark.parametrize("search", ["alone", "in_turn"])
+def test_segments_are_taken_alone_or_one_after_another(case, search):
     budget, out, expected = [3, 2, 1], [], {}
     for number, (first, last) in enumerate(case.segments):
         inside = range(first, last + 1)
@@ -191,29 +252,30 @@ def test_segments_are_taken_alone_or_one_after_another(case, sequential):
             gone = [i for i in free if i not in chosen]
             scores[number, tuple(sorted((*always, *chosen)))] = -cases.loss(case, [*gone, *out])
         expected |= scores
-        if sequential:
+        if search == "in_turn":
             out += sorted({*free} - {*max(scores, key=scores.get)[1]})
     scored = sglp.score_combinations(
         *(case.network, case.layers, case.segments, budget, case.batches),
         criterion=find_criterion("loss"),
-        sequential=sequential,
+        search=search,
     )
     assert {(row.segment, row.kept): row.score for row in scored} == pytest.approx(expected, rel=1e-9)
-    assert (len(out) == 4) == sequential
+    assert (len(out) == 4) == (search == "in_turn")
 
 
 def test_one_after_another_makes_a_difference(case):
     rows = {
-        sequential: sglp.score_combinations(
+        search: sglp.score_combinations(
             *(case.network, case.layers, case.segments, [3, 2, 1], case.batches),
             criterion=find_criterion("loss"),
-            sequential=sequential,
+            search=search,
         )
-        for sequential in (False, True)
+        for search in ("alone", "in_turn")
     }
-    alone, after = ([row.score for row in rows[s] if row.segment == 2] for s in (False, True))
+    alone, after = ([row.score for row in found if row.segment == 2] for found in rows.values())
     assert alone != after
-    assert [row for row in rows[False] if row.segment == 0] == [row for row in rows[True] if row.segment == 0]
+    first, same = ([row for row in found if row.segment == 0] for found in rows.values())
+    assert first == same
 
 
 def test_a_criterion_of_the_users_own_is_found_by_its_dotted_name(case, tmp_path, monkeypatch):
@@ -225,7 +287,7 @@ def test_a_criterion_of_the_users_own_is_found_by_its_dotted_name(case, tmp_path
     plan, rows = sglp_method(
         *(case.network, case.layers, case.segments, None, case.batches, 7, 0),
         criterion=find_criterion("users_criteria:latest"),
-        sequential=False,
+        search="alone",
     )
     assert case.gone(plan) == {1, 5, 8}
     assert all(row.score == sum(row.kept) for row in rows)
@@ -240,7 +302,17 @@ def test_unknown_criteria_are_refused_in_one_sentence_with_all_names(name):
 
 
 def test_all_criteria_are_found_by_their_files():
-    known = {"cka_output", "gradnorm", "gradnorm_leak", "gradnorm_sum", "loss", "random", "synflow"}
+    known = {
+        "fitted_loss",
+        "fitted_cka",
+        "cka_output",
+        "gradnorm",
+        "gradnorm_leak",
+        "gradnorm_sum",
+        "loss",
+        "random",
+        "synflow",
+    }
     assert set(criterion_names()) == known
     assert find_criterion("gradnorm") is GradNorm
     assert all(callable(find_criterion(name)) for name in known)

@@ -6,6 +6,7 @@ import torch
 
 from experiments import method_pages
 from sglp.batches import counted
+from sglp.criteria.fitted_loss import FittedLoss
 from sglp.errors import SGLPError
 from sglp.methods import criterion_names, find_criterion, method_names
 from sglp.methods import sglp as sglp_method
@@ -65,12 +66,29 @@ def test_a_docstring_without_a_part_is_refused_in_one_sentence(lacking):
 
 
 @pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "sglp"])
 def test_a_method_costs_what_its_page_says(case, name, count, goes):
     with counted() as passes:
         _, rows = case.run(name, len(case.layers) - goes, batches=case.batches[:count])
-    letters = {"B": count, "L": len(case.free), "r": goes, "C": len(rows), "D": 1}
+    letters = {"B": count, "L": len(case.free), "r": goes, "D": 1}
     assert (passes.forward, passes.backward) == cost(PAGES["Methods"][name], **letters)
+
+
+@pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
+def test_sglp_costs_what_its_page_says(case, count, goes):
+    keep, asked = len(case.layers) - goes, []
+
+    class Counted(FittedLoss):
+        def __call__(self, *sets):
+            asked.append(sets)
+            return super().__call__(*sets)
+
+    arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], keep)
+    with counted() as passes:
+        sglp_method(*arguments, 0, criterion=Counted)
+    assert (passes.forward, passes.backward) == cost(PAGES["Methods"]["sglp"], B=count, C=len(asked))
+    # A round over all layers, and the network as it is; at most as often as `loss_greedy` asks, and once.
+    assert len(case.free) < len(asked) <= sum(len(case.free) - step for step in range(goes)) + 1
 
 
 @pytest.mark.parametrize(("count", "draws"), [(2, 1), (1, 2)])
@@ -80,6 +98,6 @@ def test_a_criterion_costs_what_its_page_says(case, name, count, draws):
         return  # it can't read tokens
     arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], len(case.layers) - 2)
     with counted() as passes:
-        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), draws=draws)
+        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), draws=draws, search="alone")
     letters = {"B": count, "L": len(case.free), "r": 2, "C": len(rows), "D": draws}
     assert (passes.forward, passes.backward) == cost(PAGES["Criteria"][name], **letters)

@@ -13,7 +13,7 @@ does before it is tuned.
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sglp.batches import at_least_one, inputs_of
 from sglp.bypass import Bypass
@@ -39,16 +39,19 @@ class CkaOutput:
         self.batches = list(at_least_one(batches))
         first = inputs_of(self.batches[0])
         self.bypass, self.features = Bypass(network, layers, first), Features(network, layers, first)
-        self.dense = [gram(rows) for rows in self.features(self.batches)]
+        self.dense = self._grams()
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
         """Unbiased linear CKA without the layers `gone`, and `before`, which are out already; 1 for no change."""
         out = {*gone, *before}
         with self.bypass.without(out):
-            pruned = [gram(rows) for rows in self.features(self.batches)]
+            pruned = self._grams()
         pairs = (torch.stack(pair) for pair in zip(self.dense, pruned, strict=True))
         names = ("the network", f"the network without layers {sorted(out)}")
         return float(cka_matrix(pairs, names=names)[0, 1])
+
+    def _grams(self) -> list[Tensor]:
+        return [gram(rows) for rows in self.features(self.batches)]
 
 
 criterion = CkaOutput

@@ -56,12 +56,17 @@ class CalibrationLoss:
         Raises:
             ScoringError: it is not finite.
         """
-        with self.bypass.without({*gone, *before}), eval_mode(self.network), torch.no_grad():
-            losses = [float(self.loss(call(self.network, inputs), target)) for inputs, target in self.batches]
+        with self.bypass.without({*gone, *before}):
+            losses = self._losses()
         score = -sum(losses) / len(losses)
         if not math.isfinite(score):
             raise ScoringError(f"the loss without layers {sorted({*gone, *before})} is {-score}: it must be finite")
         return score
+
+    def _losses(self) -> list[float]:
+        """One a batch."""
+        with eval_mode(self.network), torch.no_grad():
+            return [float(self.loss(call(self.network, inputs), target)) for inputs, target in self.batches]
 
 
 criterion = CalibrationLoss

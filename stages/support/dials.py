@@ -26,7 +26,7 @@ class Score(Strict):
     """How combinations are scored and searched."""
 
     criterion: Annotated[str, Field(min_length=1)]
-    sequential: bool
+    search: Literal["together", "in_turn", "alone"]
     batches: Positive
     draws: Positive
     max_evaluations: Positive
