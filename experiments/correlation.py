@@ -33,9 +33,10 @@ def predicted(record: Record, removed: Sequence[int]) -> float | None:
     """
     kept = [i for i in range(len(record.layers)) if i not in set(removed)]
     scores = {(row.segment, row.kept): row.score for row in record.scores}
-    if sorted(row.kept for row in record.scores) == [(i,) for i in range(len(record.layers))]:
-        of_layer = {row.kept: row.score for row in record.scores}
-        parts = [of_layer[i,] for i in kept]
+    of_layers = {row.kept: row.score for row in record.scores}
+    single = all(len(layers) == 1 for layers in of_layers)
+    if single and (len(record.segments) == 1 or len(of_layers) == len(record.layers)):
+        parts = [of_layers.get((i,)) for i in kept]
     else:
         parts = [
             scores.get((number, tuple(i for i in kept if first <= i <= last)))

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from experiments import runs
 from experiments.cells import amount, number, with_spread
+from experiments.foresight import SAMPLES, table
 from experiments.grid import check, parse
 from experiments.outcomes import Comparison, compare
 from experiments.page import cost_of
@@ -22,6 +23,7 @@ from experiments.settings import Setting, begins
 from experiments.snapshot import Snapshot
 from experiments.statistics import spread
 from experiments.sweep import alone, sweep
+from experiments.tables import Table
 from sglp.errors import SGLPError
 from sglp.files import new_file
 from stages.support.outcome import ranges
@@ -37,11 +39,13 @@ class Part(NamedTuple):
     Attributes:
         title, text: of the section.
         points: for every split that it is measured on, the dials of its runs by their names.
+        foresight: whether all criteria are asked about all plans.
     """
 
     title: str
     text: str
     points: dict[str, dict[str, dict]]
+    foresight: bool = False
 
 
 def parts(snapshot: Snapshot) -> list[Part]:
@@ -59,32 +63,36 @@ def parts(snapshot: Snapshot) -> list[Part]:
                 for point in parse(grid.split())
             ]
             points[split] = {runs.name_of(one, snapshot=snapshot): one for one in dials}
-        found.append(Part(part["title"], part["text"], points))
+        found.append(Part(part["title"], part["text"], points, part.get("foresight", False)))
     return found
 
 
-def rows(part: Part, records: dict[str, Record]) -> tuple[list[str], list[list[str]]] | None:
-    """The table of a part: its settings, the best on held-out samples first; None where nothing has run yet."""
+def compared(part: Part, records: dict[str, Record]) -> dict[str, Comparison]:
+    """The runs of a part that there are, by the split that they were measured on."""
     measured = {split: [records[name] for name in points if name in records] for split, points in part.points.items()}
-    found = {split: compare(group) for split, group in measured.items() if group}
-    if not found:
-        return None
+    return {split: compare(group) for split, group in measured.items() if group}
+
+
+def rows(found: dict[str, Comparison]) -> Table:
+    """The table of a part: its settings, the best on held-out samples first."""
     settings = {split: {_question(setting): setting for setting in one.settings} for split, one in found.items()}
     first, names = next(iter(found.values())), list(dict.fromkeys(key for one in settings.values() for key in one))
     columns = ["setting", "runs", *(f"{first.quality.label}, {_WORDS[split]}" for split in found)]
-    columns += ["against random", "before tuning", "MACs", "passes", "seconds", "layers that go (seed 0)"]
+    columns += ["against random", "before tuning", "MACs", "parameters", "passes", "seconds", "layers that go (seed 0)"]
     dense = ["dense network", "", *(number(one.quality, one.dense[one.quality.key]) for one in found.values())]
-    table = [[*dense, "", "", amount(_macs(first.dense)), "", "", ""]]
+    cells_of = [[*dense, "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", "", ""]]
     for name in names:
         here = {split: of[name] for split, of in settings.items() if name in of}
         split, setting = next(iter(here.items()))
         cells = [setting.label, str(len(setting.records))]
         cells += [with_spread(one.quality, one.spread(here[s])) if s in here else "" for s, one in found.items()]
         cells += [_against(found[split], setting), with_spread(first.quality, found[split].spread(setting, "pruned"))]
-        macs = spread([_macs(record.metrics["finetuned"]) / _macs(first.dense) for record in setting.records])
-        cells += [f"{100 * macs.mean:.1f} %", _cost(setting, "passes"), _cost(setting, "seconds")]
-        table.append([*cells, ranges(setting.records[0].removed)])
-    return columns, table
+        sizes = [(_macs(one.metrics["finetuned"]), one.metrics["finetuned"]["params"]) for one in setting.records]
+        macs, params = (spread(values).mean for values in zip(*sizes, strict=True))
+        cells += [f"{100 * macs / _macs(first.dense):.1f} %", f"{100 * params / first.dense['params']:.1f} %"]
+        cells += [_cost(setting, "passes"), _cost(setting, "seconds")]
+        cells_of.append([*cells, ranges(setting.records[0].removed)])
+    return Table(columns, cells_of)
 
 
 _WORDS = {"heldout": "held out", "test": "test"}
@@ -124,14 +132,17 @@ def _cost(setting: Setting, what: str) -> str:
     return f"{forward:.0f} + {backward:.0f}"
 
 
-def write(found: list[Part], commit: str) -> None:
+def write(found: list[Part], snapshot: Snapshot) -> None:
     """Write the page of what is known by now."""
     records = {record.name: record for record in read().records}
-    sections = [
-        {"title": part.title, "text": part.text, "table": rows(part, records), "missing": _missing(part, records)}
-        for part in found
-    ]
-    text = render(Path(__file__).with_name("results.md.jinja"), {"sections": sections, "commit": commit[:7]})
+    sections = []
+    for part in found:
+        known = compared(part, records)
+        foresight = table(next(iter(known.values())), snapshot) if part.foresight and known else None
+        section = {"title": part.title, "text": part.text, "missing": _missing(part, records), "foresight": foresight}
+        sections.append(section | {"table": rows(known) if known else None})
+    content = {"sections": sections, "commit": snapshot.baseline[:7], "samples": SAMPLES}
+    text = render(Path(__file__).with_name("results.md.jinja"), content)
     with new_file(PAGE) as new:
         new.write_text(text, encoding="utf-8")
 
@@ -168,7 +179,7 @@ def main() -> None:
                     asked = {n: dials for n, dials in part.points[split].items() if dials.get("seed", 0) == seed}
                     new = {name: dials for name, dials in asked.items() if name not in known}
                     failures |= sweep(new, snapshot, arguments.workers)
-                    write(found, snapshot.baseline)
+                    write(found, snapshot)
     except SGLPError as error:
         sys.exit(f"results: {error}")
     except KeyboardInterrupt:

@@ -76,6 +76,19 @@ def rank_correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     return Correlation(rho, float(strong.sum() + 1) / (PERMUTATIONS + 1), len(x))
 
 
+def partial_correlation(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float | None:
+    """Spearman's partial correlation: that of the ranks of x and y, less what the ranks of a third explain of both.
+
+    Returns:
+        None where nothing is left that varies.
+    """
+    ranks, third = [_ranks(values) for values in (x, y)], _ranks(given)
+    scale = third @ third
+    left = [values - third * (values @ third) / scale if scale else values for values in ranks]
+    size = float(np.linalg.norm(left[0]) * np.linalg.norm(left[1]))
+    return float(left[0] @ left[1]) / size if size > 1e-9 * len(third) else None
+
+
 def _ranks(values: Sequence[float]) -> np.ndarray:
     """Centred ranks; equal values get their mean rank."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)

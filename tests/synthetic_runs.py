@@ -24,7 +24,7 @@ DIALS = {
     "segment.by": "fisher",
     "score.criterion": "gradnorm",
     "score.batches": 1,
-    "score.leak": False,
+    "score.search": "alone",
     "prune.weights": "trained",
     "benchmark.rounds": 15,
 }

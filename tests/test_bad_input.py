@@ -43,7 +43,11 @@ def change_workload(project: Path, changes: dict) -> None:
             "params.yaml: cka.estimator='fair' is wrong: input should be 'unbiased' or 'biased'",
         ),
         ({"method": "sglpp"}, "method=sglpp is unknown: it must be sglp, angular, "),
-        ({"score": {"criterion": "best"}}, "score.criterion=best is unknown: it must be cka_output, gradnorm, "),
+        ({"score": {"criterion": "best"}}, "score.criterion=best is unknown: it must be cka_output, fitted_cka, "),
+        (
+            {"score": {"budget": [2, 1]}},
+            "score.budget=[2, 1] says what each segment keeps, but with score.search=together",
+        ),
         ({"model": "nope"}, "model=nope asks for models/nope.yaml, which is not there; there are tiny"),
     ],
 )

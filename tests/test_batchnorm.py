@@ -1,9 +1,11 @@
 """Recalibration of batch norm."""
 
+import pytest
 import torch
 from torch import nn
 
 import sglp
+from sglp.batchnorm import batch_statistics
 
 
 def test_running_statistics_become_the_means_over_batches():
@@ -29,3 +31,33 @@ def test_stochastic_depth_does_not_reach_the_statistics(network, digits):
         sglp.recalibrate(noisy, digits[0][:128].split(64))
         found.append({name: value.clone() for name, value in noisy.state_dict().items()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_for_a_while_statistics_are_those_of_the_batch(network, digits):
+    """Those of train mode, whose dropout and running statistics are left alone."""
+    noisy, images = nn.Sequential(nn.Dropout(0.5), network), digits[0][:32]
+    before = {name: value.clone() for name, value in noisy.state_dict().items()}
+    with torch.no_grad():
+        usual = noisy.eval()(images)
+        with batch_statistics(noisy):
+            found = noisy(images)
+        assert torch.equal(noisy(images), usual)
+        assert all(torch.equal(value, before[name]) for name, value in noisy.state_dict().items())
+        expected = network.train()(images)
+    network.eval()
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, usual, atol=1e-2)
+
+
+def test_running_statistics_are_there_again_after_an_error(network):
+    with pytest.raises(KeyboardInterrupt), batch_statistics(network):
+        raise KeyboardInterrupt
+    assert network.bn1.running_mean.shape == network.bn1.running_var.shape == (16,)
+
+
+def test_a_network_without_batch_norm_has_none_to_take():
+    network = nn.Sequential(nn.LayerNorm(3), nn.BatchNorm1d(3, track_running_stats=False))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with batch_statistics(network):
+        found = network(x)
+    assert torch.equal(found, network(x))

@@ -10,7 +10,7 @@ from synthetic_runs import record
 from experiments.correlation import predicted, prediction
 from experiments.records import Score
 from experiments.settings import asked, beside, by_model, changed, distinct, reference, series, settings
-from experiments.statistics import pareto_front, rank_correlation, shares, spread, stability
+from experiments.statistics import pareto_front, partial_correlation, rank_correlation, shares, spread, stability
 
 
 def test_spread_is_that_of_the_definition():
@@ -74,7 +74,7 @@ def test_stability_is_the_mean_jaccard_similarity():
 def test_dials_that_a_method_does_not_use_make_no_other_question():
     tail, rank = record(method="tail").dials, record(method="mine:rank").dials
     none = {"k", "segment.by"}
-    of_sglp = {"score.criterion", "score.leak", "workload.scoring.max_combinations"}
+    of_sglp = {"score.criterion", "score.search", "workload.scoring.max_combinations"}
     assert tail.keys() - asked(tail).keys() == none | of_sglp
     assert rank.keys() - asked(rank).keys() == of_sglp
     assert asked(record().dials) == record().dials
@@ -96,8 +96,8 @@ def test_labels_leave_out_what_is_usual_and_tell_keys_of_the_same_name_apart():
     records = [record(workload__finetune__epochs=epochs) for epochs in (15, 15, 20)]
     assert [s.label for s in settings(records)] == ["sglp", "sglp · epochs=20"]
     older = record()
-    del older.dials["score.leak"]
-    assert [s.label for s in settings([*records, older])] == ["sglp", "sglp · epochs=20", "sglp · score.leak absent"]
+    del older.dials["score.search"]
+    assert [s.label for s in settings([*records, older])] == ["sglp", "sglp · epochs=20", "sglp · score.search absent"]
     twice = [record(prune__epochs=p, workload__finetune__epochs=f) for p, f in ((1, 1), (1, 1), (1, 2), (2, 1))]
     assert [s.label for s in settings(twice)] == ["sglp", "sglp · finetune.epochs=2", "sglp · prune.epochs=2"]
 
@@ -121,10 +121,15 @@ def test_models_are_told_apart_by_what_makes_the_dense_network():
 
 
 def test_ablations_start_near_the_committed_dials_or_from_what_has_most_neighbours():
-    found = settings([record(k=3), record(k=4), record(k=3, score__leak=True), record(k=5, score__leak=True)])
+    found = settings(
+        [record(k=3), record(k=4), record(k=3, score__search="in_turn"), record(k=5, score__search="in_turn")]
+    )
     assert reference(found).label == "sglp · k=3"
     assert reference(found, record(k=4, seed=7).dials).label == "sglp · k=4"
-    assert reference(found, record(k=5, score__leak=True, benchmark__rounds=1).dials).label == "sglp · k=5 · leak=true"
+    assert (
+        reference(found, record(k=5, score__search="in_turn", benchmark__rounds=1).dials).label
+        == "sglp · k=5 · search=in_turn"
+    )
     assert changed(record(k=3).dials, record(method="tail", k=3).dials) == ["method"]
     assert changed(asked(record(k=3).dials), asked(record(method="tail", k=9).dials)) == ["method"]
 
@@ -180,3 +185,21 @@ def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
     assert prediction(setting, plans, "accuracy", -1).tuned.rho == pytest.approx(-found.tuned.rho)
     setting.records[0] = ours._replace(scores=scores[:4])
     assert prediction(setting, plans, "accuracy", 1).unknown == 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_partial_correlation_is_that_of_what_a_third_leaves(seed):
+    draw = np.random.default_rng(seed)
+    third = draw.integers(0, 5, 20)
+    x, y = third + draw.integers(0, 4, 20), third + draw.integers(0, 4, 20)
+    xy, xz, yz = (spearmanr(*pair).statistic for pair in ((x, y), (x, third), (y, third)))
+    expected = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+    assert partial_correlation(x, y, third) == pytest.approx(expected, abs=1e-12)
+    assert partial_correlation(x, y, [1] * 20) == pytest.approx(xy, abs=1e-12)
+    assert partial_correlation(third, y, third) is None
+
+
+def test_layers_scored_one_by_one_in_several_segments_predict_by_their_sum():
+    scores = [Score(i // 5, (i,), 2.0**i) for i in (3, 8, 7, 2, 0, 1, 4, 5, 6, 9)]
+    ours = record("run", k=2, scores=scores)
+    assert predicted(ours, [3, 8, 9]) == sum(2.0**i for i in (0, 1, 2, 4, 5, 6, 7))

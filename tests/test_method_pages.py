@@ -69,7 +69,7 @@ def test_a_docstring_without_a_part_is_refused_in_one_sentence(lacking):
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "sglp"])
 def test_a_method_costs_what_its_page_says(case, name, count, goes):
     with counted() as passes:
-        _, rows = case.run(name, len(case.layers) - goes, batches=case.batches[:count])
+        case.run(name, len(case.layers) - goes, batches=case.batches[:count])
     letters = {"B": count, "L": len(case.free), "r": goes, "D": 1}
     assert (passes.forward, passes.backward) == cost(PAGES["Methods"][name], **letters)
 

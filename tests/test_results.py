@@ -10,7 +10,7 @@ from synthetic_runs import record
 
 from experiments import results
 from experiments.grid import check
-from experiments.results import Part, parts, rows
+from experiments.results import Part, compared, parts, rows
 from experiments.snapshot import Snapshot
 
 
@@ -59,8 +59,8 @@ def table(**splits):
     """The table of a part with these runs, as dicts."""
     records = {one.name: one for group in splits.values() for one in group}
     part = Part("title", "text", {split: {one.name: {} for one in group} for split, group in splits.items()})
-    columns, cells = rows(part, records)
-    return [dict(zip(columns, row, strict=True)) for row in cells]
+    found = rows(compared(part, records))
+    return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
 
 def test_a_row_has_means_over_seeds_on_both_kinds_of_samples():
@@ -86,7 +86,7 @@ def test_random_layers_of_another_depth_are_no_measure():
 
 
 def test_a_part_without_runs_has_no_table():
-    assert rows(Part("title", "text", {"heldout": {"a": {}}}), {}) is None
+    assert compared(Part("title", "text", {"heldout": {"a": {}}}), {}) == {}
 
 
 def test_seeds_come_before_parts():
