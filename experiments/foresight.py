@@ -1,0 +1,107 @@
+"""Which score knows beforehand what a plan is worth? Every criterion is asked about whole plans whose runs have ended.
+
+On the way to a plan criteria see other sets of layers, each method others; here all of them are asked the same: the
+dense network, samples that no method was given, and plans of every method, good and bad.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import sglp
+from experiments.chain import files, network
+from experiments.outcomes import Comparison
+from experiments.records import Record
+from experiments.snapshot import Snapshot
+from experiments.statistics import partial_correlation, rank_correlation
+from experiments.tables import Table
+from sglp.batches import inputs_of
+from sglp.loss import cross_entropy
+from sglp.methods import criterion_names
+from sglp.tasks.task import find_task
+from sglp.tasks.workload import Source
+from stages.support.userfiles import find
+
+KNOWN = Path("reports/foresight.json")  # scores of plans by criterion: no plan is scored twice
+SEED, SAMPLES = 10_000, 512  # samples of a seed that no run has
+NOT_ASKED = ("random", "gradnorm_leak")  # one knows nothing, the other depends on what it was asked before
+
+
+class Plans(NamedTuple):
+    """Distinct plans of one depth: the layers that went, the parameters left, and the qualities of their runs."""
+
+    removed: list[tuple[int, ...]]
+    params: list[int]
+    tuned: list[float]
+    pruned: list[float]
+
+
+def plans_of(found: Comparison) -> Plans:
+    """The plans of a comparison's runs, the quality of a plan as the mean of its runs, the higher the better."""
+    of: dict[tuple[int, ...], list[Record]] = {}
+    for record in found.records:
+        of.setdefault(record.removed, []).append(record)
+    key, sign = found.quality.key, found.quality.sign
+    qualities = [
+        [float(np.mean([sign * record.metrics[which][key] for record in group])) for group in of.values()]
+        for which in ("finetuned", "pruned")
+    ]
+    return Plans(list(of), [group[0].metrics["finetuned"]["params"] for group in of.values()], *qualities)
+
+
+def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snapshot) -> dict[str, list[float]]:
+    """The score of every plan by every criterion; what is known is not asked again."""
+    known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.is_file() else {}
+    names = [name for name in criterion_names() if name not in NOT_ASKED]
+    wanted = {name: [_key(snapshot, name, plan) for plan in removed] for name in names}
+    if any(key not in known for keys in wanted.values() for key in keys):
+        dense, layers, batches = _dense(found.records[0], snapshot)
+        for name in tqdm(names, desc="criteria", unit="", disable=None):
+            criterion = sglp.find_criterion(name)(dense, layers, batches, cross_entropy, 0, 1)
+            for key, plan in zip(wanted[name], removed, strict=True):
+                if key not in known:
+                    known[key] = criterion([i for i in range(len(layers)) if i not in plan], plan, ())
+        KNOWN.parent.mkdir(exist_ok=True)
+        KNOWN.write_text(json.dumps(known), encoding="utf-8")
+    return {name: [known[key] for key in keys] for name, keys in wanted.items()}
+
+
+def table(found: Comparison, snapshot: Snapshot) -> Table | None:
+    """How well every criterion, and the number of parameters left, rank plans; None for fewer than ten plans.
+
+    "At equal parameters" is Spearman's partial correlation: of what neither the parameters nor chance explain.
+    """
+    plans = plans_of(found)
+    if len(plans.removed) < 10:
+        return None
+    asked = {"parameters left": [float(count) for count in plans.params]}
+    rows = []
+    for name, values in (asked | scores(found, plans.removed, snapshot)).items():
+        tuned, pruned = (rank_correlation([(values, side)]) for side in (plans.tuned, plans.pruned))
+        alone = None if name in asked else partial_correlation(values, plans.tuned, plans.params)
+        told = [one.rho if one else None for one in (tuned, pruned)]
+        rows.append((name, told[0], alone, told[1]))
+    rows.sort(key=lambda row: -max(row[1] or 0, row[2] or 0))
+    cells = [[row[0], *("" if rho is None else f"{rho:+.2f}" for rho in row[1:])] for row in rows]
+    return Table(["score", "after tuning", "after tuning, at equal parameters", "before tuning"], cells)
+
+
+def _key(snapshot: Snapshot, criterion: str, removed: tuple[int, ...]) -> str:
+    return f"{snapshot.baseline[:12]} {criterion} {' '.join(map(str, removed))}"
+
+
+def _dense(record: Record, snapshot: Snapshot):
+    """The dense network of a run, its layers, and one batch of training samples that no method was given."""
+    _, workload = files({"model": record.dials["model"]}, snapshot)
+    folder, task = network(record.name, snapshot, "dense"), find_task(workload["task"])
+    dense = sglp.load(folder, trust=[workload["architecture"]["factory"]])
+    processor, train = task.processor(folder, workload["architecture"]), workload["files"]["train"]
+    path = train["path"] and str(find(train["path"]))
+    source, data = Source.model_validate(workload["data"]["source"]), workload["data"]
+    split = task.open_split(source, data["train"], data["prepare"], path, train["sha256"], processor)
+    batches = list(task.calibration_batches(split, SAMPLES, SAMPLES, SEED))
+    return dense, sglp.find_layers(dense, inputs_of(batches[0])), batches
