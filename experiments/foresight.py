@@ -27,7 +27,7 @@ from sglp.tasks.workload import Source
 from stages.support.userfiles import find
 
 KNOWN = Path("reports/foresight.json")  # scores of plans by criterion: no plan is scored twice
-SEED, SAMPLES = 10_000, 512  # samples of a seed that no run has
+SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has
 NOT_ASKED = ("random", "gradnorm_leak")  # one knows nothing, the other depends on what it was asked before
 
 
