@@ -80,7 +80,7 @@ def rows(found: dict[str, Comparison]) -> Table:
     columns = ["setting", "runs", *(f"{first.quality.label}, {_WORDS[split]}" for split in found)]
     columns += ["against random", "before tuning", "MACs", "parameters", "passes", "seconds", "layers that go (seed 0)"]
     dense = ["dense network", "", *(number(one.quality, one.dense[one.quality.key]) for one in found.values())]
-    cells_of = [[*dense, "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", "", ""]]
+    lines = [[*dense, "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", "", ""]]
     for name in names:
         here = {split: of[name] for split, of in settings.items() if name in of}
         split, setting = next(iter(here.items()))
@@ -91,8 +91,8 @@ def rows(found: dict[str, Comparison]) -> Table:
         macs, params = (spread(values).mean for values in zip(*sizes, strict=True))
         cells += [f"{100 * macs / _macs(first.dense):.1f} %", f"{100 * params / first.dense['params']:.1f} %"]
         cells += [_cost(setting, "passes"), _cost(setting, "seconds")]
-        cells_of.append([*cells, ranges(setting.records[0].removed)])
-    return Table(columns, cells_of)
+        lines.append([*cells, ranges(setting.records[0].removed)])
+    return Table(columns, lines)
 
 
 _WORDS = {"heldout": "held out", "test": "test"}
