@@ -7,6 +7,7 @@ dense network, samples that no method was given, and plans of every method, good
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,11 @@ from experiments.snapshot import Snapshot
 from experiments.statistics import partial_correlation, rank_correlation
 from experiments.tables import Table
 from sglp.batches import inputs_of
+from sglp.files import new_file
 from sglp.loss import cross_entropy
 from sglp.methods import criterion_names
 from sglp.tasks.task import find_task
-from sglp.tasks.workload import Source
-from stages.support.userfiles import find
+from stages.support.workloads import load_network, load_split
 
 KNOWN = Path("reports/foresight.json")  # scores of plans by criterion: no plan is scored twice
 SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has
@@ -57,23 +58,25 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
     """The score of every plan by every criterion; what is known is not asked again."""
     known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.is_file() else {}
     names = [name for name in criterion_names() if name not in NOT_ASKED]
-    wanted = {name: [_key(snapshot, name, plan) for plan in removed] for name in names}
+    of = f"{snapshot.baseline} {found.records[0].dials['model']}"
+    wanted = {name: [f"{of} {name} {' '.join(map(str, plan))}" for plan in removed] for name in names}
     if any(key not in known for keys in wanted.values() for key in keys):
         dense, layers, batches = _dense(found.records[0], snapshot)
+        KNOWN.parent.mkdir(exist_ok=True)
         for name in tqdm(names, desc="criteria", unit="", disable=None):
             criterion = sglp.find_criterion(name)(dense, layers, batches, cross_entropy, 0, 1)
             for key, plan in zip(wanted[name], removed, strict=True):
                 if key not in known:
                     known[key] = criterion([i for i in range(len(layers)) if i not in plan], plan, ())
-        KNOWN.parent.mkdir(exist_ok=True)
-        KNOWN.write_text(json.dumps(known), encoding="utf-8")
+            with new_file(KNOWN) as new:
+                new.write_text(json.dumps(known), encoding="utf-8")
     return {name: [known[key] for key in keys] for name, keys in wanted.items()}
 
 
 def table(found: Comparison, snapshot: Snapshot) -> Table | None:
     """How well every criterion, and the number of parameters left, rank plans; None for fewer than ten plans.
 
-    "At equal parameters" is Spearman's partial correlation: of what neither the parameters nor chance explain.
+    "At equal parameters" is Spearman's partial correlation: of what the parameters do not explain.
     """
     plans = plans_of(found)
     if len(plans.removed) < 10:
@@ -90,18 +93,16 @@ def table(found: Comparison, snapshot: Snapshot) -> Table | None:
     return Table(["score", "after tuning", "after tuning, at equal parameters", "before tuning"], cells)
 
 
-def _key(snapshot: Snapshot, criterion: str, removed: tuple[int, ...]) -> str:
-    return f"{snapshot.baseline[:12]} {criterion} {' '.join(map(str, removed))}"
-
-
 def _dense(record: Record, snapshot: Snapshot):
     """The dense network of a run, its layers, and one batch of training samples that no method was given."""
-    _, workload = files({"model": record.dials["model"]}, snapshot)
-    folder, task = network(record.name, snapshot, "dense"), find_task(workload["task"])
-    dense = sglp.load(folder, trust=[workload["architecture"]["factory"]])
-    processor, train = task.processor(folder, workload["architecture"]), workload["files"]["train"]
-    path = train["path"] and str(find(train["path"]))
-    source, data = Source.model_validate(workload["data"]["source"]), workload["data"]
-    split = task.open_split(source, data["train"], data["prepare"], path, train["sha256"], processor)
+    params, content = (SimpleNamespace(**values) for values in files({"model": record.dials["model"]}, snapshot))
+    # What stages are handed of a workload: groups of which they read parts, and others as they stand.
+    files_of = {name: SimpleNamespace(**file) for name, file in content.files.items()}
+    workload = SimpleNamespace(
+        **vars(content) | {"data": SimpleNamespace(**content.data), "files": SimpleNamespace(**files_of)}
+    )
+    folder, task = network(record.name, snapshot, "dense"), find_task(workload.task)
+    dense = load_network(str(folder), params, workload)
+    split = load_split("train", params, workload, task.processor(folder, workload.architecture))
     batches = list(task.calibration_batches(split, SAMPLES, SAMPLES, SEED))
     return dense, sglp.find_layers(dense, inputs_of(batches[0])), batches

@@ -6,12 +6,13 @@ can take GradNorm's place, and segments can share what goes; docs/results.md say
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 from tqdm import tqdm
 
 from sglp.criteria.fitted_loss import FittedLoss
+from sglp.errors import ScoringError
 from sglp.layers import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
@@ -76,9 +77,11 @@ def score_combinations(
         layer: first those that go, in their order; the score is by how much the network's falls when it goes.
 
     Raises:
-        ScoringError: no batch, or the search can't keep to `max_evaluations`.
+        ScoringError: no batch, there is no such search, or it can't keep to `max_evaluations`.
         ArchitectureError: no random network of this architecture can be made.
     """
+    if search not in get_args(Search):
+        raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
     scorer = criterion(model, layers, batches, loss, seed, draws)
     if search == "together":
         return _together(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)

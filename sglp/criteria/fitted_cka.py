@@ -5,8 +5,8 @@ both with the statistics of the batch in all batch norms. Without batch norms it
 
 Source: of this project, after CKA layer pruning (Pons et al., arXiv 2405.17081); docs/results.md has the evidence.
 Cost: forward `(C + 1) * B + 2`, backward `0`. The two are of one sample.
-Use: where there are no labels. Without layers, the running statistics no longer fit; they are mended in a few steps,
-but hide what was lost. CKA does not see the scale of the features either.
+Use: where there are no labels. Without layers, the running statistics no longer fit, which hides what was lost. CKA
+does not see the scale of the features either.
 """
 
 from torch import Tensor

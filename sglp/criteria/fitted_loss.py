@@ -8,8 +8,7 @@ Source: of this project; docs/results.md has the evidence. The loss is that of S
 of Guo et al. 2017 (arXiv 1706.04599); batch norm's statistics are renewed as `prune` does it after removal.
 Cost: forward `C * B + 1`, backward `0`. The one is of one sample.
 Use: as the default, where there are labels, or text. Without layers, statistics no longer fit and logits are too large
-or small, which raises the loss far more than what was lost, and is mended in a few steps: the plain `loss` measures
-that.
+or small: the plain `loss` measures that too. It can't tell layers apart on batches that the network fits without fault.
 """
 
 import math
