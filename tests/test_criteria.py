@@ -62,12 +62,13 @@ def fitted(case, gone):
 
 
 def fitted_loss(networks):
-    """Every batch's logits are divided by the best temperature of a fine grid."""
+    """Every batch's logits have the best scale of a fine grid, whose logarithm is a standard normal number."""
     losses = []
     for small, (inputs, target) in networks:
         logits = cases.run(small, inputs).flatten(0, -2)
-        scales = torch.exp(torch.arange(-8, 8, 0.005, dtype=torch.float64))
-        losses.append(min(F.cross_entropy(logits * scale, target.flatten()).item() for scale in scales))
+        logarithms = torch.arange(-8, 8, 0.005, dtype=torch.float64)
+        fits = [F.cross_entropy(logits * a.exp(), target.flatten()) + a**2 / 2 / len(logits) for a in logarithms]
+        losses.append(min(fits).item())
     return sum(losses) / len(losses)
 
 
@@ -85,14 +86,32 @@ def test_fitted_loss_fits_the_scale_where_there_is_no_batch_norm():
     assert made("fitted_loss", case)((0,), (1, 2), (4,)) == pytest.approx(-fitted_loss(networks), abs=2e-5)
 
 
-def test_fitted_loss_does_not_see_the_scale_of_the_logits(case):
+def scaled(case, factor):
+    with torch.no_grad():
+        case.network.linear.weight.mul_(factor)
+        case.network.linear.bias.mul_(factor)
+
+
+def test_fitted_loss_of_many_samples_hardly_sees_the_scale_of_the_logits(case, digits):
+    batches = [(digits[0][:300].double(), digits[1][:300])]
+    fits, plain = [], []
+    for factor in (1, 0.1, 30):
+        scaled(case, factor)
+        fits.append(made("fitted_loss", case, batches=batches)((), (2, 5), ()))
+        plain.append(made("loss", case, batches=batches)((), (2, 5), ()))
+    assert np.ptp(fits) < 0.02 * np.ptp(plain)
+
+
+def test_fitted_loss_tells_networks_apart_that_make_no_mistake(case):
+    """A larger scale alone would bring the loss of all of them to zero; the less of it is needed, the better."""
+    (small, (inputs, _)), *_ = fitted(case, [2])
+    faultless = [(inputs, cases.run(small, inputs).argmax(-1))]
     scores = []
-    for scale in (1, 0.1, 30):
-        with torch.no_grad():
-            case.network.linear.weight.mul_(scale)
-            case.network.linear.bias.mul_(scale)
-        scores.append(made("fitted_loss", case)((), (2, 5), ()))
-    assert scores == pytest.approx(scores[:1] * 3, abs=2e-5)
+    for _ in range(4):
+        scores.append(made("fitted_loss", case, batches=faultless)((), (2,), ()))
+        scaled(case, 1.5)
+    assert scores == sorted(set(scores))
+    assert scores[-1] < 0
 
 
 @pytest.mark.parametrize("sets", SETS, ids=str)

@@ -1,14 +1,16 @@
 """Fitted loss: the layers stay with which the loss is smallest once what tuning mends first is mended.
 
-The score is minus the mean loss over the calibration batches, in eval mode, without the segment's other layers, where
-batch norms take the statistics of the batch, and the logits the scale (one number, as in temperature scaling) with
-which a batch's loss is smallest.
+The score is minus the mean over the calibration batches, in eval mode, without the segment's other layers, of the
+smallest `loss(s * logits) + (ln s)^2 / (2 N)` over the scale s, where batch norms take the statistics of the batch; N
+counts its predictions. The scale is one number, as in temperature scaling, and the second term a standard normal prior
+of its logarithm: it weighs a hundredth or less, but for a batch that is fitted without fault, where any larger scale
+would be better still, and all layers alike.
 
 Source: of this project; docs/results.md has the evidence. The loss is that of SLEB (arXiv 2402.09025), the scale that
 of Guo et al. 2017 (arXiv 1706.04599); batch norm's statistics are renewed as `prune` does it after removal.
 Cost: forward `C * B + 1`, backward `0`. The one is of one sample.
 Use: as the default, where there are labels, or text. Without layers, statistics no longer fit and logits are too large
-or small: the plain `loss` measures that too. It can't tell layers apart on batches that the network fits without fault.
+or small: the plain `loss` measures that too.
 """
 
 import math
@@ -36,11 +38,12 @@ class FittedLoss(CalibrationLoss):
 
     def _fitted(self, logits: Tensor, target) -> float:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        predictions = logits[..., 0].numel()
 
         def loss(scale: float) -> float:
-            return float(self.loss(logits * math.exp(scale), target))
+            """Of the logarithm of the scale."""
+            return float(self.loss(logits * math.exp(scale), target)) + scale**2 / (2 * predictions)
 
-        # The loss is convex in the scale, and so has one minimum in its logarithm.
         found = minimize_scalar(loss, bounds=SCALES, method="bounded", options={"xatol": 1e-2})
         return float(found.fun)
 
