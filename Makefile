@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro smollm2 sweep compare results pages test lint lock versions push pull
+.PHONY: setup repro smollm2 sweep compare results pages test slow architectures deep lint lock versions push pull
 
 setup: $(INSTALLED)
 
@@ -61,6 +61,18 @@ pages: setup
 
 test: setup
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What takes minutes a test, docs/architectures.md among it. Three quarters of an hour.
+slow: setup
+	pytest -m slow
+
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Half an hour.
+architectures: setup
+	pytest -m slow tests/test_architectures.py
+
+# docs/deep.md: what each step costs for networks of 28 to 601 layers. Half an hour.
+deep: setup
+	python -m benchmarks.deep
 
 lint: setup
 	ruff check .

@@ -68,6 +68,18 @@ def prune_ratio(layers: int, free: int) -> float:
     return round(min(layers / free, 1 - 0.25 / free), 6)  # it must be below 1, and is rounded to whole layers
 
 
+def refuse_target(points: Sequence[dict[str, object]], snapshot: Snapshot) -> None:
+    """Refuse a target where a chain says how many layers go.
+
+    Raises:
+        RunError: there is one.
+    """
+    for dials in points:
+        target = files(dials, snapshot)[0]["target"]
+        if target is not None:
+            raise RunError(f"target={target} can't be met here, where the number of layers is said: set it to null")
+
+
 def label(dials: dict[str, object], points: Sequence[dict[str, object]], snapshot: Snapshot) -> str:
     """What a point is called: the dials in which the points differ, else the method."""
     differing = [key for key in points[0] if len({str(other[key]) for other in points}) > 1]

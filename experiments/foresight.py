@@ -105,4 +105,4 @@ def _dense(record: Record, snapshot: Snapshot):
     dense = load_network(str(folder), params, workload)
     split = load_split("train", params, workload, task.processor(folder, workload.architecture))
     batches = list(task.calibration_batches(split, SAMPLES, SAMPLES, SEED))
-    return dense, sglp.find_layers(dense, inputs_of(batches[0])), batches
+    return dense, sglp.find_layers(dense, inputs_of(batches[0]), paths=workload.layers), batches

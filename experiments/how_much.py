@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from experiments import runs
-from experiments.chain import files, of, prune_ratio, removable
+from experiments.chain import files, of, prune_ratio, refuse_target, removable
 from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.page import Page, draw, write
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str], tolerance: float) -> None:
         raise RunError(f"--tolerance {tolerance:g} is wrong: it must be at least 0")
     snapshot = Snapshot.take()
     check(points, snapshot)
+    refuse_target(points, snapshot)
     dials, unseen = held_out(points[0], snapshot)
     params, _ = files(dials, snapshot)
     free, most = removable(runs.run(dials, target="segment", snapshot=snapshot), snapshot)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments import runs
 from experiments.cells import amount, number
-from experiments.chain import files, label, network, prune_ratio, removable, start_from
+from experiments.chain import files, label, network, prune_ratio, refuse_target, removable, start_from
 from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.page import Page, cost_of, draw, quality_of, write
@@ -96,6 +96,7 @@ def main(arguments: Sequence[str], rounds: int, layers: int) -> None:
     if "prune_ratio" in points[0]:
         raise RunError("prune_ratio is no dial of rounds: --layers says how many layers go in each")
     check(points, snapshot)
+    refuse_target(points, snapshot)
     models = list(dict.fromkeys(files(dials, snapshot)[0]["model"] for dials in points))
     if len(models) > 1:
         raise RunError(f"model={','.join(models)} is too much for one page: choose one")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.records import Record
+from sglp.segmentation import uses_segments
 
-# Dials by their beginning. As stages.segment and stages.score have it: the rivals in sglp.baselines get no segments,
-# and only the method sglp is handed the dials of scoring, except how many batches there are. Similarity all may use.
+# Dials by their beginning. Rivals use no segments; as stages.score has it, only the method sglp is handed the dials of
+# scoring, except how many batches there are, and a target takes the ratio's place. Similarity all may use.
 OF_SEGMENTS = ("k", "segment.")
 OF_SGLP = ("score.", "workload.scoring.max_combinations")
 OF_ALL = ("score.batches",)
@@ -19,12 +20,13 @@ OF_THE_MODEL = (
 )
 # What leads to a plan, and what is only timed: all else is what a plan then goes through.
 OF_THE_PLAN = (
-    *("seed", "method", "prune_ratio", "cka.", "score.", "benchmark."),
+    *("seed", "method", "prune_ratio", "target", "cka.", "score.", "benchmark."),
     *(f"workload.{name}" for name in ("calibration", "scoring", "benchmark")),
     *OF_SEGMENTS,
 )
 # What a label always says where it differs; of other dials only values that are not the usual one.
-FIRST = ("score.criterion", "k", "prune_ratio")
+HOW_MUCH = ("prune_ratio", "target.macs", "target.parameters", "target.latency")
+FIRST = ("score.criterion", "k", *HOW_MUCH)
 
 
 class Setting(NamedTuple):
@@ -43,8 +45,9 @@ class Setting(NamedTuple):
 
 def asked(dials: dict) -> dict:
     """The dials that the method uses: others make no other question."""
-    method = dials["method"]
-    unused = () if method == "sglp" else OF_SGLP if ":" in method else (*OF_SGLP, *OF_SEGMENTS)
+    method, targets = dials["method"], [key for key in dials if key.startswith("target.")]
+    unused = () if method == "sglp" else OF_SGLP if uses_segments(method) else (*OF_SGLP, *OF_SEGMENTS)
+    unused = (*unused, "prune_ratio" if targets else "target")
     return {key: value for key, value in dials.items() if not begins(key, unused) or begins(key, OF_ALL)}
 
 
@@ -92,7 +95,7 @@ def settings(records: Sequence[Record]) -> list[Setting]:
         for key in keys:
             if key in dials and (key in FIRST or _key(dials[key]) != usual[key]) and key != "method":
                 parts.append(text(key, dials[key], keys))
-            elif key not in dials and any(key in other for other in of if other["method"] == dials["method"]):
+            elif key not in (*dials, *HOW_MUCH) and any(key in o for o in of if o["method"] == dials["method"]):
                 parts.append(f"{key} absent")
         found.append(Setting(" · ".join(parts), dials, sorted(group, key=lambda record: record.dials["seed"])))
     return sorted(found, key=lambda setting: setting.label)

@@ -1,10 +1,11 @@
 """Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sglp.batches import call, device_of, eval_mode, inputs_of, to_device
 from sglp.errors import SimilarityError
@@ -58,7 +59,7 @@ def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, T
         following = model.get_submodule(layers[i + 1].modules[0])
 
         def before(module, args, kwargs):
-            grams[i] = _gram(first_tensor(args) if args else first_tensor(kwargs.values()), pooling)
+            grams[i] = _gram(first_tensor(args or kwargs), pooling)
 
         return following.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -70,10 +71,8 @@ def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, T
 
 def first_tensor(value) -> Tensor:
     """The first tensor of what a module was given or returned."""
-    if isinstance(value, Tensor):
-        return value
-    values = value.values() if hasattr(value, "values") else value
-    return next(item for item in values if isinstance(item, Tensor))
+    value = dict(value) if isinstance(value, Mapping) else value
+    return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sglp.errors import ArchitectureError, SGLPError, first_line
-from sglp.hugging_face import hub_name, is_pretrained
+from sglp.hugging_face import config_entries, hub_name, is_pretrained, reads_images
 
 # Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
 KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
@@ -87,13 +87,19 @@ def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, 
 
 
 def architecture_of(network: nn.Module) -> Architecture | None:
-    """How a network was built, if it is known; transformers' own are by their class and config."""
+    """How a network was built, if it is known; transformers' own are by their class and config.
+
+    Of one that reads images the dense network's config is kept: not every config can say what is left.
+    """
     architecture = getattr(network, _ATTRIBUTE, None)
     if not is_pretrained(network):
         return architecture
     name = type(network)._auto_class or type(network).__name__
     known = architecture or Architecture("", base_model=hub_name(network))
-    return replace(known, factory=f"transformers:{name}", kwargs={})
+    if known.factory == f"transformers:{name}":
+        return known
+    kwargs = {"config": config_entries(network.config)} if reads_images(network) else {}
+    return replace(known, factory=f"transformers:{name}", kwargs=kwargs)
 
 
 def remember(network: nn.Module, architecture: Architecture) -> None:

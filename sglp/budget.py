@@ -1,14 +1,16 @@
 """How many layers each segment keeps.
 
-Source: SGLP (arXiv 2410.14720) sets these counts by hand; here one ratio sets them all.
+Source: SGLP (arXiv 2410.14720) sets these counts by hand; here one ratio sets them all, or a target (`sglp.target`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import accumulate
 
 from sglp.errors import BudgetError
 
 Segments = Sequence[tuple[int, int]]
+TARGETS = ("macs", "parameters", "latency")
 
 
 def allocate_budget(segments: Segments, removable: Sequence[bool], prune_ratio: float) -> list[int]:
@@ -49,7 +51,7 @@ def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> li
         raise BudgetError(f"{keep} layers can't stay: this network has {len(removable)}")
     sizes = [last - first + 1 for first, last in segments]
     free = [sum(removable[first : last + 1]) for first, last in segments]
-    most = [min(count, size - 1) for count, size in zip(free, sizes, strict=True)]
+    most = most_to_go(segments, removable)
     goes = len(removable) - keep
     if goes > sum(most):
         # The largest ratio, to three digits, that rounds to no more layers than the segments can give.
@@ -60,6 +62,51 @@ def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> li
         )
     removed = _largest_remainder(goes, free, most)
     return [size - count for size, count in zip(sizes, removed, strict=True)]
+
+
+def most_to_go(segments: Segments, removable: Sequence[bool]) -> list[int]:
+    """How many layers each segment can give: those that can go, but one where it would lose all."""
+    return [min(sum(removable[first : last + 1]), last - first) for first, last in segments]
+
+
+def savings(segments: Segments, removable: Sequence[bool], costs: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The least and the most that can be saved when so many layers go, from none to as many as segments can give.
+
+    Args:
+        segments, removable: see `allocate_budget`.
+        costs: what every layer costs.
+    """
+    cheap, dear = [], []
+    for (first, last), most in zip(segments, most_to_go(segments, removable), strict=True):
+        inside = sorted(costs[i] for i in range(first, last + 1) if removable[i])
+        cheap += inside[:most]
+        dear += inside[len(inside) - most :]
+    return list(accumulate(sorted(cheap), initial=0)), list(accumulate(sorted(dear, reverse=True), initial=0))
+
+
+def check_target(target: Mapping[str, float], budget: Sequence[int] | None = None) -> tuple[str, float]:
+    """What a target is of, and the share of the dense network that may be left.
+
+    Args:
+        target: one of macs, parameters and latency with its share, above 0 and below 1, as {"macs": 0.5}.
+        budget: how many layers each segment keeps; there can't be both.
+
+    Raises:
+        BudgetError: it is no such target, or there is a budget too.
+    """
+    known = isinstance(target, Mapping) and len(target) == 1 and set(target) <= set(TARGETS)
+    if not known:
+        raise BudgetError(
+            f"target={target} is wrong: it must be one of {', '.join(TARGETS)} with a share, as macs: 0.5"
+        )
+    ((of, share),) = target.items()
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise BudgetError(f"target: {of}={share} is wrong: the share that is left must be above 0 and below 1")
+    if budget is not None:
+        raise BudgetError(
+            f"score.budget={list(budget)} and a target can't both say how many layers stay: leave one out"
+        )
+    return of, share
 
 
 def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence[int]) -> list[int]:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from sglp.activations import first_tensor
 from sglp.batches import run_watched
+from sglp.flow import handed_on
 from sglp.layers import Layer
 
 
@@ -21,9 +21,9 @@ class Bypass:
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], inputs):
         self.modules = [[network.get_submodule(path) for path in layer.modules] for layer in layers]
-        self.more: dict[nn.Module, int | None] = {}
+        self.more: dict[nn.Module, list[int | None] | None] = {}
         handles = [
-            module.register_forward_hook(self._learn)
+            module.register_forward_hook(self._learn, with_kwargs=True)
             for layer, modules in zip(layers, self.modules, strict=True)
             if layer.removable
             for module in modules
@@ -48,14 +48,29 @@ class Bypass:
                 else:
                     module.forward = forward
 
-    def _learn(self, module: nn.Module, args, output) -> None:
-        self.more[module] = None if isinstance(output, Tensor) else len(output) - 1
+    def _learn(self, module: nn.Module, args, kwargs, output) -> None:
+        """Which argument stands for each further value that a layer returns: the one in its place, if it is alike."""
+        if isinstance(output, Tensor):
+            self.more[module] = None
+            return
+        given = (*args, *kwargs.values())
+        alike = [i < len(given) and _alike(given[i], value) for i, value in enumerate(output[:])]
+        self.more[module] = [i if alike[i] else None for i in range(1, len(alike))]
 
     def _handing_on(self, module: nn.Module):
         more = self.more[module]
 
         def forward(*args, **kwargs):
-            given = first_tensor(args or kwargs.values())
-            return given if more is None else (given, *[None] * more)
+            first = handed_on(args, kwargs)
+            if more is None or not isinstance(first, Tensor):
+                return first
+            given = (*args, *kwargs.values())
+            return (first, *(None if i is None else given[i] for i in more))
 
         return forward
+
+
+def _alike(a, b) -> bool:
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b)
+    return type(a) is type(b) and (not isinstance(a, Tensor) or a.shape == b.shape)

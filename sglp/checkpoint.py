@@ -1,51 +1,66 @@
-"""Saves and loads networks, pruned or not: model.safetensors and architecture.json, no pickles.
+"""Saves and loads networks, pruned or not: model.safetensors, architecture.json and a model card, no pickles.
 
 Networks of transformers have folders for plain `from_pretrained` (see `pretrained`), with architecture.json beside.
+Of networks that read images and whose config can't say what is left of them, the folder is for `load` alone.
 """
 
 import json
-import pickle
-from collections import OrderedDict
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sglp.architecture import Architecture, architecture_of, build, is_known, remember
-from sglp.errors import CheckpointError
+from sglp.batches import device_of
+from sglp.comparison import first_difference
+from sglp.cost import count_parameters
+from sglp.errors import CheckpointError, NotPlainWarning, PlanError
 from sglp.files import new_folder
-from sglp.hugging_face import is_pretrained
-from sglp.pretrained import CONFIG, load_pretrained, save_pretrained
-from sglp.surgery import drop_modules
+from sglp.hugging_face import is_pretrained, reads_images
+from sglp.model_card import CARD, Figures, model_card
+from sglp.plan import Plan
+from sglp.pretrained import CONFIG, LIBRARY, from_config, load_pretrained, save_pretrained
+from sglp.surgery import drop_modules, prune
+from sglp.weights import fill, read_tensors
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
-# Where checkpoints of training scripts keep the weights, and what wrappers put before the names.
-_SECTIONS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def save(model: nn.Module, folder, tokenizer=None) -> None:
     """Save a network of transformers, or one that `sglp.build` made, or what `prune` made of them.
 
     The folder gets the weights, the factory with its arguments, the names of kept and removed layers as in the dense
-    network, and the versions of the modules (which `load_state_dict` asks for). It appears whole or not at all.
-    Of a network of transformers it is one for plain `from_pretrained`, with a model card; before it appears it is
-    loaded and compared with the network, to the bit.
+    network, the versions of the modules (which `load_state_dict` asks for) and a model card. It appears whole or not at
+    all. Of a network of transformers it is one for plain `from_pretrained`; before it appears it is loaded and compared
+    with the network, to the bit. A pruned network that reads images and would not be the same after plain
+    `from_pretrained` (its config can't say what is left) gets a folder for `load` alone, compared likewise, and a
+    `NotPlainWarning` says why.
 
     Args:
         model: the network, on any device.
         folder: where to; an existing folder is replaced.
-        tokenizer: what is to be saved beside a network of transformers.
+        tokenizer: what is to be saved beside a network of transformers; an image processor just as well.
 
     Raises:
         CheckpointError: it is not known how the network was built, or it would not be the same when loaded.
     """
     architecture = architecture_of(model)
     if is_pretrained(model):
-        return save_pretrained(model, folder, tokenizer, architecture, {ARCHITECTURE: _text(architecture, {}, {})})
+        text = _text(architecture, {}, {})
+        try:
+            return save_pretrained(model, folder, tokenizer, architecture, {ARCHITECTURE: text})
+        except CheckpointError as error:
+            if not (architecture.removed and reads_images(model)):
+                raise
+            try:
+                _save(model, folder, architecture, tokenizer, str(error))
+            except CheckpointError:
+                raise error from None
+            warnings.warn(f"{error}; {folder} is for sglp.load alone", NotPlainWarning, stacklevel=2)
+        return
     if tokenizer is not None:
         raise CheckpointError(f"a tokenizer is saved beside a network of transformers, not a {type(model).__name__}")
     if architecture is None:
@@ -53,6 +68,11 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
             f"it is not known how this {type(model).__name__} was built: build it with "
             "sglp.build('package.module:function', kwargs) so that it can be loaded again"
         )
+    _save(model, folder, architecture)
+
+
+def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, reason: str = "") -> None:
+    """Write a folder for `load`; of a network of transformers with the reason why it is no plain one, and compared."""
     state = model.state_dict()
     names: dict[tuple, str] = {}
     shared: dict[str, str] = {}
@@ -64,13 +84,18 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
         else:
             shared[name] = first
     versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
-    text = _text(architecture, shared, versions)
+    text = _text(architecture, shared, versions, reason)
     with new_folder(folder) as new:
         save_file(tensors, new / WEIGHTS)
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
+        (new / CARD).write_text(card_of(new, count_parameters(model)), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        if reason and (difference := first_difference(model, load(new).to(device_of(model)))):
+            raise CheckpointError(f"{type(model).__name__} would not be the same after sglp.load: {difference}")
 
 
-def _text(architecture: Architecture, shared: dict[str, str], versions: dict[str, int]) -> str:
+def _text(architecture: Architecture, shared: dict[str, str], versions: dict[str, int], reason: str = "") -> str:
     """What stands in architecture.json."""
     content = {
         "factory": architecture.factory,
@@ -82,6 +107,8 @@ def _text(architecture: Architecture, shared: dict[str, str], versions: dict[str
     }
     if architecture.base_model:
         content["base_model"] = architecture.base_model
+    if reason:
+        content["not_plain"] = reason
     try:
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
     except TypeError as error:
@@ -106,15 +133,36 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
     """
     folder = Path(folder)
     architecture, shared, versions = _recorded(folder)
-    factory = architecture.factory
     if (folder / CONFIG).is_file():
         network = load_pretrained(folder, architecture, trust, dtype, device_map)
         remember(network, architecture)
         return network
     if dtype is not None or device_map is not None:
         raise CheckpointError(
-            f"{folder} holds no network of transformers: load it without dtype and device_map and move it with to()"
+            f"{folder} is no folder for from_pretrained: load it without dtype and device_map and move it with to()"
         )
+    network = _bare_network(folder, architecture, trust)
+    remember(network, architecture)
+    state = read_tensors(folder / WEIGHTS)
+    state |= {name: state[first] for name, first in shared.items() if first in state}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if name in state:  # as it was saved, in half precision too
+            tensor.data = tensor.data.to(state[name].dtype)
+    metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
+    fill(network, state, metadata, folder / WEIGHTS)
+    return network.eval()
+
+
+def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collection[str]) -> nn.Module:
+    """What a saved network is without its weights."""
+    factory = architecture.factory
+    broken = f"{folder / ARCHITECTURE} is broken: it removes layers that {factory} does not have"
+    if factory.startswith(LIBRARY):
+        dense = from_config(folder, architecture)
+        try:
+            return prune(dense, Plan(architecture.kept, architecture.removed))
+        except PlanError as error:
+            raise CheckpointError(broken) from error
     trusted = trust if isinstance(trust, bool) else factory in trust
     if not trusted and not is_known(factory):
         raise CheckpointError(
@@ -126,18 +174,8 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
     try:
         drop_modules(network, architecture.removed_modules)
     except AttributeError as error:
-        raise CheckpointError(
-            f"{folder / ARCHITECTURE} is broken: it removes layers that {factory} does not have"
-        ) from error
-    remember(network, architecture)
-    state = _read(folder / WEIGHTS)
-    state |= {name: state[first] for name, first in shared.items() if first in state}
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if name in state:  # as it was saved, in half precision too
-            tensor.data = tensor.data.to(state[name].dtype)
-    metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
-    _fill(network, state, metadata, folder / WEIGHTS)
-    return network.eval()
+        raise CheckpointError(broken) from error
+    return network
 
 
 def saved_architecture(folder) -> Architecture:
@@ -147,6 +185,23 @@ def saved_architecture(folder) -> Architecture:
         CheckpointError: the folder holds no saved network.
     """
     return _recorded(Path(folder))[0]
+
+
+def card_of(folder, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
+    """The model card of a saved network; see `model_card`.
+
+    Args:
+        folder: what `save` wrote; of it only architecture.json is read.
+        parameters: how many parameters the network has, if that is known.
+        figures: what was measured.
+        command: what makes it again.
+
+    Raises:
+        CheckpointError: the folder holds no saved network.
+    """
+    architecture = saved_architecture(folder)
+    reason = json.loads((Path(folder) / ARCHITECTURE).read_text(encoding="utf-8")).get("not_plain", "")
+    return model_card(architecture, parameters, figures, command, reason)
 
 
 def _recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int]]:
@@ -165,66 +220,3 @@ def _recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
     return architecture, shared, versions
-
-
-def load_weights(model: nn.Module, path) -> None:
-    """Load a file of weights into a network, in place: safetensors, or what `torch.save` wrote of tensors.
-
-    Weights under "state_dict", "model_state_dict", "model" or "net", and names that begin with "module." or
-    "_orig_mod.", are understood.
-
-    Raises:
-        CheckpointError: there is no such file, it is broken or holds more than tensors, or it is another network's.
-    """
-    state = _read(Path(path))
-    metadata = getattr(state, "_metadata", None)
-    for section in _SECTIONS:
-        if isinstance(state.get(section), Mapping):
-            state = state[section]
-            metadata = getattr(state, "_metadata", None)
-    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if not set(state) <= set(model.state_dict()):
-        state = {_bare(name): tensor for name, tensor in state.items()}
-        metadata = {_bare(f"{name}.")[:-1]: version for name, version in metadata.items()} if metadata else None
-    _fill(model, state, metadata, Path(path))
-
-
-def _bare(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name
-
-
-def _read(path: Path) -> Mapping:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file of weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-    ) as error:
-        raise CheckpointError(f"{path} is broken, or holds more than weights: it can't be read safely") from error
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, but a file of weights holds named tensors")
-    return state
-
-
-def _fill(network: nn.Module, state: Mapping[str, Tensor], metadata: dict | None, path: Path) -> None:
-    """`load_state_dict`, strictly, with one sentence where it does not fit."""
-    ordered = OrderedDict(state)
-    ordered._metadata = metadata
-    try:
-        network.load_state_dict(ordered)
-    except RuntimeError as error:
-        faults = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
-        fault = faults[0] if faults else str(error)
-        fault = fault if len(fault) < 200 else f"{fault[:200]}..."
-        raise CheckpointError(f"{path} does not hold this network's weights: {fault}") from error

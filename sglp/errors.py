@@ -41,6 +41,10 @@ class DataError(SGLPError):
     """Data can't be read or is not what the task needs."""
 
 
+class NotPlainWarning(UserWarning):
+    """A network of transformers can't be saved for plain `from_pretrained`, only for `sglp.load`."""
+
+
 class DeadLayerWarning(UserWarning):
     """A layer gives the same output for every sample: it has no similarity to any other."""
 

@@ -2,7 +2,8 @@
 
 A *cut* is a point of the flow that everything passes: what follows depends on the input through it alone. Between two
 neighbouring cuts the flow either runs straight (a convolution, an activation) or has branches (a residual connection,
-attention, a squeeze-excitation). Autograd sees every operation, also those that are no modules.
+attention). Branches that meet in a product are a gate (squeeze-excitation, SiLU written out), which counts as straight:
+what it does is scale. Autograd sees every operation, also those that are no modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from sglp.batches import call, eval_mode
 from sglp.errors import LayerError
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One module's run in the forward pass.
 
@@ -28,18 +29,21 @@ class Call:
         depth: how many modules' runs it is inside of.
         times: how often the module ran.
         start, end: positions of the cuts at its input and output in the flow, or None where that is no cut.
-        branches: how many operations between them are no cuts: they belong to branches of the flow.
-        input_shape, output_shape: without the batch dimension.
+        branches: how many operations between them are no cuts and no gate: they belong to branches of the flow.
+        input_shape, output_shape: of the first tensor, without the batch dimension.
+        given, returned: the container of what it is given to hand on and of what it returns, in words.
     """
 
     path: str
     module: nn.Module
     depth: int
-    inputs: list = field(repr=False)
+    inputs: tuple[list, list] = field(repr=False)  # behind what it hands on, and behind all that it is given
     input_shape: tuple[int, ...]
+    given: str
     times: int = 1
     output: object = field(default=None, repr=False)
     output_shape: tuple[int, ...] = ()
+    returned: str = ""
     start: int | None = None
     end: int | None = None
     branches: int = 0
@@ -48,6 +52,13 @@ class Call:
     def straight_through(self) -> bool:
         """Whether the whole flow enters at its input and leaves at its output, once, with something in between."""
         return self.times == 1 and None not in (self.start, self.end) and self.start < self.end
+
+
+def handed_on(args: tuple, kwargs: dict):
+    """What a module hands on if it does nothing: its first argument, or the first that is a tensor."""
+    if args and isinstance(args[0], tuple | list):
+        return args[0]
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 def trace(network: nn.Module, example) -> list[Call]:
@@ -123,6 +134,10 @@ def _shape(value) -> tuple[int, ...]:
     return ()
 
 
+def _container(value) -> str:
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else "a tensor"
+
+
 def _memory(value) -> set[int]:
     """Where the tensors in a value lie in memory."""
     return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
@@ -140,7 +155,9 @@ def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set],
                 known[module].times += 1
                 running.append(known[module])
                 return
-            entry = Call(path, module, len(running), _nodes([args, kwargs]), _shape([args, kwargs]))
+            given = handed_on(args, kwargs)
+            nodes = (_nodes(given), _nodes([args, kwargs]))
+            entry = Call(path, module, len(running), nodes, _shape(given), _container(given))
             known[module] = entry
             calls.append(entry)
             running.append(entry)
@@ -151,6 +168,7 @@ def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set],
         entry = running.pop()
         nodes = _nodes(output)
         entry.output, entry.output_shape = (nodes[0] if nodes else None), _shape(output)
+        entry.returned = _container(output)
         if isinstance(module, nn.Embedding):
             looked_up[bool(_memory(args) & memory)].update(nodes)
 
@@ -179,19 +197,22 @@ def _place(calls: list[Call], sources: set, sinks: list) -> None:
             if index[node] > source + 1:
                 spans[source + 1] += 1
                 spans[index[node]] -= 1
-    cut, beside, running, not_cut = {}, [0], 0, 0
+    cut, branches, running, beside, found = {}, {}, 0, 0, 0
     for i, node in enumerate(order):
         running += spans[i]
-        if running == 0:
-            cut[node] = i
-        not_cut += running != 0
-        beside.append(not_cut)
+        if running:
+            beside += 1
+            continue
+        found += 0 if node.name().startswith("Mul") else beside
+        beside = 0
+        cut[node], branches[i] = i, found
     for entry in calls:
-        inside = {node for node in entry.inputs if node in index}
-        if len(inside) == 1 and entry.output in cut:
+        handed, given = entry.inputs
+        inside = {node for node in given if node in index}
+        if len(inside) == 1 and inside.issubset(handed) and entry.output in cut:
             entry.start, entry.end = cut.get(inside.pop()), cut[entry.output]
             if entry.start is not None:
-                entry.branches = beside[entry.end] - beside[entry.start]
+                entry.branches = branches[entry.end] - branches[entry.start]
 
 
 def _flow(sources: set, sinks: list) -> list:

@@ -1,15 +1,20 @@
 """When layers leave a network of transformers, its config and the numbers of the other layers follow.
 
-transformers itself is not imported here: a network is known by its class, and a config by what stands in it.
+A config counts layers as `num_hidden_layers`, all in one list of modules, or stage by stage as `depths`, a list of
+modules each. transformers itself is not imported here: a network is known by its class, a config by what stands in it.
 """
 
+import copy
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from sglp.errors import PlanError
+from sglp.short_config import DEPTHS, shorten, shorten_stages
 
 # What in a config says that one layer needs another: the attribute, what must stand in it, and the reason to give.
 _TIES = (
@@ -20,15 +25,9 @@ _TIES = (
     ("num_hidden_groups", None, "its layers are a few modules that run several times"),
     ("layers_block_type", "hybrid", "some of its layers share one block"),
 )
-# Lists of layer numbers, and counts of layers at the beginning. Other lists as long as the depth have an entry a layer.
-_NUMBERS = (
-    *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "fullatt_block_indexes", "global_attn_indexes"),
-    *("local_layer_ids", "mlp_only_layers", "moe_layers", "rope_scaling_layers", "window_block_indices"),
-)
-_LEADING = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
-_NO_LAYERS = re.compile(r"architectures|.*token.*")
 # How modules name their number, and how those around the layers name the depth.
 _NUMBER = re.compile(r"(layer|block)_(idx|id|index|num|number)")
+_DROP = "drop_path"
 _DEPTH = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "first_kv_shared_layer_idx")
 
 
@@ -42,6 +41,14 @@ def hub_name(network: nn.Module) -> str:
     """The name on the hub that a network was loaded by, or "" where it was loaded from a folder or not at all."""
     name = getattr(network.config, "_name_or_path", None) or ""
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists() else ""
+
+
+def config_entries(config) -> dict:
+    """What stands in a config, for JSON; names of local folders left out."""
+    nameless = copy.deepcopy(config)
+    for part in configs_of(nameless):
+        part._name_or_path = ""
+    return json.loads(nameless.to_json_string())
 
 
 def ties_between_layers(network: nn.Module) -> str:
@@ -62,58 +69,123 @@ def configs_of(config) -> Iterator:
             yield from configs_of(part)
 
 
+def reads_images(network: nn.Module) -> bool:
+    """Whether a network of transformers reads pixels first."""
+    return network.main_input_name == "pixel_values"
+
+
 def stacked_layers(network: nn.Module) -> set[str]:
-    """The paths of the modules in lists as long as the config says that the network is deep."""
+    """The paths of the modules in the lists that the config counts."""
     return {
         f"{path}.{number}"
-        for path, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == _depth(_config_of(network, path))
-        for number in range(len(module))
+        for stack in _stacks(network)
+        for path in stack
+        for number in range(len(network.get_submodule(path)))
     }
 
 
-def stack_of(network: nn.Module, paths: Sequence[str]) -> str:
-    """The path of the list of layers that all these layers are in.
+def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
+    """The paths of the lists, one or one a stage, that the config counts and that all these layers are in.
+
+    None says that the config does not count them, in a network that reads images: they can go, but no config says so.
 
     Raises:
-        PlanError: they are not all in one list that the config describes, or the layers need each other.
+        PlanError: the config does not count them, in a network that reads tokens, or the layers need each other.
     """
     ties = ties_between_layers(network)
     if ties:
         raise PlanError(ties)
-    stack = paths[0].rpartition(".")[0]
-    layers, config = network.get_submodule(stack), _config_of(network, stack)
-    one = all(path.rpartition(".")[0] == stack for path in paths) and isinstance(layers, nn.ModuleList)
-    known = any(part is config for part in configs_of(network.config)) and not config.is_encoder_decoder
-    if not (one and known and len(layers) == _depth(config)):
+    parents = {path.rpartition(".")[0] for path in paths}
+    stack = next((stack for stack in _stacks(network) if parents <= set(stack)), None)
+    known = stack and any(part is _config_of(network, stack[0]) for part in configs_of(network.config))
+    config = _config_of(network, stack[0]) if known else network.config
+    if config.is_encoder_decoder or not (known or reads_images(network)):
         raise PlanError(
             f"{type(network).__name__} can't lose {' and '.join(paths)}: what can go are layers of one list that is as "
             "long as its config's num_hidden_layers, in a network that is no encoder with a decoder"
         )
-    if len(paths) == len(layers):
-        raise PlanError(f"{type(network).__name__} can't lose all its {len(layers)} layers: keep one at least")
+    if not known:
+        return None
+    depth = sum(len(network.get_submodule(path)) for path in stack)
+    if len(paths) == depth:
+        raise PlanError(f"{type(network).__name__} can't lose all its {depth} layers: keep one at least")
     return stack
 
 
-def leave_out(network: nn.Module, stack: str, paths: Iterable[str]) -> None:
-    """Let the config and the numbers of the other layers follow, in place, before layers are taken out of a stack."""
-    layers, config = network.get_submodule(stack), _config_of(network, stack)
-    depth, gone = len(layers), {int(path.rpartition(".")[2]) for path in paths}
-    kept = [i for i in range(depth) if i not in gone]
-    kinds = {*(getattr(config, "layer_types", None) or ())}
-    _shorten(config, depth, kept)
-    for new, old in enumerate(kept):
-        for module in layers[old].modules():
-            for name, value in vars(module).items():
-                # Some count from 1.
-                if _NUMBER.fullmatch(name) and value in (old, old + 1):
-                    setattr(module, name, value - old + new)
+def leave_out(network: nn.Module, stack: Sequence[str], paths: Iterable[str]) -> None:
+    """Let the config and the numbers of the other layers follow, in place, before layers are taken out of a stack.
+
+    Rates of stochastic depth, which grow along the depth, become those of a network of the new config.
+    """
+    paths, config = set(paths), _config_of(network, stack[0])
+    lists = {path: network.get_submodule(path) for path in stack}
+    kept = {path: [i for i in range(len(lists[path])) if f"{path}.{i}" not in paths] for path in stack}
+    if _stages(config):
+        shorten_stages(config, [len(numbers) for numbers in kept.values()])
+    else:
+        (path,) = stack
+        depth, kinds = len(lists[path]), {*(getattr(config, "layer_types", None) or ())}
+        shorten(config, depth, kept[path])
+        for other, module in network.named_modules():
+            if not other.startswith(f"{path}.") and _config_of(network, other) is config:
+                _follow(module, config, depth, kinds)
+    for path, numbers in kept.items():
+        for new, old in enumerate(numbers):
+            _renumber(lists[path][old], old, new)
+    if any(name.endswith(_DROP) for name, _ in network.named_modules()) and getattr(config, "drop_path_rate", None):
+        _spread_rates(network, kept)
+    for path, numbers in kept.items():
+        if getattr(network, "hf_device_map", None):
+            network.hf_device_map = _moved(network.hf_device_map, path, numbers)
+
+
+def _stacks(network: nn.Module) -> list[list[str]]:
+    """The lists of modules that are as long as a config says, those inside of others left out."""
+    groups: dict[str, list[str]] = {}
     for path, module in network.named_modules():
-        if not path.startswith(f"{stack}.") and _config_of(network, path) is config:
-            _follow(module, config, depth, kinds)
-    places = getattr(network, "hf_device_map", None)
-    if places:
-        network.hf_device_map = _moved(places, stack, kept)
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            stages = _stages(_config_of(network, path))
+            # Lists of stages have paths that differ in the last number.
+            of = re.sub(r"\d+(?=\D*$)", "*", path) if stages else path
+            groups.setdefault(of, []).append(path)
+    stacks: list[list[str]] = []
+    for group in sorted(groups.values(), key=lambda paths: paths[0].count(".")):
+        config, lists = _config_of(network, group[0]), [network.get_submodule(path) for path in group]
+        counted = _stages(config) or [_depth(config)]
+        plain = _stages(config) or isinstance(lists[0], nn.ModuleList)
+        inside = any(group[0].startswith(f"{path}.") for stack in stacks for path in stack)
+        if plain and not inside and [len(modules) for modules in lists] == counted:
+            stacks.append(group)
+    return stacks
+
+
+def _stages(config) -> list[int]:
+    """How many layers each stage has, or nothing where a config knows no stages."""
+    found = (getattr(config, name, None) for name in DEPTHS)
+    return next((list(value) for value in found if isinstance(value, list | tuple)), [])
+
+
+def _renumber(layer: nn.Module, old: int, new: int) -> None:
+    for module in layer.modules():
+        for name, value in vars(module).items():
+            # Some count from 1.
+            if _NUMBER.fullmatch(name) and value in (old, old + 1):
+                setattr(module, name, value - old + new)
+
+
+def _spread_rates(network: nn.Module, kept: dict[str, list[int]]) -> None:
+    """Give the layers that stay the stochastic depth of a fresh network of the same config."""
+    try:
+        with torch.random.fork_rng(), torch.device("meta"):  # no memory, no weights
+            fresh = type(network)(copy.deepcopy(network.config))
+    except Exception:  # a config that makes no network has no rates to give
+        return
+    for path, numbers in kept.items():
+        for new, old in enumerate(numbers):
+            for name, module in fresh.get_submodule(f"{path}.{new}").named_modules():
+                if name.endswith(_DROP):
+                    layer = network.get_submodule(f"{path}.{old}")
+                    layer.set_submodule(name, module.train(layer.training))
 
 
 def _config_of(network: nn.Module, path: str):
@@ -137,29 +209,6 @@ def _follow(module: nn.Module, config, depth: int, kinds: set[str]) -> None:
         module.has_sliding_layers = False
     if gone and isinstance(vars(module).get("layer_types"), list):  # rotary embeddings have one part a kind
         module.layer_types = [kind for kind in module.layer_types if kind not in gone]
-
-
-def _shorten(config, depth: int, kept: list[int]) -> None:
-    """Keep only these layers' entries in a config."""
-    if getattr(config, "attention_types", None):  # GPT-Neo's, from which it makes attention_layers anew
-        config.attention_types = [[[config.attention_layers[i]], 1] for i in kept]
-    different = {int(number): entries for number, entries in config.to_dict().get("per_layer_config", {}).items()}
-    for name, value in list(vars(config).items()):
-        if name in _LEADING and value is not None:
-            setattr(config, name, sum(i < value for i in kept))
-        elif isinstance(value, list | tuple):
-            entries = value
-            if name in _NUMBERS:
-                entries = [kept.index(i) for i in value if i in kept]
-            elif len(value) == depth and not _NO_LAYERS.fullmatch(name):
-                entries = [value[i] for i in kept]
-            if isinstance(value, list):
-                value[:] = entries  # in place: modules may hold the same list
-            else:
-                setattr(config, name, tuple(entries))
-    config.num_hidden_layers = len(kept)
-    if different:
-        config.per_layer_config = {new: different[old] for new, old in enumerate(kept) if old in different}
 
 
 def _moved(places: dict, stack: str, kept: list[int]) -> dict:

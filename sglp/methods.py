@@ -22,7 +22,7 @@ from pathlib import Path
 from sglp.architecture import resolve
 from sglp.budget import check_budget, split_budget
 from sglp.errors import BudgetError, SGLPError
-from sglp.scoring import best_plan, score_combinations
+from sglp.scoring import SEARCH, Search, best_plan, score_combinations
 
 
 def find_method(name: str) -> Callable:
@@ -90,6 +90,7 @@ def sglp(
     seed: int,
     *,
     budget: Sequence[int] | None = None,
+    search: Search = SEARCH,
     **scoring,
 ):
     """SGLP: similarity guided layer partition pruning, layers chosen inside segments of similar ones.
@@ -108,14 +109,14 @@ def sglp(
     Args:
         network, layers, segments, similarity, batches, keep, seed: those of every method.
         budget: how many layers each segment keeps, in place of a split of `keep`; not where segments share.
-        scoring: `criterion`, `search`, `draws`, `max_combinations`, `max_evaluations` and `beam_width` of
-            `score_combinations`.
+        search: how segments are searched; see `score_combinations`.
+        scoring: its `criterion`, `loss`, `draws`, `max_combinations`, `max_evaluations` and `beam_width`.
 
     Raises:
         BudgetError: the segments can't keep so many or so few, or have a budget each though they share one.
     """
-    check_shared(budget, scoring.get("search", "together"))
+    check_shared(budget, search)
     removable = [layer.removable for layer in layers]
     kept = split_budget(segments, removable, keep) if budget is None else check_budget(segments, removable, budget)
-    combinations = score_combinations(network, layers, segments, kept, batches, seed=seed, **scoring)
+    combinations = score_combinations(network, layers, segments, kept, batches, search=search, seed=seed, **scoring)
     return best_plan(layers, combinations), combinations

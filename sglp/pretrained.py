@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from sglp.architecture import Architecture
@@ -15,11 +16,11 @@ from sglp.comparison import first_difference
 from sglp.cost import count_parameters
 from sglp.errors import CheckpointError
 from sglp.files import new_folder
-from sglp.hugging_face import configs_of
-from sglp.model_card import model_card
+from sglp.hugging_face import configs_of, reads_images
+from sglp.model_card import CARD, model_card
 
-CONFIG, CARD = "config.json", "README.md"
-_LIBRARY = "transformers:"
+CONFIG = "config.json"
+LIBRARY = "transformers:"
 
 
 def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Architecture, files: dict[str, str]) -> None:
@@ -35,9 +36,12 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
             ordinary.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
-            difference = first_difference(ordinary, _reloaded(ordinary, architecture, new))
+            with _errors_alone():
+                reloaded = _reloaded(ordinary, architecture, new)
+            difference = first_difference(ordinary, reloaded)
         except Exception as error:  # whatever transformers raises, the user needs one sentence
-            raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {_sentence(error)}") from error
+            sentence = _sentence(error).replace(str(new), "the folder")
+            raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {sentence}") from error
         if difference:
             raise CheckpointError(f"{name} would not be the same after from_pretrained: {difference}")
         for file, text in {**files, CARD: card}.items():
@@ -61,10 +65,10 @@ def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype
             f"{folder} brings code of its own ({', '.join(sorted(foreign))}), which loading it runs: say trust=True if "
             "you trust it"
         )
-    name = architecture.factory.removeprefix(_LIBRARY)
-    reader = getattr(transformers, name, None) if architecture.factory.startswith(_LIBRARY) else None
-    if not (_is_network(reader) or (foreign and name.startswith("AutoModel"))):
-        raise CheckpointError(f"{folder} is built by {architecture.factory}, which is no network of transformers")
+    name = architecture.factory.removeprefix(LIBRARY)
+    reader = getattr(transformers, name, None) if architecture.factory.startswith(LIBRARY) else None
+    if not (foreign and reader and name.startswith("AutoModel")):
+        _check_network(reader, architecture.factory, folder)
     with quiet():
         try:
             network, report = reader.from_pretrained(
@@ -81,7 +85,29 @@ def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype
     faults = [f"{kind.replace('_', ' ')} {sorted(keys)[0]}" for kind, keys in report.items() if keys]
     if faults:
         raise CheckpointError(f"{folder} does not hold the weights of its {name}: {faults[0]}")
+    if reads_images(network) and device_map is None:
+        # The file in memory lies anywhere, and a CPU's kernels add up in an order that follows where tensors lie.
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
     return network.eval()
+
+
+def from_config(folder: Path, architecture: Architecture) -> nn.Module:
+    """The dense network of a folder that is not for `from_pretrained`, with random weights.
+
+    Raises:
+        CheckpointError: the folder names no network of transformers, or its config makes none.
+    """
+    import transformers
+
+    name = architecture.factory.removeprefix(LIBRARY)
+    kind = getattr(transformers, name, None)
+    _check_network(kind, architecture.factory, folder)
+    try:
+        with torch.random.fork_rng():
+            return kind(kind.config_class.from_dict(architecture.kwargs["config"]))
+    except Exception as error:  # whatever transformers raises, the user needs one sentence
+        raise CheckpointError(f"{folder} is broken: its config makes no {name} ({_sentence(error)})") from error
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -108,11 +134,12 @@ def plain(network: nn.Module) -> nn.Module:
     return network
 
 
-def _is_network(reader) -> bool:
+def _check_network(kind, factory: str, folder: Path) -> None:
     from transformers import PreTrainedModel
 
-    ours = getattr(reader, "__module__", "").startswith("transformers.models.")
-    return ours and isinstance(reader, type) and issubclass(reader, PreTrainedModel)
+    theirs = getattr(kind, "__module__", "").startswith("transformers.models.")
+    if not (theirs and isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise CheckpointError(f"{folder} is built by {factory}, which is no network of transformers")
 
 
 def _detached(network: nn.Module) -> nn.Module:
@@ -129,11 +156,17 @@ def _detached(network: nn.Module) -> nn.Module:
 def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> nn.Module:
     """What somebody without this package gets from the folder, on the devices of the network."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    name, foreign = architecture.factory.removeprefix(_LIBRARY), type(network)._auto_class is not None
-    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(network.config.model_type) == name:
-        name = "AutoModelForCausalLM"
+    name, foreign = architecture.factory.removeprefix(LIBRARY), type(network)._auto_class is not None
+    for reader, names in (
+        ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForImageClassification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    ):
+        known = names.get(network.config.model_type, ())
+        if name in ((known,) if isinstance(known, str) else known):
+            name = reader
+            break
     places = getattr(network, "hf_device_map", None)
     reloaded = getattr(transformers, name).from_pretrained(
         folder,
@@ -149,6 +182,19 @@ def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> n
 
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """No reports of what is missing in a folder: the comparison says it in one sentence."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sglp.search import search as find_best
 from sglp.sharing import share
 
 Search = Literal["together", "in_turn", "alone"]
+SEARCH: Search = "together"  # the default
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ def score_combinations(
     batches: Iterable,
     *,
     criterion: Callable = FittedLoss,
-    search: Search = "together",
+    search: Search = SEARCH,
     loss: Loss = cross_entropy,
     seed: int = 0,
     draws: int = 1,
     max_combinations: int = 1000,
-    max_evaluations: int = 10_000,
+    max_evaluations: int = 5000,
     beam_width: int = 4,
 ) -> list[Combination]:
     """Score the combinations of layers that each segment could keep.
@@ -80,12 +81,21 @@ def score_combinations(
         ScoringError: no batch, there is no such search, or it can't keep to `max_evaluations`.
         ArchitectureError: no random network of this architecture can be made.
     """
-    if search not in get_args(Search):
-        raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
+    check_search(search)
     scorer = criterion(model, layers, batches, loss, seed, draws)
     if search == "together":
         return _together(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
     return _each(scorer, layers, segments, budget, search == "in_turn", max_combinations, max_evaluations, beam_width)
+
+
+def check_search(search: str) -> None:
+    """Check that there is such a search.
+
+    Raises:
+        ScoringError: there is none.
+    """
+    if search not in get_args(Search):
+        raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
 
 
 def best_plan(layers: Sequence[Layer], combinations: Iterable[Combination]) -> Plan:

@@ -106,6 +106,19 @@ def choose_k(losses, share: float = 0.05) -> int:
     return int(worthwhile[-1]) + 2 if len(worthwhile) else 1
 
 
+def number_of_segments(k: int | Literal["auto"], losses, method: str = "sglp", share: float = 0.05) -> int:
+    """How many segments a method gets: k, or for "auto" what `choose_k` says; one if it uses none."""
+    # So that k never runs such a method again.
+    if not uses_segments(method):
+        return 1
+    return choose_k(losses, share) if k == "auto" else k
+
+
+def uses_segments(method: str) -> bool:
+    """Whether a method of this name looks at segments: "sglp", and maybe a user's own; no rival in `sglp.baselines`."""
+    return method == "sglp" or ":" in method
+
+
 def _check_k(k: int, layers: int) -> None:
     if not 1 <= k <= layers:
         raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")

@@ -7,8 +7,17 @@ from torch import nn
 
 from sglp.architecture import architecture_of, remember, runs_in_a_row
 from sglp.errors import PlanError
+from sglp.flow import handed_on
 from sglp.hugging_face import is_pretrained, leave_out, stack_of
 from sglp.plan import Plan
+
+
+class PassOn(nn.Identity):
+    """An identity that hands on the first of its arguments, whatever further ones a layer was given in its place."""
+
+    def forward(self, *args, **kwargs):
+        """What the layer was given."""
+        return handed_on(args, kwargs)
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -52,7 +61,7 @@ def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
             _keep(parent, [name for name, _ in parent.named_children() if name not in children])
         else:
             for child in children:
-                setattr(parent, child, nn.Identity())
+                setattr(parent, child, PassOn())
 
 
 def _keep(parent: nn.Module, names: list[str]) -> None:

@@ -9,7 +9,8 @@ from sglp.architecture import architecture_of, build, remember
 from sglp.batches import device_of
 from sglp.errors import ArchitectureError
 from sglp.hugging_face import is_pretrained
-from sglp.surgery import drop_modules
+from sglp.plan import Plan
+from sglp.surgery import drop_modules, prune
 
 
 def random_twin(network: nn.Module, seed: int) -> nn.Module:
@@ -54,6 +55,10 @@ def _from_config(network: nn.Module, seed: int) -> nn.Module:
         torch.set_default_dtype(network.dtype)
         try:
             fresh = type(network)(copy.deepcopy(network.config))
+            if len(list(fresh.modules())) != len(list(network.modules())):  # its config can't say what is left of it
+                known = architecture_of(network)
+                dense = type(network)(network.config_class.from_dict(known.kwargs["config"]))
+                fresh = prune(dense, Plan(known.kept, known.removed))
         finally:
             torch.set_default_dtype(usual)
     dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}

@@ -3,20 +3,17 @@
 import os
 import platform
 import statistics
-import time
 
 import torch
-from tqdm import tqdm
 
 from sglp.cost import peak_memory
+from sglp.latency import seconds_in_turn
 from sglp.tasks.task import find_task
 from sglp.tasks.work import Work
 from stages.support import stage
 from stages.support.params import View
 from stages.support.tables import write_json
 from stages.support.workloads import device, load_network, load_split
-
-SHORTEST = 0.05  # seconds; faster passes are repeated until a round takes so long
 
 
 def main(params: View, workload: View) -> None:
@@ -45,10 +42,8 @@ def main(params: View, workload: View) -> None:
 
 def _compared(dense: Work, tuned: Work, rounds: int, size: int) -> dict:
     """Medians, and the ratio dense / fine-tuned round by round with its quartiles."""
-    repeats = [_repeats(work) for work in (dense, tuned)]
-    times: list[tuple[float, float]] = []
-    for _ in tqdm(range(rounds), desc=f"{dense.name}, batch {size}", unit="round", disable=None):
-        times.append((_seconds(dense, repeats[0]), _seconds(tuned, repeats[1])))
+    with torch.inference_mode():
+        times = seconds_in_turn(dense.run, tuned.run, rounds, f"{dense.name}, batch {size}")
     low, middle, high = statistics.quantiles([before / after for before, after in times], n=4)
     medians = dict(zip(("dense", "finetuned"), map(statistics.median, zip(*times, strict=True)), strict=True))
     return {
@@ -57,22 +52,6 @@ def _compared(dense: Work, tuned: Work, rounds: int, size: int) -> dict:
         f"{dense.unit}_per_second": {name: dense.units / value for name, value in medians.items()},
         "speedup": {"median": middle, "quartile_1": low, "quartile_3": high},
     }
-
-
-@torch.inference_mode()
-def _seconds(work: Work, repeats: int) -> float:
-    """Seconds of one run, the mean over repeats."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work.run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
-def _repeats(work: Work) -> int:
-    _seconds(work, 2)  # warm-up
-    return max(1, round(SHORTEST / _seconds(work, 2)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from sglp.budget import check_target
 from sglp.errors import SGLPError
 from sglp.methods import check_shared, find_criterion, find_method
 from sglp.tasks.task import find_task, schema_of
@@ -20,6 +21,8 @@ def main() -> None:
     check(schema_of(content), content, workload)
     find_task(content["task"]).check_workload(content)
     check_names(params)
+    if params["target"] is not None:
+        check_target(params["target"], params["score"]["budget"])
     if params["method"] == "sglp":  # others have no budget a segment
         check_shared(params["score"]["budget"], params["score"]["search"])
 

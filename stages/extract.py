@@ -19,7 +19,8 @@ def main(params: View, workload: View) -> None:
     task, dials = find_task(workload.task), Calibration.model_validate(workload.calibration)
     network = load_network("data/dense", params, workload, **spread("data/dense"))
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
-    layers = sglp.find_layers(network, to_device(task.example(data), device_of(network)))
+    example = to_device(task.example(data), device_of(network))
+    layers = sglp.find_layers(network, example, paths=workload.layers)
     if not any(layer.removable for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
         raise LayerError(f"no layer of {type(network).__name__} can be removed ({reasons}, ...)")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sglp.files import new_file, new_folder
 from stages.support import figures, stage
-from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges
+from stages.support.card import complete_card
+from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
 from stages.support.params import View, flat
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
@@ -26,7 +27,9 @@ def main(params: View, workload: View) -> None:
         {name: float(value) if value else None for name, value in row.items()}
         for row in read_rows("reports/training.csv")
     ]
-    write_json("reports/metrics.json", {name: without_kinds(found) for name, found in metrics.items()})
+    scoring = read_json("reports/scoring.json")
+    asked = {key: scoring[key] for key in ("target",) if key in scoring}
+    write_json("reports/metrics.json", {name: without_kinds(found) for name, found in metrics.items()} | asked)
     with new_folder("reports/plots") as folder:
         figures.draw_architecture(folder / "architecture.png", layers, segments)
         figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
@@ -37,6 +40,7 @@ def main(params: View, workload: View) -> None:
         figures.draw_training(folder / "training.png", training)
     content = {
         "outcome": outcome(layers, metrics, benchmark),
+        "target": target_met(asked["target"], benchmark) if asked else "",
         "table": metric_rows(metrics) + robustness_rows(metrics) + benchmark_rows(benchmark),
         "corruptions": corruption_rows(metrics),
         "measured": measured_on(metrics["dense"]),
@@ -45,7 +49,7 @@ def main(params: View, workload: View) -> None:
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
-        "cost": cost_of(read_json("reports/scoring.json")),
+        "cost": cost_of(scoring),
         "together": any(row["search"] == "together" for row in scores),
         "one_by_one": all(len(row["kept"]) == 1 for row in scores),
         "model": params.model,
@@ -56,6 +60,9 @@ def main(params: View, workload: View) -> None:
     }
     _write("report.md", content | {"picture": lambda name: f"plots/{name}.png"})
     _write("report.html", content | {"picture": _embedded})
+    with new_file("reports/model_card.md") as new:
+        text = complete_card(params, workload, metrics, benchmark, content["measured"], content["command"])
+        new.write_text(text, encoding="utf-8")
 
 
 def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list[dict]:
@@ -95,7 +102,11 @@ def cost_of(scoring: dict) -> str:
 
 def command(params: View) -> str:
     """What makes this report again from the same files: the dials on top of params.yaml, which are turned most."""
-    dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in flat(params).items() if "." not in key]
+    found = flat(params)
+    dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in found.items() if "." not in key]
+    # A mapping takes the place of no other one, only of null.
+    of_target = [f"{key.partition('.')[2]}: {value}" for key, value in found.items() if key.startswith("target.")]
+    dials += [dial for text in of_target for dial in ("target=null", f"target={{{text}}}")]
     return f"dvc exp run {' '.join(f'-S {shlex.quote(dial)}' for dial in dials)}"
 
 

@@ -3,8 +3,9 @@
 import time
 
 from sglp.batches import counted
-from sglp.budget import layers_to_keep
+from sglp.budget import check_target, layers_to_keep
 from sglp.methods import find_criterion, find_method
+from sglp.target import Cost, meet
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Scoring
 from stages.support import stage
@@ -21,6 +22,7 @@ def main(params: View, workload: View) -> None:
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
     task, dials, cost = find_task(workload.task), params.score, Scoring.model_validate(workload.scoring)
+    goal = None if params.target is None else check_target(params.target, dials.budget)
     options = {}
     if params.method == "sglp":
         options = {
@@ -37,9 +39,19 @@ def main(params: View, workload: View) -> None:
     samples = cost.batch_size * dials.batches
     batches = list(task.calibration_batches(data, samples, cost.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")
+
+    def ask(keep: int):
+        return method(network, layers, segments, similarity, batches, keep, params.seed, **options)
+
+    found = {}
     start = time.perf_counter()
     with counted() as passes:
-        plan, scores = method(network, layers, segments, similarity, batches, keep, params.seed, **options)
+        if goal is None:
+            plan, scores = ask(keep)
+        else:
+            of, share = goal
+            plan, scores, left = meet(share, Cost(of, network, layers, batches[0][0]), ask, segments)
+            found = {"target": {"of": of, "asked": share, "reached": left}}
     seconds = time.perf_counter() - start
     rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)
     write_rows("data/scores.csv", ("segment", "kept", "score", "search", "best"), rows)
@@ -50,6 +62,7 @@ def main(params: View, workload: View) -> None:
             "forward_passes": passes.forward,
             "backward_passes": passes.backward,
             "samples_a_pass": cost.batch_size,
+            **found,
         },
     )
     plan.save("data/plan.json")

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sglp import allocate_budget
-from sglp.budget import check_budget, layers_to_keep, split_budget
+from sglp.budget import check_budget, check_target, layers_to_keep, most_to_go, savings, split_budget
 from sglp.errors import BudgetError
 
 
@@ -140,3 +140,42 @@ def test_a_users_impossible_budget_is_refused(budget, message):
 
 def test_a_users_possible_budget_stays_as_it_is():
     assert check_budget([(0, 3), (4, 6)], [True] * 4 + [False, False, True], (1, 3)) == [1, 3]
+
+
+@settings(deadline=None, max_examples=100)
+@given(networks(), st.data())
+def test_savings_are_those_of_the_cheapest_and_the_dearest_layers_that_can_go_together(network, data):
+    segments, removable = network
+    assume(len(removable) <= 9)
+    costs = data.draw(st.lists(st.integers(0, 50), min_size=len(removable), max_size=len(removable)))
+    possible = {}
+    for goes in product(*((False, True) if can else (False,) for can in removable)):
+        if all(not all(goes[first : last + 1]) for first, last in segments):
+            possible.setdefault(sum(goes), []).append(sum(c for c, g in zip(costs, goes, strict=True) if g))
+    least, most = savings(segments, removable, costs)
+    assert sum(most_to_go(segments, removable)) + 1 == len(possible) == len(least)
+    assert least == [min(possible[gone]) for gone in range(len(possible))]
+    assert most == [max(possible[gone]) for gone in range(len(possible))]
+
+
+def test_a_target_is_one_share():
+    assert check_target({"macs": 0.5}) == ("macs", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("target", "budget", "message"),
+    [
+        ({}, None, r"target=\{\} is wrong: it must be one of macs, parameters, latency with a share, as macs: 0.5"),
+        ({"flops": 0.5}, None, "is wrong: it must be one of"),
+        ({"macs": 0.5, "latency": 0.5}, None, "is wrong: it must be one of"),
+        (0.5, None, "target=0.5 is wrong: it must be one of"),
+        ({"macs": 1}, None, "target: macs=1 is wrong: the share that is left must be above 0 and below 1"),
+        ({"macs": 0.0}, None, "target: macs=0.0 is wrong"),
+        ({"macs": "half"}, None, "target: macs=half is wrong"),
+        ({"macs": True}, None, "target: macs=True is wrong"),
+        ({"macs": 0.5}, (2, 1), r"score.budget=\[2, 1\] and a target can't both say how many layers stay"),
+    ],
+)
+def test_other_targets_are_refused(target, budget, message):
+    with pytest.raises(BudgetError, match=message):
+        check_target(target, budget)

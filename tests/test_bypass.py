@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from test_hugging_face import FAMILIES, REMOVED, example, make, outputs, plan
+from test_surgery import Keywords, Pairs, Sized, Unpacked, logits, plan_without
 from torch import nn
 
 import sglp
@@ -67,6 +68,16 @@ def test_units_of_several_modules_are_left_out_as_one():
     bypass = Bypass(model, case.layers, x)
     for gone in ([0], [1, 2], [0, 1, 2]):
         assert torch.equal(without(bypass, gone, model, x), cases.run(case.without(gone), x))
+
+
+@pytest.mark.parametrize(("make", "gone"), [(Keywords, [0, 2]), (Pairs, [1, 3]), (Unpacked, [0, 3]), (Sized, [0, 3])])
+def test_further_arguments_and_values_are_handled(make, gone):
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(3, 5)
+    layers = sglp.find_layers(model, x)
+    small = sglp.prune(model, plan_without(layers, [layers[i].name for i in gone]))
+    with Bypass(model, layers, x).without(gone):
+        assert torch.equal(logits(model, x), logits(small, x))
 
 
 def test_gradients_are_those_of_what_surgery_leaves(case):

@@ -76,14 +76,14 @@ def test_names_in_the_file_are_those_of_the_dense_network(network, tmp_path):
 
 
 def test_a_folder_holds_no_pickles(saved):
-    assert sorted(path.name for path in saved.iterdir()) == ["architecture.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "architecture.json", "model.safetensors"]
     assert set(load_file(saved / "model.safetensors"))
     json.loads((saved / "architecture.json").read_text())
 
 
 def test_the_same_network_is_the_same_bytes(network, saved, tmp_path):
     sglp.save(sglp.load(saved), tmp_path / "again")
-    for name in ("architecture.json", "model.safetensors"):
+    for name in ("README.md", "architecture.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
@@ -97,7 +97,7 @@ def test_loading_leaves_the_global_random_state_alone(saved):
 def test_an_existing_folder_is_replaced(network, saved):
     (saved / "old.txt").write_text("old")
     sglp.save(without(network, "layer1.1"), saved)
-    assert sorted(path.name for path in saved.iterdir()) == ["architecture.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "architecture.json", "model.safetensors"]
     assert architecture_of(sglp.load(saved)).removed == ("layer1.1",)
 
 

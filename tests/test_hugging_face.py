@@ -682,7 +682,7 @@ def test_broken_folders_are_refused(damage, message, tmp_path):
 def test_other_networks_take_no_arguments_of_transformers(arguments, tmp_path):
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8}, seed=0)
     sglp.save(network, tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="no network of transformers: load it without dtype and device_map"):
+    with pytest.raises(CheckpointError, match="is no folder for from_pretrained: load it without dtype and device_map"):
         sglp.load(tmp_path / "saved", **arguments)
     with pytest.raises(
         CheckpointError, match="a tokenizer is saved beside a network of transformers, not a CifarResNet"

@@ -52,4 +52,4 @@ def test_every_error_is_an_sglp_error():
     from sglp import errors
 
     raised = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, Exception)]
-    assert {e.__name__ for e in raised if not issubclass(e, sglp.SGLPError)} == {"DeadLayerWarning"}
+    assert {e.__name__ for e in raised if not issubclass(e, sglp.SGLPError)} == {"DeadLayerWarning", "NotPlainWarning"}

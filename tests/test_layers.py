@@ -79,6 +79,12 @@ def test_networks_of_torchvision_have_their_blocks_as_layers(name, size, stem, c
     assert all(layer.parameters > 0 for layer in layers)
 
 
+def test_blocks_of_densenet_all_change_the_shape():
+    model = sglp.build("torchvision.models:densenet121", seed=0)
+    with pytest.raises(LayerError, match=r"as features\.denseblock1 \(_DenseBlock\) does from 64x8x8 to 256x8x8"):
+        sglp.find_layers(model, torch.zeros(2, 3, 32, 32))
+
+
 def test_units_of_vgg_are_a_convolution_and_what_follows_it():
     model = sglp.build("torchvision.models:vgg16_bn", seed=0)
     layers = sglp.find_layers(model, torch.zeros(1, 3, 32, 32))
@@ -175,10 +181,13 @@ def test_a_block_that_runs_twice_can_not_go():
         def __init__(self):
             super().__init__()
             self.blocks = nn.ModuleList(Residual() for _ in range(3))
+            self.again = self.blocks[1]
 
         def forward(self, x):
-            for i in (0, 1, 1, 2):
-                x = self.blocks[i](x)
+            for block in self.blocks:
+                x = block(x)
+                if block is self.again:
+                    x = block(x)
             return x
 
     layers = sglp.find_layers(Recurrent(), torch.zeros(2, 6))
@@ -196,6 +205,174 @@ def test_an_activation_that_is_shared_does_not_tie_units_together():
     assert len(layers) == 3
 
 
+class Gated(nn.Module):
+    """A convolution and a squeeze-excitation, without a residual connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.se = nn.Conv2d(4, 4, 3, padding=1), Excitation()
+
+    def forward(self, x):
+        return self.se(self.conv(x))
+
+
+class Excitation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3), keepdim=True)).sigmoid() * x
+
+
+def test_a_gate_is_no_block():
+    layers = sglp.find_layers(nn.Sequential(Gated(), Gated(), Gated()), torch.zeros(2, 4, 5, 5))
+    assert names(layers) == ["0.conv", "1.conv", "2.conv"]
+
+
+class Halves(nn.Module):
+    """A transformer block whose two residual parts are modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.mlp = Residual(), Residual()
+
+    def forward(self, x):
+        return self.mlp(self.attention(x))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x):
+        return self.trunk(x)
+
+
+def test_parts_that_a_module_calls_by_name_are_no_layers():
+    layers = sglp.find_layers(nn.Sequential(Halves(), Halves(), nn.Linear(6, 2)), torch.zeros(2, 6))
+    assert names(layers) == ["0", "1"]
+    alone = sglp.find_layers(
+        Wrapped(Halves()), torch.zeros(2, 6)
+    )  # the only one of its kind holds all blocks there are
+    assert names(alone) == ["trunk.attention", "trunk.mlp"]
+
+
+def test_a_stage_that_calls_its_blocks_by_name_is_no_layer():
+    class Stage(nn.Module):
+        def __init__(self, width, out):
+            super().__init__()
+            self.first, self.second = Residual(width, out), Residual(out, out)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    layers = sglp.find_layers(nn.Sequential(Stage(6, 6), Stage(6, 4)), torch.zeros(2, 6))
+    assert names(layers) == ["0.first", "0.second", "1.first", "1.second"]
+    assert [layer.removable for layer in layers] == [True, True, False, True]
+
+
+def test_patterns_name_the_layers_in_order_of_execution(network, layers):
+    example = torch.zeros(2, 1, 8, 8)
+    assert sglp.find_layers(network, example, "layer*.*") == layers[1:]
+    assert sglp.find_layers(network, example, ["layer3.*", "layer1.1"]) == [layers[2], *layers[7:]]
+    assert sglp.find_layers(network, example, paths=[layer.name for layer in layers])[1:] == layers[1:]
+    stem, stage = sglp.find_layers(network, example, ["layer1", "bn1+conv1"])
+    assert (stem.name, stem.reason) == ("conv1+bn1", "changes the shape from 1x8x8 to 16x8x8")
+    assert (stage.name, stage.removable) == ("layer1", True)
+    assert stage.parameters == sum(layer.parameters for layer in layers[1:4])
+
+
+def test_a_star_is_one_part_of_a_path(network):
+    found = sglp.find_layers(network, torch.zeros(2, 1, 8, 8), "layer2.*.conv*")
+    assert names(found) == [f"layer2.{block}.conv{i}" for block in range(3) for i in (1, 2)]
+    assert {layer.reason for layer in found} == {"the flow does not pass through it alone"}
+
+
+def test_layers_by_name_say_why_they_can_not_go():
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 6), shared, shared)
+    apart, again = sglp.find_layers(model, torch.zeros(2, 6), ["0+2", "3"])
+    assert apart.reason == "its modules do not follow each other"
+    assert again.reason == "runs 2 times"
+    (together,) = sglp.find_layers(model, torch.zeros(2, 6), "0+1+2")
+    assert together.removable
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("layer9.*", r"the pattern 'layer9\.\*' matches no module of CifarResNet, which has conv1, bn1, layer1, "),
+        (["layer1.*", "conv1+bn9"], r"the pattern 'conv1\+bn9' matches no module"),
+        ("conv1+layer1.0", r"the pattern 'conv1\+layer1\.0' matches no module"),
+        (
+            ["layer1.*", "layer1.0.conv1"],
+            r"'layer1\.0\.conv1' matches layer1\.0\.conv1 of CifarResNet, which is inside of",
+        ),
+        (["layer1.0.bn*", "layer1"], r"'layer1\.0\.bn\*' matches layer1\.0\.bn1 of CifarResNet, which is inside of"),
+        (["layer1.*", "layer*.1"], r"'layer\*\.1' matches layer1\.1 of CifarResNet, which is a layer already"),
+        ("unused", "the pattern 'unused' matches unused of CifarResNet, which does not run"),
+        ([], "no pattern of layers is given"),
+    ],
+)
+def test_patterns_that_fit_no_layers_are_refused(network, paths, message):
+    network.unused = nn.Linear(2, 2)
+    with pytest.raises(LayerError, match=message):
+        sglp.find_layers(network, torch.zeros(2, 1, 8, 8), paths)
+
+
+class Numbered(nn.Module):
+    """Goes by the numbers of its blocks: the third one is given a bit more, or has a scale in another list."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.blocks, self.way = nn.ModuleList(Residual() for _ in range(4)), way
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0 + i)) for i in range(4))
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            if self.way == "position" and i == 2:
+                x = x + 1
+            if self.way == "scales":
+                x = x * self.scales[i]
+            x = (self.blocks[i + 4 - 4] if self.way == "indices" else block)(x)
+        return self.blocks[3](x) if self.way == "the fourth again" else x
+
+
+@pytest.mark.parametrize(
+    ("way", "removable"), [("in a row", 4), ("indices", 4), ("position", 0), ("scales", 0), ("the fourth again", 0)]
+)
+def test_lists_that_go_by_numbers_can_not_lose_layers(way, removable):
+    torch.manual_seed(0)
+    model, x = Numbered(way), torch.randn(2, 6)
+    state, before = list(model.state_dict()), model(x)
+    layers = sglp.find_layers(model, x)
+    assert sum(layer.removable for layer in layers) == removable
+    reasons = {layer.reason for layer in layers if not layer.removable}
+    assert reasons <= {"is in a list whose parent goes by the numbers of its items"}
+    assert list(model.state_dict()) == state
+    assert torch.equal(model(x), before)
+
+
+class Again(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Residual(4, 4)
+
+    def forward(self, x):
+        return self.block(self.block(self.block(x)))
+
+
+class Dense(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.fc = nn.Linear(width, 4)
+
+    def forward(self, x):
+        return torch.cat([x, self.fc(x)], dim=1)
+
+
 class Constant(nn.Module):
     def __init__(self):
         super().__init__()
@@ -209,6 +386,11 @@ class Constant(nn.Module):
     ("model", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layers can be told apart in Sequential"),
+        (Again(), "no layers can be told apart in Again: block runs 3 times"),
+        (
+            nn.Sequential(Dense(4), Dense(8), nn.Linear(12, 4)),
+            r"its blocks change the shape, as 0 \(Dense\) does from 4 to 8$",
+        ),
         (Constant(), "the network's output does not depend on its input"),
     ],
 )

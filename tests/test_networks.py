@@ -1,13 +1,15 @@
-"""The CIFAR ResNets against the paper's sizes and a functional reference."""
+"""The CIFAR networks against published sizes and independent constructions."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models import vgg as torchvision_vgg
 
 import sglp
-from sglp.cost import count_parameters
+from sglp.cost import count_macs, count_parameters
 from sglp.errors import ArchitectureError
 from sglp.networks.cifar_resnet import BasicBlock, resnet
+from sglp.networks.cifar_vgg import vgg
 
 
 def noise(*shape):
@@ -55,6 +57,70 @@ def test_images_of_a_batch_do_not_meet_in_eval_mode():
 def test_other_depths_are_refused(depth):
     with pytest.raises(ArchitectureError, match=f"depth={depth} is no CIFAR ResNet: it must be 6n\\+2"):
         resnet(depth)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(11, 9_231_114), (13, 9_416_010), (16, 14_728_266), (19, 20_040_522)]
+)
+def test_vggs_have_the_published_sizes(depth, parameters):
+    # kuangliu/pytorch-cifar: convolutions with biases, one linear layer; 14.7 M parameters at depth 16.
+    with torch.device("meta"):
+        model = vgg(depth)
+    assert count_parameters(model) == parameters
+    # The name counts three linear layers, as in the ImageNet networks.
+    assert sum(isinstance(m, torch.nn.Conv2d | torch.nn.Linear) for m in model.modules()) == depth - 2
+
+
+@pytest.mark.parametrize(("depth", "configuration"), [(11, "A"), (13, "B"), (16, "D"), (19, "E")])
+def test_a_vgg_equals_torchvisions_with_one_linear_layer(depth, configuration):
+    # Convolutions, batch norm and pooling are those of the ImageNet networks, under the same names.
+    features = torchvision_vgg.make_layers(torchvision_vgg.cfgs[configuration], batch_norm=True).eval()
+    model = sglp.build("sglp.networks.cifar_vgg:vgg", {"depth": depth}, seed=0).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # as after training: else it would hide what it is given
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    features.load_state_dict(model.features.state_dict())
+    x = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), model.classifier(features(x).flatten(1)))
+
+
+def test_a_vgg_costs_what_the_literature_says():
+    # Li et al. 2017, table 1: 3.13e8 operations.
+    with torch.device("meta"):
+        model = vgg(16)
+    assert count_macs(model.to_empty(device="cpu"), torch.zeros(1, 3, 32, 32)) / 1e8 == pytest.approx(3.13, abs=0.01)
+
+
+def test_the_layers_of_a_vgg_are_its_convolutions():
+    layers = sglp.find_layers(vgg(16, width=4), torch.zeros(1, 3, 32, 32))
+    assert len(layers) == 13
+    # All but the first of each stage, which brings new channels; the last two stages are as wide as each other.
+    assert [layer.removable for layer in layers] == [i not in (0, 2, 4, 7) for i in range(13)]
+
+
+def test_the_weights_of_a_vgg_keep_the_signal():
+    # He et al. 2015: by the outputs, the variance of a weight is 2 over the number of outputs times 9.
+    model = sglp.build("sglp.networks.cifar_vgg:vgg", {}, seed=0)
+    for module in model.features:
+        if isinstance(module, torch.nn.Conv2d):
+            deviation = (2 / (9 * module.out_channels)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(deviation, rel=0.05)
+            assert not module.bias.any()
+
+
+@pytest.mark.parametrize(("classes", "channels", "size"), [(10, 1, 8), (100, 3, 32), (7, 4, 45)])
+def test_a_vgg_takes_images_of_any_size(classes, channels, size):
+    torch.manual_seed(0)
+    assert vgg(11, classes, channels, width=4)(noise(2, channels, size, size)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("depth", [0, 12, 20, "16"])
+def test_other_vggs_are_refused(depth):
+    with pytest.raises(ArchitectureError, match=f"depth={depth} is no VGG: it must be 11, 13, 16 or 19"):
+        vgg(depth)
 
 
 def test_the_seed_alone_sets_the_weights():

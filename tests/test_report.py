@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from stages import report
 from stages.support.outcome import NETWORKS
@@ -28,8 +29,10 @@ TRAINING = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, "", "")]
 
 def views() -> tuple[View, View]:
     params = {"model": "toy", "k": 2, "method": "a b", "segment": {"auto_share": 0.05}, "score": {"budget": None}}
-    data = View("report", "data.", {"train": {"split": "some<b>"}})
-    return View("report", "", params), View("report", "", {"data": data, "finetune": {"epochs": 2}})
+    source = {"loader": "some:Digits", "name": None}
+    data = View("report", "data.", {"train": {"split": "some<b>"}, "source": source})
+    workload = {"task": "image_classification", "data": data, "finetune": {"epochs": 2}}
+    return View("report", "", params), View("report", "", workload)
 
 
 def write_csv(path: str, columns: str, rows) -> None:
@@ -50,7 +53,7 @@ def write_inputs(
     examples=(),
 ) -> None:
     """All inputs of the report, in the current folder."""
-    Path("data").mkdir(exist_ok=True)
+    Path("data/finetuned").mkdir(parents=True, exist_ok=True)
     for name in ("metrics", "examples"):
         Path(f"reports/{name}").mkdir(parents=True, exist_ok=True)
     layers = [(f"block.{i}", i not in fixed, "stem" if i in fixed else "", 500, 200_000) for i in range(count)]
@@ -75,6 +78,7 @@ def write_inputs(
     benchmark = {"hardware": "a CPU", "threads": 2, "rounds": 3, "batch": {"16": batch, "2": batch}}
     scoring = {"seconds": 1.25, "forward_passes": 1234, "backward_passes": 7, "samples_a_pass": 64}
     files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark, "reports/scoring": scoring}
+    files["data/finetuned/architecture"] = plan | {"factory": "toys:net", "kwargs": {}, "shared": {}, "versions": {}}
     files |= {"reports/metrics/dense": dense, "reports/metrics/pruned": tuned, "reports/metrics/finetuned": tuned}
     files |= {
         f"reports/examples/{name}": [row | {"continuation": f"{name} & on"} for row in examples] for name in NETWORKS
@@ -176,6 +180,28 @@ def test_the_page_stands_alone(toy):
     assert sorted(linked) == sorted(f"plots/{p.name}" for p in (folder / "reports/plots").iterdir())
     metrics = json.loads((folder / "reports/metrics.json").read_text())
     assert metrics == {"dense": DENSE, "pruned": TUNED, "finetuned": TUNED}
+
+
+def test_the_model_card_has_the_figures_of_the_metrics(toy):
+    card = ModelCard((toy[2] / "reports/model_card.md").read_text())
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == TUNED
+    assert card.data.model_name == "net without 2 of 7 layers"
+    assert row_of(card.text, "accuracy (top-1)") == ["90.00 ± 3.00 %", "80.00 ± 4.00 %", "-10.00 points"]
+    assert row_of(card.text, "parameters") == ["4.000 k", "3.000 k", "-25.0 %"]
+    assert row_of(card.text, "latency, batch 2")[:2] == ["4.000 ms", "2.000 ms"]
+    assert "Measured on 100 test samples of `some:Digits`." in card.text
+    assert "- Layers that went: `block.2`, `block.6`\n" in card.text
+    assert "```\ndvc exp run -S model=toy -S k=2 -S 'method=a b'\n```" in card.text
+    assert 'sglp.load("this folder", trust=["toys:net"])' in card.text
+
+
+def test_the_model_card_names_what_chose_the_layers():
+    write_inputs()
+    params, workload = views()
+    vars(params).update(score={"criterion": "gradnorm", "search": "alone", "budget": None}, prune={"weights": "random"})
+    report.main(params, workload)
+    asked = "-S score.criterion=gradnorm -S score.search=alone -S prune.weights=random\n"
+    assert asked in Path("reports/model_card.md").read_text()
 
 
 def test_equal_inputs_give_equal_bytes(toy):

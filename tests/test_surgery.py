@@ -1,6 +1,7 @@
 """What surgery leaves behind computes the same as the dense network with the removed layers bypassed."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -29,13 +30,19 @@ def bypassed(model, plan):
     """The dense network, in which removed layers hand on what they are given."""
     model = copy.deepcopy(model)
     for path in [path for name in plan.removed for path in name.split("+")]:
-        model.get_submodule(path).forward = lambda *args, **kwargs: args[0] if args else kwargs["hidden_states"]
+        model.get_submodule(path).forward = functools.partial(handed_on, isinstance(model, Unpacked))
     return model.eval()
+
+
+def handed_on(in_pair, *args, **kwargs):
+    given = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+    return (given, None) if in_pair else given
 
 
 def logits(model, example):
     with torch.no_grad():
-        return model.eval()(**example).logits if isinstance(example, dict) else model.eval()(example)
+        output = model.eval()(**example).logits if isinstance(example, dict) else model.eval()(example)
+        return output[0] if isinstance(output, tuple) else output
 
 
 class Block(nn.Module):
@@ -67,6 +74,68 @@ class Attributes(nn.Module):
         return self.three(self.two(self.one(x)))
 
 
+class Keywords(Attributes):
+    """Blocks that are called by name, with a second argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = Masked(), Masked(), Masked()
+
+    def forward(self, x):
+        mask = torch.ones(5)
+        return self.three(x=self.two(self.one(x, mask), mask=mask), mask=mask)
+
+
+class Masked(Block):
+    def forward(self, x, mask):
+        return super().forward(x) * mask
+
+
+class Pairs(nn.Sequential):
+    """A stream of pairs, of which the second never changes."""
+
+    def __init__(self):
+        super().__init__(*(Pair() for _ in range(4)))
+
+
+class Pair(Block):
+    def forward(self, pair):
+        x, mask = pair if isinstance(pair, tuple) else (pair, torch.ones(5))
+        return super().forward(x) * mask, mask
+
+
+class Unpacked(Listed):
+    """A list of blocks that return more than they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Pair() for _ in range(5))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x, _ = block(x)
+        return x
+
+
+class Sized(Listed):
+    """A list of blocks that hand a second value on to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Scaled() for _ in range(5))
+
+    def forward(self, x):
+        size = [2, 3]
+        for block in self.blocks:
+            x, size = block(x, size)
+        return x
+
+
+class Scaled(Block):
+    def forward(self, x, size):
+        return super().forward(x) * size[1], tuple(size)
+
+
 class Halved(nn.Sequential):
     """A Sequential whose own forward does more than run its children in a row."""
 
@@ -96,7 +165,10 @@ CASES = {
     "ModuleList": (Listed, VECTOR, ("blocks.0", "blocks.3"), ["blocks.0", "blocks.1", "blocks.2"]),
     "attributes": (Attributes, VECTOR, ("two",), ["one", "three"]),
     "Sequential with its own forward": (Halved, VECTOR, ("1", "2"), ["0", "3"]),
+    "keyword arguments": (Keywords, VECTOR, ("two", "three"), ["one"]),
+    "items that return more": (Unpacked, VECTOR, ("blocks.0", "blocks.3"), [f"blocks.{i}" for i in range(3)]),
     "units": (units, IMAGE, ("3+4+5", "9+10+11"), ["0+1+2", "3+4+5"]),
+    "pairs": (Pairs, VECTOR, ("1", "3"), ["0", "1"]),
     "language model": (llama, TOKENS, ("model.layers.1", "model.layers.2"), ["model.layers.0", "model.layers.1"]),
 }
 
@@ -179,8 +251,24 @@ def test_mode_and_frozen_parameters_stay(network, layers):
 
 def test_a_block_called_by_attribute_becomes_an_identity():
     pruned = sglp.prune(Attributes(), sglp.Plan(["one", "three"], ["two"]))
-    assert type(pruned.two) is nn.Identity
+    assert isinstance(pruned.two, nn.Identity)
     assert count_parameters(pruned) == 60
+
+
+def test_a_block_that_returns_more_than_it_is_given_can_not_go():
+    """Its parent, which is not to be changed, takes apart what it returns."""
+
+    class Parent(Attributes):
+        def __init__(self):
+            super().__init__()
+            self.two = Pair()
+
+        def forward(self, x):
+            x, _ = self.two(self.one(x))
+            return self.three(x)
+
+    layers = sglp.find_layers(Parent(), VECTOR, ["one", "two", "three"])
+    assert [layer.reason for layer in layers] == ["", "is given a tensor and returns a tuple of 2", ""]
 
 
 def test_a_plan_that_removes_nothing_changes_nothing(network, layers, digits):

@@ -9,14 +9,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline import ROOT, make_project, merged, read_yaml, run_module, run_stages, stage_entry, stage_names, write_yaml
+from pipeline import (
+    ROOT,
+    complaint,
+    make_project,
+    merged,
+    read_yaml,
+    run_module,
+    run_stages,
+    stage_entry,
+    stage_names,
+    write_yaml,
+)
 
 import sglp
 from sglp.tasks.task import schema_of
-from stages.support.params import check
+from stages.support.layers import read_layers
+from stages.support.params import ParameterError, check
 
 TASKS = {path.stem: read_yaml(path)["task"] for path in sorted((ROOT / "models").glob("*.yaml"))}
 WORKLOADS = [name for name, task in TASKS.items() if task == "image_classification"]
+# Networks and images like those of resnet18-imagenette, but larger.
+LARGE = ("resnet34-imagewoof", "resnet50-imagenet")
 SAMPLES = 8
 DIALS = {
     "prune_ratio": 0.1,
@@ -119,7 +133,7 @@ def test_every_workload_is_valid(name):
     check(schema_of(content), content, path)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in WORKLOADS])
 def test_every_workload_runs(name, project):
     workload = read_yaml(ROOT / f"models/{name}.yaml")
     if workload["weights"]["source"] == "factory":
@@ -131,13 +145,42 @@ def test_every_workload_runs(name, project):
     workload["weights"] = {"source": "random", "kwargs": {}, "train": True}
     workload["files"]["weights"] = {"path": None, "sha256": None}
     workload = tiny_data(workload, project.parent / "raw")
-    short = {"epochs": 1, "warmup_epochs": 0, "samples": None}
+    short = {"epochs": 1, "warmup_epochs": 0, "samples": SAMPLES}
     workload = merged(workload, {"pretrain": short, "finetune": short} | SIZES)
     if workload["evaluation"]["robustness"] is not None:
         workload["evaluation"]["robustness"] |= {"samples": 2, "pgd_steps": 1}
     run_pipeline(project, workload)
     dense, tuned = sglp.load(project / "data/dense"), sglp.load(project / "data/finetuned")
     assert sum(p.numel() for p in tuned.parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("layers", [[], "", 5, [1], ["layer1.*", ""], True, {"layer1": 1}])
+def test_layers_are_null_or_patterns(layers):
+    path = ROOT / "models/resnet20-digits.yaml"
+    content = read_yaml(path)
+    for right in (None, "layer1.*", ["layer1.*", "layer3.2"]):
+        check(schema_of(content), content | {"layers": right}, path)
+    with pytest.raises(
+        ParameterError, match=r"digits\.yaml: layers.*: it must be null, a pattern of module paths, or a"
+    ):
+        check(schema_of(content), content | {"layers": layers}, path)
+
+
+def test_a_workload_says_which_modules_are_its_layers(project):
+    def names() -> list[str]:
+        run_stages(project, ["extract"])
+        return [layer.name for layer in read_layers("data/layers.csv")]
+
+    workload = read_yaml(project / "models/tiny.yaml")
+    workload["pretrain"] |= {"samples": SAMPLES}
+    write_yaml(project / "models/tiny.yaml", workload)
+    run_stages(project, ["pretrain"])
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+    assert names() == ["conv1+bn1", *blocks]
+    write_yaml(project / "models/tiny.yaml", workload | {"layers": ["layer3.*", "layer1.1"]})
+    assert names() == ["layer1.1", *blocks[6:]]
+    write_yaml(project / "models/tiny.yaml", workload | {"layers": "blocks.*"})
+    assert "extract: the pattern 'blocks.*' matches no module of CifarResNet" in complaint("stages.extract")
 
 
 NETS = """

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sglp
+from sglp.architecture import remember
 from sglp.batches import call, device_of, logits_of
+from sglp.checkpoint import ARCHITECTURE, saved_architecture
 from sglp.cost import count_macs
 from sglp.errors import DataError, first_line
+from sglp.pretrained import CONFIG
 from sglp.tasks.draws import draw
 from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
 from sglp.tasks.images import Images, make_transforms, stack
@@ -32,7 +35,15 @@ def check_workload(content: dict) -> None:
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
-    """The network, with weights of its factory or of a file, or without; of a saved network also without its layers."""
+    """The network, with weights of its factory or of a file, or without; of a saved network also without its layers.
+
+    A folder for `from_pretrained` brings its configuration where the workload has none.
+    """
+    if path is not None and (Path(path) / CONFIG).is_file() and not architecture.kwargs:
+        network = sglp.build(architecture.factory, seed=seed, weights={"pretrained": path})
+        if (Path(path) / ARCHITECTURE).is_file():  # its layers go by their dense names still
+            remember(network, saved_architecture(path))
+        return network
     network = sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=weights.kwargs)
     if path is not None and Path(path).is_dir():
         network, fresh = warm_start(network, path)

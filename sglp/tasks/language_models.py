@@ -29,23 +29,46 @@ def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_
     import transformers
 
     if pretrained is None:
-        try:
-            made = transformers.AutoConfig.for_model(**config)
-            unknown = sorted(set(config) - {"model_type", *made.attribute_map, *type(made)().to_dict()})
-            if unknown:
-                raise ValueError(f"{type(made).__name__} knows no {', '.join(unknown)}")
-            return transformers.AutoModelForCausalLM.from_config(made)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ArchitectureError(
-                f"architecture.kwargs={config} make no language model: {first_line(error)}"
-            ) from error
+        return configured(transformers.AutoModelForCausalLM, "language model", config)
+    refuse(config)
+    return plain(fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code))
+
+
+def configured(kind, what: str, config: dict, *more: str):
+    """What a class of transformers makes from a configuration, with random weights.
+
+    Args:
+        kind: the class.
+        what: what it makes, in words.
+        config: the entries of the configuration; others than it has are refused.
+        more: names of entries that it has under another name.
+
+    Raises:
+        ArchitectureError: the configuration makes none.
+    """
+    import transformers
+
+    try:
+        made = transformers.AutoConfig.for_model(**config)
+        unknown = sorted(set(config) - {"model_type", *made.attribute_map, *type(made)().to_dict(), *more})
+        if unknown:
+            raise ValueError(f"{type(made).__name__} knows no {', '.join(unknown)}")
+        return kind.from_config(made)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ArchitectureError(f"architecture.kwargs={config} make no {what}: {first_line(error)}") from error
+
+
+def refuse(config: dict) -> None:
+    """Refuse a configuration beside pretrained weights, which come with one.
+
+    Raises:
+        ArchitectureError: there is one.
+    """
     if config:
         raise ArchitectureError(
             f"architecture.kwargs has {', '.join(sorted(config))}, but pretrained weights come with a configuration: "
             f"only {CODE} can stand there"
         )
-    network = _fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code)
-    return plain(network)
 
 
 def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool = False):
@@ -56,7 +79,7 @@ def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool =
     """
     import transformers
 
-    return _fetched(transformers.AutoTokenizer, str(pretrained), revision, trust_remote_code)
+    return fetched(transformers.AutoTokenizer, str(pretrained), revision, trust_remote_code)
 
 
 def byte_tokenizer():
@@ -66,7 +89,12 @@ def byte_tokenizer():
     return ByT5Tokenizer(extra_ids=0)
 
 
-def _fetched(kind, name: str, revision: str | None, trust: bool):
+def fetched(kind, name: str, revision: str | None, trust: bool):
+    """What a class of transformers reads from a folder, a GGUF file or the hub.
+
+    Raises:
+        CheckpointError: it can't be had, is broken, or needs code that may not run.
+    """
     arguments, local = {CODE: trust}, Path(name).exists()
     if local:
         folder, file = _place(Path(name))

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from sglp.batches import call, logits_of
 from sglp.errors import SGLPError
+from sglp.hugging_face import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks.draws import EpochSampler, draw
 from sglp.tasks.workload import Recipe
@@ -97,6 +98,8 @@ def train(
             f"{arguments.n_gpu} GPUs are visible, which would multiply the recipe's batch size: choose one with "
             "CUDA_VISIBLE_DEVICES"
         )
+    entries = vars(network.config) if is_pretrained(network) else {}
+    caches = "use_cache" in entries
     trainer = _Trainer(
         model=network,
         args=arguments,
@@ -108,6 +111,8 @@ def train(
         callbacks=[_Marks()],
     )
     trainer.remove_callback(PrinterCallback)
+    if not caches:  # the Trainer notes it in any config
+        entries.pop("use_cache", None)
     # The loss is a mean over the batch: of several batches that make a step, the mean is to be taken too.
     trainer.model_accepts_loss_kwargs = False
     trainer.recipe, trainer.teacher = recipe, teacher

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -166,15 +166,27 @@ class Scoring(Strict):
 
 
 class Workload(Strict):
-    """One file in models/; what `data.prepare`, the recipes, `evaluation` and `benchmark` hold is the task's."""
+    """One file in models/; what `data.prepare`, the recipes, `evaluation` and `benchmark` hold is the task's.
+
+    layers: null where they are found by running the network, or a pattern or patterns of the paths of modules.
+    """
 
     task: Literal["image_classification", "causal_lm"]
     architecture: Architecture
+    layers: str | list[str] | None
     weights: Weights
     data: Data
     files: Files
     calibration: Calibration
     scoring: Scoring
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _null_or_patterns(cls, layers):
+        patterns = layers if isinstance(layers, list) else [layers]
+        if layers is not None and not (patterns and all(isinstance(p, str) and p for p in patterns)):
+            raise ValueError("it must be null, a pattern of module paths, or a list of patterns")
+        return layers
 
     @model_validator(mode="after")
     def _test_is_another_split(self):

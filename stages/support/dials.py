@@ -2,9 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sglp.tasks.workload import Positive, Seed, Share, Strict
+
+Left = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Target(Strict):
+    """The share of the dense network's cost that may be left, of one kind of cost."""
+
+    macs: Left = None
+    parameters: Left = None
+    latency: Left = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self):
+        if len(self.model_fields_set) != 1:
+            raise ValueError("it must be null, or have one of macs, parameters, latency, as macs: 0.5")
+        return self
 
 
 class Cka(Strict):
@@ -53,6 +69,7 @@ class Params(Strict):
     model: Annotated[str, Field(min_length=1)]
     k: Positive | Literal["auto"]
     prune_ratio: Share
+    target: Target | None
     method: Annotated[str, Field(min_length=1)]
     seed: Seed
     cka: Cka

@@ -57,6 +57,23 @@ def outcome(layers: list[dict], metrics: dict, benchmark: dict) -> str:
     return f"{gone} of {len(layers)} layers {'is' if gone == 1 else 'are'} gone: {', '.join(parts)}."
 
 
+def target_met(target: dict, benchmark: dict) -> str:
+    """What was asked for and what was reached, in one sentence.
+
+    Args:
+        target: "of" what, the share that was "asked" for, and the one that was "reached".
+        benchmark: has what a latency then is.
+    """
+    of, asked, reached = target["of"], target["asked"], target["reached"]
+    name = {"macs": "MACs"}.get(of, of)
+    said = f"Asked for at most {100 * asked:g} % of the dense network's {name}, the plan leaves {100 * reached:.1f} %"
+    if of != "latency":
+        return f"{said}."
+    batch, found = next(iter(benchmark["batch"].items()))
+    later = 1 / found["work"][0]["speedup"]["median"]
+    return f"{said}, as one sample was timed before tuning; the benchmark has {100 * later:.1f} % at batch {batch}."
+
+
 def metric_rows(metrics: dict) -> list[list[str]]:
     """Rows of the table: label, dense, pruned and its change, fine-tuned and its change; unknown metrics come last.
 

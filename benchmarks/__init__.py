@@ -1,0 +1,1 @@
+"""The program measured: how its cost grows with depth."""

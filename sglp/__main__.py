@@ -1,0 +1,5 @@
+"""``python -m sglp``: the command line."""
+
+from sglp.command import main
+
+main()

@@ -1,0 +1,78 @@
+"""The first samples of whatever gives batches, in batches of another size."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sglp.batches import size_of
+from sglp.errors import DataError
+
+
+def first_samples(batches: Iterable, samples: int, what: str) -> list[tuple]:
+    """As many batches as hold so many samples; no further one is asked for.
+
+    Args:
+        batches: pairs (inputs, target).
+        samples: how many are needed.
+        what: needs them, for the error.
+
+    Raises:
+        DataError: there are fewer, or a batch is no such pair.
+    """
+    taken, count = [], 0
+    with tqdm(total=samples, desc="samples", unit="", disable=None) as bar:
+        for batch in batches:
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                raise DataError(f"a batch must be a pair (inputs, target), but one is a {type(batch).__name__}")
+            taken.append(tuple(batch))
+            count += size_of(batch[0])
+            bar.update(size_of(batch[0]))
+            if count >= samples:
+                return taken
+    if not count:
+        raise DataError("there is no batch of samples")
+    raise DataError(f"batches hold {count} samples, but {what} asks for {samples}: {what}=({count}, ...) is possible")
+
+
+def cut(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
+    """The first samples of batches, so many a batch; the last one may be smaller.
+
+    Raises:
+        DataError: samples that would be in one batch have different shapes.
+    """
+    for first in range(0, samples, size):
+        parts, begin, end = [], first, min(first + size, samples)
+        for batch in batches:
+            length = size_of(batch[0])
+            if begin < length and end > 0:
+                parts.append(_part(batch, max(begin, 0), end))
+            begin, end = begin - length, end - length
+        yield parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _part(value, first: int, last: int):
+    if isinstance(value, Tensor):
+        return value[first:last]
+    if isinstance(value, Mapping):
+        return {key: _part(item, first, last) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_part(item, first, last) for item in value)
+    return value
+
+
+def _joined(parts: list):
+    if isinstance(parts[0], Tensor):
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise DataError(
+                f"samples of the shapes {' and '.join(str(list(shape)) for shape in shapes)} can't be in one batch: "
+                "pad them to one shape, or ask for as many at a time as your batches have"
+            )
+        return torch.cat(parts)
+    if isinstance(parts[0], Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(list(items)) for items in zip(*parts, strict=True))
+    return parts[0]

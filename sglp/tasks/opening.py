@@ -1,0 +1,64 @@
+"""A workload's network and an input for it, of its file alone: for a look at its layers before anything runs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from torch import nn
+
+from sglp.errors import DataError
+from sglp.example_input import check_takes, example_input
+from sglp.hugging_face import is_pretrained
+from sglp.tasks.task import find_task, schema_of
+from sglp.tasks.workload import Weights, Workload
+
+
+def read_workload(path: Path) -> Workload:
+    """Read a workload file.
+
+    Raises:
+        DataError: it is no workload.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return schema_of(content).model_validate(content)
+    except (YAMLError, ValidationError, AttributeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is no workload: with model: {path.stem} in params.yaml, 'python -m stages.check' says why"
+        ) from error
+
+
+def open_workload(workload: Workload, shape: Sequence[int] | None = None) -> tuple[nn.Module, object]:
+    """A workload's network and one input. Nothing is fetched but a language model that its factory has from the hub.
+
+    Args:
+        workload: what its file says; code that it names runs.
+        shape: of the input; None where the network's config or data that come with their class can tell.
+
+    Raises:
+        ArchitectureError: the network can't be built, the shape is needed or is wrong.
+        CheckpointError: weights that the network needs can't be read.
+        DataError: they are not there, or the data that come with their class can't be read.
+    """
+    files, data = workload.files, workload.data
+    if files.code.path is not None:
+        sys.path.append(str(Path(files.code.path).resolve().parent))
+    task, weights = find_task(workload.task), workload.weights
+    if workload.task == "image_classification":  # whose layers don't depend on what is fetched
+        weights = Weights.model_construct(source="random", kwargs={}, train=False)
+    path = files.weights.path if workload.weights.source == "file" else None
+    if path is not None and not Path(path).exists():
+        raise DataError(f"files.weights.path={path} is not there, and the network can't be had without it")
+    network = task.build(workload.architecture, weights, path, 0)
+    if shape is None and is_pretrained(network):
+        shape = getattr(data.prepare, "length", None) and (data.prepare.length,)
+    comes_along = data.source.loader != "datasets" and files.train.path is None
+    if shape is None and comes_along and not is_pretrained(network):
+        split = task.open_split(data.source, data.train, data.prepare.model_dump(), None, None, None)
+        example = task.example(split)
+        check_takes(network, example)
+        return network, example
+    return network, example_input(network, shape)

@@ -1,0 +1,255 @@
+"""The library in five lines: the pipeline's network, from anybody's network and batches."""
+
+import copy
+import json
+import shutil
+
+import cases
+import numpy as np
+import pipeline
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import sglp
+from sglp.cost import count_macs
+from sglp.errors import SGLPError
+from sglp.tasks.task import find_task
+from sglp.tasks.workload import Source
+
+SMALL = {"calibration": (64, 32), "scoring": (16, 16), "recalibration": (64, 128)}  # the sizes of the tiny project
+
+
+@pytest.fixture(scope="session")
+def tiny(finished) -> tuple[nn.Module, list]:
+    """The tiny project's dense network, and samples of its training split in the order of its draws, seven a batch."""
+    workload = pipeline.read_yaml(finished / "models/tiny.yaml")
+    network = sglp.load(finished / "data/dense", trust=[workload["architecture"]["factory"]])
+    source, data, task = Source(**workload["data"]["source"]), workload["data"], find_task(workload["task"])
+    split = task.open_split(source, data["train"], data["prepare"], None, None, None)
+    return network, list(task.calibration_batches(split, 70, 7, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("params", "dials"),
+    [
+        ({}, {}),
+        ({"k": "auto", "target": {"macs": 0.6}}, {"k": "auto", "target": {"macs": 0.6}}),
+        (
+            {"prune_ratio": 0.3, "score": {"criterion": "gradnorm", "search": "alone"}},
+            {"prune_ratio": 0.3, "criterion": "gradnorm", "search": "alone"},
+        ),
+        ({"method": "cka_greedy"}, {"method": "cka_greedy"}),
+    ],
+)
+def test_the_same_dials_give_the_pipelines_network_to_the_bit(finished, tiny, tmp_path, monkeypatch, params, dials):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    monkeypatch.chdir(project)
+    if params:
+        changed = pipeline.merged(pipeline.read_yaml(project / "params.yaml"), params)
+        pipeline.write_yaml(project / "params.yaml", changed)
+        for out in ("data/pruned", "data/plan.json"):
+            shutil.rmtree(project / out, ignore_errors=True)
+        pipeline.run_stages(project, ["segment", "score", "prune"])
+    network, batches = tiny
+    found = sglp.compress(network, batches, **SMALL, **dials)
+    assert found.plan == sglp.Plan.load("data/plan.json")
+    assert found.plan.removed
+    assert [list(segment) for segment in found.segments] == json.loads((project / "data/segments.json").read_text())
+    tensors, ours = load_file("data/pruned/model.safetensors"), found.network.state_dict()
+    assert tensors.keys() == ours.keys()
+    assert all(torch.equal(value, ours[name]) for name, value in tensors.items())
+    scoring = json.loads((project / "reports/scoring.json").read_text())
+    assert scoring.get("target", {}).get("reached") == found.left
+
+
+class Block(nn.Module):
+    """A user's own block, with batch norm and dropout."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+@pytest.fixture
+def mlp():
+    """A network of twelve blocks, as nobody here knows it, in train mode but for a part of it."""
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(64, 24), *(Block(24) for _ in range(12)), nn.Linear(24, 10)).train()
+    network[3].eval()
+    return network
+
+
+@pytest.fixture
+def data(digits):
+    return TensorDataset(digits[0].flatten(1), digits[1])
+
+
+def test_the_network_and_the_random_state_stay_as_they_were(mlp, data):
+    loader = DataLoader(data, batch_size=32, shuffle=True)
+    before, modes = copy.deepcopy(mlp.state_dict()), [module.training for module in mlp.modules()]
+    state = torch.get_rng_state()
+    found = sglp.compress(mlp, loader, **SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert modes == [module.training for module in mlp.modules()]
+    assert all(torch.equal(value, before[name]) for name, value in mlp.state_dict().items())
+    assert not any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in mlp.modules())
+    assert not found.network.training
+    assert len(found.network) == 2 + 6 == len(found.plan.kept) + 1
+    assert {p.data_ptr() for p in found.network.parameters()}.isdisjoint(p.data_ptr() for p in mlp.parameters())
+    again = sglp.compress(mlp, loader, **SMALL)
+    assert again.plan == found.plan
+    assert np.array_equal(again.similarity, found.similarity), "the seed draws the samples of a loader that shuffles"
+    assert not np.array_equal(sglp.compress(mlp, loader, **SMALL, seed=1).similarity, found.similarity)
+
+
+def test_it_makes_no_difference_how_samples_come(mlp, data):
+    def result(batch_size):
+        found = sglp.compress(mlp, DataLoader(data, batch_size=batch_size), **SMALL)
+        return found.plan, found.scores, found.similarity.tolist(), [p.tolist() for p in found.network.buffers()]
+
+    assert result(1) == result(9) == result(64) == result(1797)
+
+
+def test_no_more_batches_are_taken_than_needed(mlp, data):
+    taken = []
+
+    def stream():
+        for batch in DataLoader(data, batch_size=10):
+            taken.append(len(batch[1]))
+            yield batch
+
+    sglp.compress(mlp, stream(), **SMALL)
+    assert sum(taken) == 70  # of 64 samples the last batch of ten has the last four
+
+
+def test_batch_norm_has_the_statistics_of_the_samples(mlp, data):
+    found = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL)
+    norm = found.network[1].inner[1]
+    given = found.network[1].inner[0](found.network[0](data[:64][0]))
+    torch.testing.assert_close(norm.running_mean, given.mean(dim=0))
+    left = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 128)})
+    assert torch.equal(left.network[1].inner[1].running_mean, torch.zeros(24))
+
+
+@pytest.mark.parametrize("target", [{"macs": 0.45}, {"parameters": 0.7}, {"latency": 0.8}])
+def test_a_target_is_met(mlp, data, target, monkeypatch):
+    monkeypatch.setattr("sglp.latency.SHORTEST", 0.002)
+    found = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, target=target)
+    ((of, share),) = target.items()
+    assert found.left <= share
+    if of == "macs":
+        example = data[:1][0]
+        assert found.left == count_macs(found.network, example) / count_macs(mlp, example)
+
+
+def test_the_loss_is_the_users(data):
+    """A network that copies its input where it should: a regression, where cross-entropy would have no targets."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 8), *(Bent(8) for _ in range(5)))
+    with torch.no_grad():
+        network[2].inner.weight.fill_(3.0)  # this one spoils it
+    inputs = data[:64][0]
+    target = inputs @ network[0].weight.T + network[0].bias
+    calls = []
+
+    def loss(output, target):
+        calls.append(1)
+        return nn.functional.mse_loss(output, target.float())
+
+    found = sglp.compress(network, [(inputs, target)], loss=loss, k=1, prune_ratio=0.2, **SMALL, criterion="loss")
+    assert found.plan.removed == ("2",)
+    assert calls
+
+
+class Bent(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        nn.init.normal_(self.inner.weight, std=0.01)
+
+    def forward(self, x):
+        return x + torch.tanh(self.inner(x))
+
+
+def test_language_models_and_dicts():
+    case = cases.llama(6)
+    ids = torch.randint(259, (20, 9), generator=torch.Generator().manual_seed(2))
+    batches = [({"input_ids": part, "use_cache": False}, part.roll(-1, 1)) for part in ids.split(3)]
+    found = sglp.compress(case.network, batches, k="auto", calibration=(16, 8), scoring=(8, 8), pooling="mean")
+    assert len(found.plan.removed) == 3
+    assert found.network.config.num_hidden_layers == 3
+    assert found.network(**batches[0][0]).logits.shape == (3, 9, 259)
+
+
+def test_layers_can_be_named(mlp, data):
+    found = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, k=1, paths=["1", "2", "3", "4"])
+    assert [layer.name for layer in found.layers if layer.removable] == ["1", "2", "3", "4"]
+    assert len(found.plan.removed) == 2
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        ({"prune_ratio": 1.5}, "prune_ratio=1.5 is impossible: it must be at least 0 and below 1"),
+        ({"k": 20}, "k=20 segments can't be made of 13 layers: k must be 1 to 13"),
+        ({"target": {"flops": 0.5}}, "it must be one of macs, parameters, latency"),
+        ({"target": {"macs": 0.5}, "budget": [2, 2, 2], "search": "alone"}, "and a target can't both say"),
+        ({"budget": [2, 2, 2]}, "with score.search=together they share it"),
+        ({"search": "wide"}, "search='wide' is unknown: it must be together, in_turn, alone"),
+        ({"method": "tails"}, "method=tails is unknown: it must be sglp, angular"),
+        ({"criterion": "best"}, "score.criterion=best is unknown: it must be"),
+        ({"method": "tail", "search": "alone"}, "method=tail takes no search: only sglp does"),
+        ({"method": "taylor", "loss": nn.functional.mse_loss}, "method=taylor takes no loss: only sglp does"),
+        ({"beam": 3}, "compress takes no beam; besides its own arguments it takes search, budget"),
+        ({"calibration": 64}, r"calibration=64 is wrong: it must be how many samples, and how many at a time"),
+        ({"calibration": (64, 3)}, r"calibration=\(64, 3\) is wrong: .* each 4 or more"),
+        (
+            {"calibration": (5000, 128)},
+            r"batches hold 1797 samples, but calibration asks for 5000: calibration=\(1797",
+        ),
+        ({"loss": lambda output, target: output[target + 99]}, "the loss of the network's output can't be computed: "),
+    ],
+)
+def test_a_wrong_argument_is_told_before_any_work(mlp, data, dials, message):
+    passes = []
+    mlp.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(SGLPError, match=message) as caught:
+        sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL | dials)
+    assert "\n" not in str(caught.value)
+    assert len(passes) <= 3, "to find layers"
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([{"input_ids": torch.zeros(64, 3)}], "a batch must be a pair (inputs, target), but one is a dict"),
+        ([torch.zeros(64, 64)], "a batch must be a pair (inputs, target), but one is a Tensor"),
+        ([], "there is no batch of samples"),
+        (
+            [(torch.zeros(10, 64), torch.zeros(10)), (torch.zeros(60, 65), torch.zeros(60))],
+            "samples of the shapes [64] and [65] can't be in one batch: pad them to one shape, or ask for as many at",
+        ),
+    ],
+)
+def test_batches_that_are_none(mlp, batches, message):
+    with pytest.raises(SGLPError) as caught:
+        sglp.compress(mlp, batches, **SMALL)
+    assert str(caught.value).startswith(message)
+
+
+def test_samples_of_other_shapes_can_come_in_batches_of_their_own(digits):
+    """Where a batch asked for is a batch that came, nothing is joined: sequences of other lengths are possible."""
+    case = cases.llama(5)
+    batches = []
+    for length in (7, 9):
+        ids = torch.randint(259, (8, length), generator=torch.Generator().manual_seed(length))
+        batches.append(({"input_ids": ids, "use_cache": False}, ids.roll(-1, 1)))
+    found = sglp.compress(case.network, batches, k=2, calibration=(16, 8), scoring=(16, 8), pooling="mean")
+    assert len(found.plan.removed) == 3

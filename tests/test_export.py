@@ -1,0 +1,254 @@
+"""Exported files, read by other programs, compute the network's logits for batches of any size."""
+
+import statistics
+import sys
+import time
+
+import pytest
+import torch
+from language import cast, tiny_llama
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+import sglp
+from sglp.errors import ArchitectureError, CheckpointError
+from sglp.exporting import export as exporting
+from sglp.exporting.export import export
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+SHAPE = (1, 8, 8)
+VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 12}
+
+
+def without(network, example, *removed):
+    layers = sglp.find_layers(network, example)
+    return sglp.prune(network, sglp.Plan([layer.name for layer in layers if layer.name not in removed], removed))
+
+
+@pytest.fixture
+def pruned(network, digits):
+    return without(network, digits[0][:2], "layer1.0", "layer3.1").eval()
+
+
+def in_onnxruntime(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_a_pruned_network_runs_in_onnxruntime(pruned, digits, tmp_path):
+    sglp.save(pruned, tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "net.onnx", "onnx", SHAPE)
+    session = in_onnxruntime(tmp_path / "net.onnx")
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("input", [1, 8, 8])]
+    for size in (1, 7, 64):
+        with torch.no_grad():
+            expected = pruned(digits[0][:size])
+        (found,) = session.run(["logits"], {"input": digits[0][:size].numpy()})
+        assert torch.from_numpy(found).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "net.onnx"}
+
+
+def test_a_pruned_network_is_read_by_torch_to_the_bit(pruned, digits, tmp_path):
+    pruned.train()
+    export(pruned, tmp_path / "net.pt2", "torch-export", digits[0][:1])
+    assert pruned.training
+    pruned.eval()
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    for x in (digits[0][:1], digits[0][:9]):
+        assert torch.equal(module(x), pruned(x))
+    assert __file__.encode() not in (tmp_path / "net.pt2").read_bytes()
+    assert sglp.__file__.removesuffix("__init__.py").encode() not in (tmp_path / "net.pt2").read_bytes()
+
+
+def test_a_language_model_takes_texts_of_any_number_and_length_and_may_be_of_half_precision(tmp_path):
+    llama = without(tiny_llama(2), {"input_ids": torch.zeros(1, 8, dtype=torch.long)}, "model.layers.1")
+    cast(llama, torch.bfloat16)
+    export(llama, tmp_path / "net.pt2", "torch-export")
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    for shape in ((1, 3), (2, 100)):
+        ids = torch.randint(259, shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(module(input_ids=ids), llama(input_ids=ids).logits)
+
+
+def test_a_language_model_runs_in_onnxruntime(tmp_path):
+    llama = tiny_llama(2)
+    export(llama, tmp_path / "net.onnx", "onnx")
+    session = in_onnxruntime(tmp_path / "net.onnx")
+    for shape in ((1, 3), (2, 100)):
+        ids = torch.randint(259, shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = llama(input_ids=ids).logits
+        (found,) = session.run(["logits"], {"input_ids": ids.numpy()})
+        assert torch.from_numpy(found).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(1, 3, 12, 12)], ids=["config", "tensor"])
+def test_images_of_a_network_of_transformers_have_its_configs_size_and_argument(tmp_path, given):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = ViTForImageClassification(ViTConfig(patch_size=4, **VIT)).eval()
+    export(vit, tmp_path / "net.pt2", "torch-export", given)
+    x = torch.randn(3, 3, 12, 12)
+    assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(pixel_values=x), vit(x).logits)
+
+
+def test_attention_with_a_fused_kernel_is_within_the_tolerance(tmp_path):
+    class Columns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.embed, self.encoder, self.head = nn.Linear(1, 16), nn.TransformerEncoder(layer, 1), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.embed(x[..., None])).mean(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Columns().eval()
+    export(network, tmp_path / "net.pt2", "torch-export", (7,))
+    x = torch.randn(5, 7)
+    with torch.no_grad():
+        assert torch.allclose(torch.export.load(tmp_path / "net.pt2").module()(x), network(x), atol=1e-5)
+
+
+def test_the_folder_of_a_language_model_goes_to_gguf_as_export_gguf_writes_it(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(exporting, "export_gguf", lambda *told: calls.append(told))
+    export("folder", "net.gguf", "gguf")
+    assert calls == [("folder", "net.gguf")]
+
+
+class OfTwo(nn.Module):
+    """Takes batches of two alone."""
+
+    def forward(self, x):
+        return x.view(2, 64)
+
+
+class OfData(nn.Module):
+    """Does what the values say."""
+
+    def forward(self, x):
+        return x.flatten(1) * 2 if x.sum() > 0 else x.flatten(1)
+
+
+class Singular(nn.Module):
+    """ONNX knows no singular values."""
+
+    def forward(self, x):
+        return torch.linalg.svdvals(x[:, 0])
+
+
+class Silent(nn.Module):
+    """Returns what no logits are in."""
+
+    def forward(self, x):
+        return x, x
+
+
+class Infinite(nn.Module):
+    """Divides by zero."""
+
+    def forward(self, x):
+        return x.flatten(1) / 0
+
+
+REFUSED = {
+    "no format": (
+        nn.Flatten(),
+        "tflite",
+        SHAPE,
+        "can't be exported to 'tflite': it can be to gguf, onnx, torc",
+    ),
+    "no folder": ("nowhere", "onnx", SHAPE, r"nowhere is no saved network"),
+    "no shape": (nn.Flatten(), "onnx", None, r"not known which inputs this Flatten takes: .* --input 3x224x224"),
+    "a wrong shape": (nn.Linear(3, 2), "onnx", (4,), r"this Linear can't be run on inputs of the shape \[1, 4\]: "),
+    "no logits": (Silent(), "onnx", SHAPE, "this Silent .*tuple"),
+    "a network for gguf": (nn.Flatten(), "gguf", None, r"GGUF is written from a folder .*: sglp\.save the network"),
+    "one size of batch": (OfTwo(), "onnx", torch.zeros(2, 1, 8, 8), "can't trace this OfTwo for batches of any size: "),
+    "a choice by values": (OfData(), "torch-export", SHAPE, "can't trace this OfData for batches of any size: "),
+    "unknown operations": (Singular(), "onnx", SHAPE, r"torch\.onnx can't translate this network: .*svd"),
+    "infinite outputs": (Infinite(), "torch-export", SHAPE, "its outputs on random inputs are not finite"),
+    "half precision": (nn.Linear(3, 2).half(), "onnx", (3,), r"this Linear is float16: make it float32 first, with fl"),
+}
+
+
+@pytest.mark.parametrize(("model", "to", "example", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_can_not_be_exported_is_refused_in_one_sentence(tmp_path, capfd, model, to, example, message):
+    (tmp_path / "net.pt2").write_bytes(b"an older file")
+    with pytest.raises((ArchitectureError, CheckpointError), match=message) as refusal:
+        export(model, tmp_path / "net.pt2", to, example)
+    assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+    assert (tmp_path / "net.pt2").read_bytes() == b"an older file"
+    assert "def forward" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypatch, to):
+    original = exporting.trace_program
+
+    def spoiled(network, example):
+        program = original(network, example)
+        program.state_dict["bias"] = nn.Parameter(program.state_dict["bias"] + 0.001)
+        return program
+
+    monkeypatch.setattr(exporting, "trace_program", spoiled)
+    with pytest.raises(CheckpointError, match=rf"Linear exported to {to} is another network on a batch of 1: .*is all"):
+        export(nn.Linear(3, 2), tmp_path / "net", to, (3,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_weights_than_a_file_of_onnx_holds_are_refused_before_anything_is_traced(tmp_path):
+    with torch.device("meta"):
+        large = nn.Linear(30_000, 20_000)
+    with pytest.raises(CheckpointError, match=r"of this Linear are 2\.2 GiB: export it to torch-export"):
+        exporting.FORMATS["onnx"].check(large)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CheckpointError, match=rf"to onnx {package} is needed: pip install 'sglp\[onnx\]'"):
+        export("nowhere", tmp_path / "net.onnx", "onnx", SHAPE)
+
+
+def test_a_users_factory_runs_only_when_it_is_trusted(tmp_path, monkeypatch):
+    (tmp_path / "users_nets_of_export.py").write_text("from torch import nn\ndef build(): return nn.Linear(3, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "users_nets_of_export:build"
+    sglp.save(sglp.build(name), tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="no known library's"):
+        export(tmp_path / "saved", tmp_path / "net.pt2", "torch-export", (3,))
+    export(tmp_path / "saved", tmp_path / "net.pt2", "torch-export", (3,), trust=[name])
+
+
+@pytest.mark.slow
+def test_a_pruned_resnet18_in_onnxruntime_has_the_originals_outputs_and_is_faster(tmp_path, capsys):
+    dense = sglp.build("torchvision.models:resnet18", seed=0).eval()
+    x = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    removed = [layer.name for layer in sglp.find_layers(dense, x[:1]) if layer.removable][::2]
+    networks = {"dense": dense, "pruned": without(dense, x[:1], *removed).eval()}
+    sessions = {}
+    for name, network in networks.items():
+        export(network, tmp_path / f"{name}.onnx", "onnx", x[:1])
+        sessions[name] = in_onnxruntime(tmp_path / f"{name}.onnx")
+        with torch.no_grad():
+            expected = network(x)
+        (found,) = sessions[name].run(["logits"], {"input": x.numpy()})
+        difference = torch.from_numpy(found).sub(expected).abs().max() / expected.abs().max()
+        assert difference <= 1e-4
+        with capsys.disabled():
+            print(f"\n{name}: off by {difference:.1e} of the largest logit", end="")
+    for size in (1, 8):
+        times = {name: [] for name in sessions}
+        for _ in range(12):
+            for name, session in sessions.items():  # in turn, so that whatever else runs hits both
+                start = time.perf_counter()
+                session.run(["logits"], {"input": x[:size].numpy()})
+                times[name].append(time.perf_counter() - start)
+        ratio = statistics.median(a / b for a, b in zip(times["dense"], times["pruned"], strict=True))
+        with capsys.disabled():
+            medians = {name: f"{statistics.median(values) * 1000:.1f} ms" for name, values in times.items()}
+            print(f"\nwithout {', '.join(removed)}, batch {size}: {medians}, {ratio:.2f} times as fast", end="")
+        assert ratio > 1.1
