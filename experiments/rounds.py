@@ -97,6 +97,13 @@ def main(arguments: Sequence[str], rounds: int, layers: int) -> None:
         raise RunError("prune_ratio is no dial of rounds: --layers says how many layers go in each")
     check(points, snapshot)
     refuse_target(points, snapshot)
+    for dials in points:
+        params, workload = files(dials, snapshot)
+        if workload["layers"] is not None:
+            raise RunError(
+                f"models/{params['model']}.yaml: layers={workload['layers']} are the dense network's names, which "
+                "others have after a round: set it to null"
+            )
     models = list(dict.fromkeys(files(dials, snapshot)[0]["model"] for dials in points))
     if len(models) > 1:
         raise RunError(f"model={','.join(models)} is too much for one page: choose one")
