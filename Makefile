@@ -62,11 +62,11 @@ pages: setup
 test: setup
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What takes minutes a test, docs/architectures.md among it. Three quarters of an hour.
+# What takes minutes a test, docs/architectures.md among it. An hour.
 slow: setup
 	pytest -m slow
 
-# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Half an hour.
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Three quarters of an hour.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
 

@@ -4,7 +4,7 @@ import gc
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sglp
 from sglp.bypass import Bypass
 from sglp.cost import count_macs
-from sglp.errors import LayerError, NotPlainWarning
+from sglp.errors import CheckpointError, LayerError, NotPlainWarning
 
 SIZES = (32, 64, 128, 224, 299)
 TIMM, TORCHVISION = "timm:create_model", "torchvision.models"
@@ -47,7 +47,10 @@ class Network(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was found and measured; `sentence` says why the network is refused, and `fault` what went wrong."""
+    """What was found and measured; `sentence` says why the network is refused, and `fault` what went wrong.
+
+    `exported` has the formats in which the pruned network computes the same, and why not where it does not.
+    """
 
     name: str
     size: str
@@ -58,6 +61,7 @@ class Outcome(NamedTuple):
     after: int = 0
     sentence: str = ""
     fault: str = ""
+    exported: str = ""
 
 
 class TabularTransformer(nn.Module):
@@ -208,8 +212,8 @@ def equal(some, others) -> bool:
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
-def check(case: Network) -> Outcome:
-    """Remove half of what can go; run, train, save and load what is left.
+def check(case: Network, formats: Sequence[str] = ()) -> Outcome:
+    """Remove half of what can go; run, train, save, load and export what is left.
 
     Raises:
         AssertionError: something that must hold does not.
@@ -248,9 +252,20 @@ def check(case: Network) -> Outcome:
         del small
         gc.collect()
         loaded = sglp.load(f"{folder}/small", trust=[case.factory] if str(case.factory).startswith(OWN) else False)
-    with torch.no_grad():
-        assert equal(outputs(loaded, example), found), "it gives other logits after reload"
-    return outcome._replace(layers=blocks, removable=len(free), removed=len(gone), before=before, after=after)
+        with torch.no_grad():
+            assert equal(outputs(loaded, example), found), "it gives other logits after reload"
+        exported = [_exported(loaded, example, f"{folder}/exported", to) for to in formats]
+    outcome = outcome._replace(layers=blocks, removable=len(free), removed=len(gone), before=before, after=after)
+    return outcome._replace(exported=", ".join(exported))
+
+
+def _exported(network, example, path, to) -> str:
+    """A format, after `export` has compared what the file computes with the network; in brackets why it can't be."""
+    try:
+        sglp.export(network, path, to, example)
+    except CheckpointError as error:
+        return f"({to}: {error})"
+    return to
 
 
 def _first(example) -> Tensor:

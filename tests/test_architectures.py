@@ -15,10 +15,11 @@ HEADER = """# Architectures
 Networks whose layers were found by one run (`sglp.find_layers`), without a word about their classes. Of each, half of
 the layers that can go went (every second one). What was left gave, to the bit, the logits of the dense network in which
 those layers hand on what they are given; it took a training step with finite gradients everywhere; and after `save` and
-`load` it gave the same logits again, to the bit. Weights are random: this is about structure, not about accuracy.
+`load` it gave the same logits again, to the bit. In the formats named it was exported, for batches of any size, and
+computed the same there (`sglp.export`). Weights are random: this is about structure, not about accuracy.
 
 Layers are those besides the stem and the head. MACs are of one sample of the given shape. `make architectures` makes
-this page, in about half an hour.
+this page, in about three quarters of an hour.
 """
 
 
@@ -45,7 +46,7 @@ def test_half_of_what_can_go_goes(case):
 @pytest.mark.filterwarnings("ignore")  # of the libraries' factories
 def test_every_network_works_or_is_refused_in_a_sentence():
     pytest.importorskip("timm", reason="timm is not installed")
-    listed = [_outcome(case) for case in tqdm([*SMALL, *LARGE], desc="listed", disable=None)]
+    listed = [_outcome(case, ("torch-export", "onnx")) for case in tqdm([*SMALL, *LARGE], desc="listed", disable=None)]
     torchvision = [_outcome(case) for case in tqdm(all_of_torchvision(), desc="torchvision", total=80, disable=None)]
     timm = [_outcome(case) for case in tqdm(some_of_timm(), desc="timm", total=100, disable=None)]
     parts = {
@@ -59,10 +60,10 @@ def test_every_network_works_or_is_refused_in_a_sentence():
     assert sum(not outcome.sentence for outcome in torchvision) >= 60
 
 
-def _outcome(case) -> Outcome:
+def _outcome(case, formats=()) -> Outcome:
     gc.collect()
     try:
-        return check(case)
+        return check(case, formats)
     except Exception as error:  # one network's fault must not hide the others'
         return Outcome(case.name, "", fault=" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
@@ -80,18 +81,20 @@ def _page(parts: dict[str, list[Outcome]]) -> str:
                 f"The first hundred of a seeded draw from all its models that have at most {most} M parameters.",
                 "",
             ]
-        lines += ["| network | input | layers | removable | removed | MACs before | after | equal after reload |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        lines += [_row(o) for o in outcomes if not o.sentence and not o.fault]
+        exported = any(o.exported for o in outcomes)
+        columns = ["network", "input", "layers", "removable", "removed", "MACs before", "after", "equal after reload"]
+        columns += ["exported"] if exported else []
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [_row(o, exported) for o in outcomes if not o.sentence and not o.fault]
         for kind, field in (("Refused", "sentence"), ("Failed", "fault")):
             found = [f"- {o.name}: {getattr(o, field)}" for o in outcomes if getattr(o, field)]
             lines += ["", f"{kind}:", "", *found] if found else []
     return "\n".join(lines) + "\n"
 
 
-def _row(o: Outcome) -> str:
+def _row(o: Outcome, exported: bool) -> str:
     counts = f"{o.layers} | {o.removable} | {o.removed} | {_millions(o.before)} | {_millions(o.after)}"
-    return f"| {o.name} | {o.size} | {counts} | yes |"
+    return f"| {o.name} | {o.size} | {counts} | yes |{f' {o.exported} |' if exported else ''}"
 
 
 def _millions(macs: int) -> str:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from architectures import TabularTransformer
 from language import cast, tiny_llama
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
@@ -80,6 +81,24 @@ def test_a_language_model_runs_in_onnxruntime(tmp_path):
             expected = llama(input_ids=ids).logits
         (found,) = session.run(["logits"], {"input_ids": ids.numpy()})
         assert torch.from_numpy(found).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("to", ["torch-export", "onnx"])
+def test_numbers_and_categories_whose_columns_have_different_values(tmp_path, to):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TabularTransformer(numeric=4, categories=(3, 50), depth=2).eval()
+    example = {"numeric": torch.randn(2, 4), "categorical": torch.tensor([[0, 41], [2, 49]])}
+    export(network, tmp_path / "net", to, example)
+    several = {"numeric": torch.randn(5, 4), "categorical": torch.tensor([[i % 3, 10 * i] for i in range(5)])}
+    with torch.no_grad():
+        expected = network(**several)
+    if to == "onnx":
+        (found,) = in_onnxruntime(tmp_path / "net").run(["logits"], {n: t.numpy() for n, t in several.items()})
+        found = torch.from_numpy(found)
+    else:
+        found = torch.export.load(tmp_path / "net").module()(**several)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("given", [None, torch.zeros(1, 3, 12, 12)], ids=["config", "tensor"])

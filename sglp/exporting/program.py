@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from sglp.batches import logits_of
 from sglp.errors import CheckpointError, first_line
 from sglp.example_input import tensors_of
+from sglp.hugging_face import is_pretrained
 
 TRACED = 2  # samples in the traced batch: torch.export takes a size of 1 for a constant
 
@@ -34,13 +35,18 @@ def trace_program(network: nn.Module, example) -> ExportedProgram:
     """
     inputs = drawn_inputs(example, TRACED, seed=0)
     sizes = {"batch": Dim("batch"), "tokens": Dim("tokens")}
-    open_ = {name: _open_sizes(value, sizes) for name, value in tensors_of(inputs).items()}
+    open_ = {
+        name: dict(enumerate(sizes.values())) if _has_tokens(value, inputs) else {0: sizes["batch"]}
+        for name, value in tensors_of(inputs).items()
+    }
     try:
         # Before it raises an error, torch prints all that it has traced.
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             if isinstance(inputs, Mapping):
-                wrapped = _Logits(network, {name: value for name, value in example.items() if name not in open_})
-                program = torch.export.export(wrapped, (), tensors_of(inputs), dynamic_shapes=open_)
+                constants = {name: value for name, value in example.items() if name not in open_}
+                # Not without need: of sizes that a network asks about, torch.export loses the names behind `**inputs`.
+                traced = _Logits(network, constants) if is_pretrained(network) or constants else network
+                program = torch.export.export(traced, (), tensors_of(inputs), dynamic_shapes=open_)
             else:
                 program = torch.export.export(network, (inputs,), dynamic_shapes=tuple(open_.values()))
     except Exception as error:  # whatever torch raises, the user needs one sentence
@@ -53,7 +59,7 @@ def trace_program(network: nn.Module, example) -> ExportedProgram:
 
 
 def drawn_inputs(example, samples: int, seed: int, tokens: int | None = None):
-    """A batch of random inputs like an example: normal noise, or for integers (token ids) values of the example.
+    """A batch of random inputs like an example: normal noise, or for integers samples of the example.
 
     Args:
         example: a tensor [samples, ...], or a dict of keyword arguments.
@@ -66,18 +72,17 @@ def drawn_inputs(example, samples: int, seed: int, tokens: int | None = None):
     def draw(value: Tensor) -> Tensor:
         if value.is_floating_point():
             return torch.randn(samples, *value.shape[1:], generator=drawn).to(value.dtype)
-        shape = (samples, tokens, *value.shape[2:]) if tokens and _has_tokens(value) else (samples, *value.shape[1:])
-        return value.flatten()[torch.randint(value.numel(), shape, generator=drawn)]
+        if _has_tokens(value, example):  # any of them can stand anywhere
+            shape = (samples, tokens or value.shape[1])
+            return value.flatten()[torch.randint(value.numel(), shape, generator=drawn)]
+        return value[torch.randint(len(value), (samples,), generator=drawn)]
 
     if isinstance(example, Tensor):
         return draw(example)
     return {name: draw(value) if isinstance(value, Tensor) else value for name, value in example.items()}
 
 
-def _open_sizes(value: Tensor, sizes: dict) -> dict[int, object]:
-    return {0: sizes["batch"], 1: sizes["tokens"]} if _has_tokens(value) else {0: sizes["batch"]}
-
-
-def _has_tokens(value: Tensor) -> bool:
-    """Whether a tensor is integers [samples, tokens]: ids, or a mask of them."""
-    return value.ndim == 2 and not value.is_floating_point()
+def _has_tokens(value: Tensor, inputs) -> bool:
+    """Whether a tensor is token ids [samples, tokens], or of each token, as their mask."""
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    return ids is not None and value.shape == ids.shape
