@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from sglp.architecture import architecture_of, remember, runs_in_a_row
-from sglp.errors import PlanError
+from sglp.errors import PlanError, first_line
 from sglp.flow import handed_on
 from sglp.hugging_face import is_pretrained, leave_out, stack_of
 from sglp.plan import Plan
@@ -31,7 +31,7 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         plan: names as `find_layers` gave them for this network.
 
     Raises:
-        PlanError: the network has no such layer, or can't do without it.
+        PlanError: the network has no such layer, can't do without it, or can't be copied.
     """
     known = dict(model.named_modules())
     for name in (*plan.kept, *plan.removed):
@@ -40,7 +40,10 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
             raise PlanError(f"the plan names the layer {name}, but {type(model).__name__} has no module {missing[0]}")
     removed = [path for name in plan.removed for path in name.split("+")]
     stack = stack_of(model, removed) if removed and is_pretrained(model) else None
-    pruned = copy.deepcopy(model)
+    try:
+        pruned = copy.deepcopy(model)
+    except RuntimeError as error:  # of tensors that a forward pass with gradients has left in a module
+        raise PlanError(f"this {type(model).__name__} can't be copied: {first_line(error)}") from error
     if stack is not None:
         leave_out(pruned, stack, removed)
     drop_modules(pruned, removed)

@@ -332,6 +332,12 @@ def test_plans_for_other_networks_are_refused(network, kept, removed, message):
         sglp.prune(network, sglp.Plan(kept, removed))
 
 
+def test_a_network_that_keeps_what_a_gradient_hangs_on_is_refused(network, digits):
+    network.seen = network(digits[0][:2])
+    with pytest.raises(PlanError, match=r"^this CifarResNet can't be copied: Only Tensors created explicitly"):
+        sglp.prune(network, sglp.Plan(["conv1+bn1"], ["layer1.1"]))
+
+
 @pytest.mark.parametrize(("kept", "removed"), [(["a", "b"], ["b"]), (["b", "b"], []), ([], ["b", "a", "b"])])
 def test_a_plan_names_each_layer_once(kept, removed):
     with pytest.raises(PlanError, match="each layer once, but b stands in it more than once"):
