@@ -62,15 +62,15 @@ pages: setup
 test: setup
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What takes minutes a test, docs/architectures.md among it. An hour.
+# The checks that `make test` leaves out, docs/architectures.md among them.
 slow: setup
 	pytest -m slow
 
-# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Three quarters of an hour.
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Over half an hour.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
 
-# docs/deep.md: what each step costs for networks of 28 to 601 layers. Half an hour.
+# docs/deep.md: what each step costs for networks of 28 to 601 layers.
 deep: setup
 	python -m benchmarks.deep
 

@@ -3,8 +3,8 @@
 The score is minus the mean over the calibration batches, in eval mode, without the segment's other layers, of the
 smallest `loss(s * logits) + (ln s)^2 / (2 N)` over the scale s, where batch norms take the statistics of the batch; N
 counts its predictions. The scale is one number, as in temperature scaling, and the second term a standard normal prior
-of its logarithm: it weighs a hundredth or less, but for a batch that is fitted without fault, where any larger scale
-would be better still, and all layers alike.
+of its logarithm: it fades as N grows, and decides where a batch is fitted without fault; there any larger scale would
+be better still, and all layers alike.
 
 Source: of this project; docs/results.md has the evidence. The loss is that of SLEB (arXiv 2402.09025), the scale that
 of Guo et al. 2017 (arXiv 1706.04599); batch norm's statistics are renewed as `prune` does it after removal.
