@@ -9,7 +9,8 @@ The rule, which finds what the literature counts as layers:
 2. Where a module calls blocks by name, and not as items of a list, they are parts of it: it is the block, if it is not
    the only one of its kind and this kind keeps the shape everywhere.
 3. A network without blocks consists of *units*: a module with a weight (convolution or linear layer, whichever is more
-   frequent) and its siblings after it, up to the next one, as long as they keep the shape.
+   frequent) and its siblings after it, up to the next one, as long as they keep the shape; or the module that holds
+   just these.
 4. If blocks that change the shape hold most of the parameters, there is nothing to find (DenseNet).
 """
 
@@ -162,7 +163,17 @@ def _units(calls: list[Call]) -> list[Group]:
                 units[-1].append(entry)
         else:
             open_ = False
-    return units
+    by_path = {entry.path: entry for entry in calls}
+    return [_holder(unit, by_path) for unit in units]
+
+
+def _holder(unit: Group, by_path: dict[str, Call]) -> Group:
+    """The module that a unit is all of, which may need what its parts are (a stride, to pad by); or the unit."""
+    holder = by_path.get(unit[0].path.rpartition(".")[0])
+    whole = holder and holder.path and holder.straight_through
+    if not whole or {entry.module for entry in unit} != set(holder.module.children()):
+        return unit
+    return [holder]
 
 
 def _has_weight(module: nn.Module) -> bool:

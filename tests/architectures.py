@@ -108,6 +108,11 @@ def _transformers(kind, layers, **config):
     return Network(name, kind, {"image_size": 32, "num_labels": 5, **config}, images, (layers, layers))
 
 
+def _mobilenet_v1():
+    kind, config = hf.MobileNetV1ForImageClassification, {"depth_multiplier": 0.25, "num_labels": 5}
+    return Network("transformers MobileNetV1", kind, config, {"pixel_values": _image(64)}, (27, 17))
+
+
 _VIT = {"patch_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
 _FEATURES = {"numeric": noise(2, 4), "categorical": torch.tensor([[0, 1], [2, 4]])}
 # In the suite; the others take longer.
@@ -126,6 +131,7 @@ SMALL = [
     _transformers(
         hf.SwinForImageClassification, 6, embed_dim=8, depths=[2, 4], num_heads=[2, 2], window_size=4, patch_size=2
     ),
+    _mobilenet_v1(),
     Network("CIFAR VGG-16-BN", "sglp.networks.cifar_vgg:vgg", {"depth": 16}, _image(32), (13, 9)),
     Network("tabular Transformer", f"{OWN}TabularTransformer", {}, _FEATURES, (6, 6)),
     Network("perceptron (nn.Sequential)", f"{OWN}perceptron", {}, noise(2, 6), (7, 5)),

@@ -104,6 +104,12 @@ def test_units_of_a_perceptron_are_its_linear_layers():
     assert [layer.macs for layer in layers] == [48, 36, 36, 18]
 
 
+def test_a_unit_is_the_module_that_holds_just_it():
+    hidden = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)]
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), *hidden, nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    assert names(sglp.find_layers(network, torch.randn(2, 4))) == ["0+1", "2", "3", "4", "5.0", "5.1"]
+
+
 def test_layers_of_a_language_model_are_its_decoder_layers():
     model, example = llama()
     layers = sglp.find_layers(model, example)
