@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro smollm2 sweep compare results pages test slow architectures deep lint lock versions push pull
+.PHONY: setup repro smollm2 sweep compare results pages test slow architectures bench deep lint lock versions push pull
 
 setup: $(INSTALLED)
 
@@ -69,6 +69,10 @@ slow: setup
 # docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Over half an hour.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
+
+# docs/benchmarks.md: the program against its peers on the same work.
+bench: setup
+	python -m benchmarks.bench
 
 # docs/deep.md: what each step costs for networks of 28 to 601 layers.
 deep: setup

@@ -58,11 +58,11 @@ def call(network: nn.Module, inputs):
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
 
 
-def backward(loss: Tensor) -> None:
-    """Take the gradients of a loss."""
+def backward(loss: Tensor, again: bool = False) -> None:
+    """Take the gradients of a loss; its graph stays where parts of it are to be gone through again."""
     for passes in _counting:
         passes.backward += 1
-    loss.backward()
+    loss.backward(retain_graph=again)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The features just before the classifier: what a network's last module with weights is given."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,21 @@ class Features:
         }
         self.classifier = ran[-1] if ran and ran[-1] not in can_go else None
 
-    def __call__(self, batches: Iterable) -> list[Tensor]:
-        """For every batch the features [rows, values] in float64: a row a sample, or a token where there are tokens."""
+    def __call__(self, batches: Iterable, around: Callable = lambda number: nullcontext()) -> list[Tensor]:
+        """For every batch the features [rows, values] in float64: a row a sample, or a token where there are tokens.
+
+        Args:
+            batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
+            around: of a batch's number the context that its pass runs in.
+        """
         watched = [] if self.classifier is None else [self.classifier]
         handles = [module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in watched]
         found, device = [], device_of(self.network)
         try:
             with eval_mode(self.network), torch.no_grad():
-                for batch in batches:
-                    output = call(self.network, to_device(inputs_of(batch), device))
+                for number, batch in enumerate(batches):
+                    with around(number):
+                        output = call(self.network, to_device(inputs_of(batch), device))
                     found.append(self._rows(self.given if watched else first_tensor(output)))
         finally:
             for handle in handles:

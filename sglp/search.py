@@ -5,11 +5,12 @@ scored, and the best of those go on. It starts from all and takes layers out, as
 little about which of them matter. It can miss the optimum; scores.csv says where it was used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import comb
 
 from sglp.errors import ScoringError
+from sglp.processes import shared_map
 
 Score = Callable[[tuple[int, ...]], float]
 
@@ -26,13 +27,18 @@ def search(
         width: of the beam, or None for all combinations.
     """
     if width is None:
-        return {chosen: score(chosen) for chosen in combinations(candidates, size)}
+        return _scored(combinations(candidates, size), score)
     level: dict[tuple[int, ...], float] = {tuple(candidates): 0.0}
     for _ in range(len(candidates) - size):
         best = sorted(level, key=lambda chosen: (-level[chosen], chosen))[:width]
         following = {tuple(i for i in chosen if i != gone) for chosen in best for gone in chosen}
-        level = {chosen: score(chosen) for chosen in sorted(following)}
+        level = _scored(sorted(following), score)
     return level
+
+
+def _scored(chosen: Iterable[tuple[int, ...]], score: Score) -> dict[tuple[int, ...], float]:
+    sets = list(chosen)
+    return dict(zip(sets, shared_map(score, sets), strict=True))
 
 
 def evaluations(count: int, size: int, width: int | None) -> int:

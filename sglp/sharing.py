@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from sglp.errors import ScoringError
+from sglp.processes import shared_map
 
 
 def share(
@@ -50,28 +51,26 @@ def share(
     asked: dict[int, int] = {}  # how many layers were gone when a layer was asked about last
     now, evaluations = score(0, gone), 1
 
-    def ask(i: int) -> None:
+    def ask(layers: list[int]) -> None:
         nonlocal evaluations
-        asked[i] = len(gone)
-        if evaluations < max_evaluations:
-            evaluations += 1
-            falls[i] = now - score(segment_of[i], [*gone, i])
+        asked.update(dict.fromkeys(layers, len(gone)))
+        layers = layers[: max_evaluations - evaluations]
+        evaluations += len(layers)
+        scores = shared_map(lambda i: score(segment_of[i], [*gone, i]), layers)
+        falls.update((i, now - value) for i, value in zip(layers, scores, strict=True))
 
     with tqdm(total=goes, desc="layers that go", unit="", disable=None) as bar:
-        for i in segment_of:
-            ask(i)
+        ask(list(segment_of))
         while len(gone) < goes:
             able = [i for i, number in segment_of.items() if i not in gone and spare[number]]
             first = min(able, key=lambda i: (falls[i], i))
             if asked[first] < len(gone):
-                ask(first)
+                ask([first])
                 continue
             now -= falls[first]
             gone.append(first)
             spare[segment_of[first]] -= 1
             bar.update()
             if len(gone) < goes:
-                for i in members[segment_of[first]]:
-                    if i not in gone:
-                        ask(i)
+                ask([i for i in members[segment_of[first]] if i not in gone])
     return gone, falls

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sglp.baselines.ranking import check_keep, keep_best
 from sglp.criteria.cka_output import CkaOutput
 from sglp.plan import Plan
+from sglp.processes import shared_map
 from sglp.scoring import Combination
 
 
@@ -30,6 +31,13 @@ def cka(network, layers, segments, similarity, batches, keep: int, seed: int) ->
     """
     check_keep(layers, keep)
     criterion, scores = CkaOutput(network, layers, batches), [0.0] * len(layers)
-    for i in tqdm([i for i, layer in enumerate(layers) if layer.removable], desc="cka", unit="", disable=None):
-        scores[i] = 1 - criterion((), [i])
+    free = [i for i, layer in enumerate(layers) if layer.removable]
+    with tqdm(total=len(free), desc="cka", unit="", disable=None) as bar:
+
+        def harm(i: int) -> float:
+            bar.update()
+            return 1 - criterion((), [i])
+
+        for i, found in zip(free, shared_map(harm, free), strict=True):
+            scores[i] = found
     return keep_best(layers, scores, keep, "cka")

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from sglp.errors import BudgetError, ScoringError
 from sglp.layers import Layer
 from sglp.plan import Plan
+from sglp.processes import shared_map
 from sglp.scoring import Combination, best_plan
 from sglp.search import evaluations
 
@@ -74,9 +75,9 @@ def remove_one_by_one(
     gone: list[int] = []
     with tqdm(total=evaluations(len(left), len(left) - steps, 1), desc=search, unit="", disable=None) as bar:
         for _ in range(steps):
-            for i in left:
-                scores[i] = harm([*gone, i])
-                bar.update()
+            for i, found in zip(left, shared_map(lambda i: harm([*gone, i]), left), strict=True):
+                scores[i] = found
+            bar.update(len(left))
             gone.append(min(left, key=lambda i: (scores[i], i)))
             left.remove(gone[-1])
     order = [*gone, *(i for i in range(len(layers)) if i not in gone)]

@@ -20,6 +20,7 @@ from sglp.bypass import Bypass
 from sglp.cka import cka_matrix
 from sglp.features import Features, gram
 from sglp.layers import Layer
+from sglp.prefix import Prefix
 
 
 class CkaOutput:
@@ -39,19 +40,22 @@ class CkaOutput:
         self.batches = list(at_least_one(batches))
         first = inputs_of(self.batches[0])
         self.bypass, self.features = Bypass(network, layers, first), Features(network, layers, first)
-        self.dense = self._grams()
+        self.prefix, self.numbers = Prefix(network, layers), range(len(layers))
+        self.dense = self._grams(set())
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
         """Unbiased linear CKA without the layers `gone`, and `before`, which are out already; 1 for no change."""
         out = {*gone, *before}
         with self.bypass.without(out):
-            pruned = self._grams()
+            pruned = self._grams(out)
         pairs = (torch.stack(pair) for pair in zip(self.dense, pruned, strict=True))
         names = ("the network", f"the network without layers {sorted(out)}")
         return float(cka_matrix(pairs, names=names)[0, 1])
 
-    def _grams(self) -> list[Tensor]:
-        return [gram(rows) for rows in self.features(self.batches)]
+    def _grams(self, out: set[int]) -> list[Tensor]:
+        states = [i in out for i in self.numbers]
+        features = self.features(self.batches, lambda number: self.prefix.resumed(number, states))
+        return [gram(rows) for rows in features]
 
 
 criterion = CkaOutput

@@ -18,9 +18,9 @@ from sglp.criteria.cka_output import CkaOutput
 class FittedCka(CkaOutput):
     """Scores sets of layers as `CkaOutput` does, with the statistics of the batch in all batch norms."""
 
-    def _grams(self) -> list[Tensor]:
+    def _grams(self, out: set[int]) -> list[Tensor]:
         with batch_statistics(self.features.network):
-            return super()._grams()
+            return super()._grams(out)
 
 
 criterion = FittedCka

@@ -17,9 +17,8 @@ import math
 
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
-from sglp.batches import call, eval_mode, logits_of
+from sglp.batches import logits_of
 from sglp.batchnorm import batch_statistics
 from sglp.criteria.loss import CalibrationLoss
 
@@ -32,11 +31,12 @@ class FittedLoss(CalibrationLoss):
     The arguments are those of `CalibrationLoss`; the loss has to take a tensor of logits.
     """
 
-    def _losses(self) -> list[float]:
-        with eval_mode(self.network), batch_statistics(self.network), torch.no_grad():
-            return [self._fitted(logits_of(call(self.network, inputs)), target) for inputs, target in self.batches]
+    def _losses(self, states: list[bool]) -> list[float]:
+        with batch_statistics(self.network):
+            return super()._losses(states)
 
-    def _fitted(self, logits: Tensor, target) -> float:
+    def _loss(self, output, target) -> float:
+        logits = logits_of(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         predictions = logits[..., 0].numel()
 

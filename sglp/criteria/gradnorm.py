@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from sglp.batches import at_least_one, backward, call, device_of, inputs_of, to_device
+from sglp.batchnorm import batch_statistics
 from sglp.bypass import Bypass
 from sglp.errors import ScoringError
 from sglp.layers import Layer
 from sglp.loss import Loss, cross_entropy
+from sglp.prefix import Prefix
 from sglp.twin import random_twin
 
 
@@ -73,10 +75,12 @@ class GradNorm:
             ScoringError: it is not finite.
         """
         norms = []
+        before = set(before)
         for twin in self.twins:
             twin.train(kept)
-            with twin.bypass.without(before):
-                norms += [self._score(twin, *batch) for batch in self.batches]
+            states = [(i in twin.trained, i in before) for i in range(len(twin.layers))]
+            with twin.bypass.without(before), batch_statistics(twin.network):
+                norms += [self._score(twin, number, states) for number in range(len(self.batches))]
             if not self.leaks:
                 twin.reset()
         score = sum(norms) / len(norms)
@@ -84,10 +88,11 @@ class GradNorm:
             raise ScoringError(f"the score of layers {list(kept)} is {score}: the loss or its gradient is not finite")
         return score
 
-    def _score(self, twin: "_Twin", inputs, target) -> float:
-        with torch.random.fork_rng():
+    def _score(self, twin: "_Twin", number: int, states: list[tuple[bool, bool]]) -> float:
+        inputs, target = self.batches[number]
+        with torch.random.fork_rng(), twin.prefix.resumed(number, states):
             torch.manual_seed(self.seed)
-            backward(self.loss(call(twin.network.train(), inputs), target))
+            backward(self.loss(call(twin.network.train(), inputs), target), again=True)
         return self._of(twin.taken_norms())
 
     def _of(self, norms: dict[str, Tensor]) -> float:
@@ -104,7 +109,8 @@ class _Twin:
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, inputs):
         self.network = random_twin(network, seed).to(device_of(network))
-        self.bypass = Bypass(self.network, layers, inputs)
+        self.bypass, self.prefix = Bypass(self.network, layers, inputs), Prefix(self.network, layers)
+        self.trained: set[int] = set()
         self.norms: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
             parameter.register_post_accumulate_grad_hook(partial(self._take, name))
@@ -114,7 +120,7 @@ class _Twin:
             [(own[key], trained[key].data) for path in layer.modules for key in own if key.startswith(f"{path}.")]
             for layer in layers
         ]
-        # Running statistics change in every pass: they are copied.
+        # What a pass may change is copied, and not lent.
         buffers, statistics = dict(self.network.named_buffers()), dict(network.named_buffers())
         self.random_buffers = [(buffer, buffer.clone()) for buffer in buffers.values()]
         self.buffers = [
@@ -124,18 +130,20 @@ class _Twin:
 
     def train(self, kept: Iterable[int]) -> None:
         """Give these layers what was trained."""
+        self.trained.update(kept)
         for i in kept:
             for parameter, data in self.layers[i]:
                 parameter.data = data
             for buffer, values in self.buffers[i]:
-                buffer.copy_(values)
+                _restore(buffer, values)
 
     def reset(self) -> None:
-        """Everything as it was drawn, running statistics too: the order of the combinations must not matter."""
+        """Everything as it was drawn: the order of the combinations must not matter."""
+        self.trained.clear()
         for parameter, data in self.random:
             parameter.data = data
         for buffer, values in self.random_buffers:
-            buffer.copy_(values)
+            _restore(buffer, values)
 
     def taken_norms(self) -> dict[str, Tensor]:
         """The norms of the gradients of the last pass, by the parameters' names."""
@@ -146,6 +154,12 @@ class _Twin:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         self.norms[name] = torch.linalg.vector_norm(parameter.grad, dtype=wide).double()
         parameter.grad = None
+
+
+def _restore(buffer: Tensor, values: Tensor) -> None:
+    # A graph that is gone through again allows no writing into what it holds, not even of the same.
+    if not torch.equal(buffer, values):
+        buffer.copy_(values)
 
 
 criterion = GradNorm

@@ -9,13 +9,20 @@ network.
 Use: to be compared with, and for nothing else.
 """
 
+from sglp import processes
 from sglp.criteria.gradnorm import GradNorm
+from sglp.errors import ScoringError
 
 
 class GradNormLeak(GradNorm):
     """`GradNorm` in a network that keeps the trained layers of all combinations before."""
 
     leaks = True
+
+    def __init__(self, *args, **kwargs):
+        if processes.count() > 1:
+            raise ScoringError("gradnorm_leak depends on the order of all combinations: score in one process")
+        super().__init__(*args, **kwargs)
 
 
 criterion = GradNormLeak

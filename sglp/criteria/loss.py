@@ -20,6 +20,7 @@ from sglp.bypass import Bypass
 from sglp.errors import ScoringError
 from sglp.layers import Layer
 from sglp.loss import Loss, cross_entropy
+from sglp.prefix import Prefix
 
 
 class CalibrationLoss:
@@ -48,7 +49,8 @@ class CalibrationLoss:
         device = device_of(network)
         self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
         self.network, self.loss = network, loss
-        self.bypass = Bypass(network, layers, inputs_of(self.batches[0]))
+        self.bypass, self.prefix = Bypass(network, layers, inputs_of(self.batches[0])), Prefix(network, layers)
+        self.numbers = range(len(layers))
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
         """Minus the loss without the layers `gone`, and `before`, which are out already.
@@ -56,17 +58,25 @@ class CalibrationLoss:
         Raises:
             ScoringError: it is not finite.
         """
-        with self.bypass.without({*gone, *before}):
-            losses = self._losses()
+        out = {*gone, *before}
+        with self.bypass.without(out), eval_mode(self.network), torch.no_grad():
+            losses = self._losses([i in out for i in self.numbers])
         score = -sum(losses) / len(losses)
         if not math.isfinite(score):
-            raise ScoringError(f"the loss without layers {sorted({*gone, *before})} is {-score}: it must be finite")
+            raise ScoringError(f"the loss without layers {sorted(out)} is {-score}: it must be finite")
         return score
 
-    def _losses(self) -> list[float]:
-        """One a batch."""
-        with eval_mode(self.network), torch.no_grad():
-            return [float(self.loss(call(self.network, inputs), target)) for inputs, target in self.batches]
+    def _losses(self, states: list[bool]) -> list[float]:
+        """One a batch; the states say of each layer whether it is out."""
+        losses = []
+        for number, (inputs, target) in enumerate(self.batches):
+            with self.prefix.resumed(number, states):
+                output = call(self.network, inputs)
+            losses.append(self._loss(output, target))
+        return losses
+
+    def _loss(self, output, target) -> float:
+        return float(self.loss(output, target))
 
 
 criterion = CalibrationLoss

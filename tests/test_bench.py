@@ -1,0 +1,30 @@
+"""The benchmark's own checks, small: ours and the others' give the same; and its page."""
+
+import pytest
+
+from benchmarks import bench, scoring, segmentation
+from benchmarks.side_by_side import Row, Timing, in_turn
+
+
+@pytest.mark.parametrize("part", [scoring, segmentation], ids=lambda part: part.TITLE)
+def test_both_ways_give_the_same(part):
+    rows = part.measure(small=True)
+    assert rows
+    assert all(0 < row.timing.low <= row.timing.ratio <= row.timing.high for row in rows)
+
+
+def test_a_ratio_says_how_many_times_as_long_the_other_takes():
+    calls = []
+    timing = in_turn(lambda: calls.append("ours"), lambda: [calls.append("other"), sum(range(200_000))], rounds=3)
+    assert calls == ["ours", "other"] * 4
+    assert timing.low > 1
+    assert timing.ours < timing.other
+
+
+def test_the_page_says_which_goals_are_missed():
+    rows = [Row("a", "b", Timing(1.0, 3.0, 3.0, 2.5, 3.5), 2.0), Row("c", "d", Timing(2, 2, 1, 0.9, 1.1), 1.2, "why")]
+    page = bench.page({"Part": rows, "Other": [Row("e", "f", Timing(1, 1, 1, 1, 1))]})
+    assert "| a | b | 1 | 3 | 3.00 (2.50 to 3.50) | 2 reached |" in page
+    assert "| c | d | 2 | 2 | 1.00 (0.90 to 1.10) | 1.2 **missed** |" in page
+    assert "- c: why" in page
+    assert "| e | f | 1 | 1 | 1.00 (1.00 to 1.00) |  |" in page
