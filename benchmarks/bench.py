@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import scoring, segmentation, similarity
+from benchmarks import finetuning, latency, pipeline, scoring, segmentation, similarity, start_up
 from benchmarks.side_by_side import Row
 from sglp.files import new_file
 
 PAGE = Path("docs/benchmarks.md")
 HEAD = ("| work | against | ours, s | other, s | ratio | goal |", "|---|---|--:|--:|--:|--:|")
-PARTS = (similarity, scoring, segmentation)
+PARTS = (similarity, segmentation, scoring, latency, finetuning, pipeline, start_up)
 
 
 def page(measured: dict[str, list[Row]]) -> str:

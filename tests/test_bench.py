@@ -2,11 +2,13 @@
 
 import pytest
 
-from benchmarks import bench, scoring, segmentation
+from benchmarks import bench, finetuning, latency, pipeline, scoring, segmentation, start_up
 from benchmarks.side_by_side import Row, Timing, in_turn
 
+PARTS = [segmentation, scoring, latency, finetuning, pipeline, start_up]
 
-@pytest.mark.parametrize("part", [scoring, segmentation], ids=lambda part: part.TITLE)
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.TITLE)
 def test_both_ways_give_the_same(part):
     rows = part.measure(small=True)
     assert rows
