@@ -51,7 +51,7 @@ def cka_matrix(
         if samples < fewest:
             raise SimilarityError(f"a batch of {samples} samples is too small: {estimator} CKA needs {fewest} or more")
         block = block.to(torch.float64)
-        if not torch.isfinite(block).all():
+        if not torch.isfinite(torch.stack(block.aminmax())).all():  # which pass NaN on
             raise SimilarityError("the activations hold values that are not finite: is the network's output NaN?")
         block = _rbf(block) if kernel == "rbf" else block
         term = _hsic(block, estimator)
@@ -62,7 +62,10 @@ def cka_matrix(
 
 
 def _hsic(block: Tensor, estimator: Estimator) -> Tensor:
-    """[layers, layers] HSIC of every pair: one product of the centred, flattened Gram matrices."""
+    """[layers, layers] HSIC of every pair: one product of the centred, flattened Gram matrices.
+
+    Many layers or samples make a block of gigabytes: besides it there is one copy, centred in place.
+    """
     samples = block.shape[-1]
     if estimator == "biased":
         centred = _double_centre(block)
@@ -76,8 +79,9 @@ def _hsic(block: Tensor, estimator: Estimator) -> Tensor:
 
 def _double_centre(block: Tensor) -> Tensor:
     """HKH with H = I - 11'/n."""
-    rows = block.mean(dim=-1, keepdim=True)
-    return block - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
+    centred = block - block.mean(dim=-1, keepdim=True)
+    centred -= centred.mean(dim=-2, keepdim=True)
+    return centred
 
 
 def _u_centre(block: Tensor) -> Tensor:
@@ -86,9 +90,10 @@ def _u_centre(block: Tensor) -> Tensor:
     # Centring first changes nothing in the result and keeps the sums below from cancelling.
     block = _double_centre(block)
     block.diagonal(dim1=-2, dim2=-1).zero_()
-    rows = block.sum(dim=-1, keepdim=True)
-    total = rows.sum(dim=-2, keepdim=True)
-    block = block - (rows + rows.mT) / (samples - 2) + total / ((samples - 1) * (samples - 2))
+    rows = block.sum(dim=-1, keepdim=True) / (samples - 2)
+    block -= rows
+    block -= rows.mT
+    block += rows.sum(dim=-2, keepdim=True) / (samples - 1)
     block.diagonal(dim1=-2, dim2=-1).zero_()
     return block
 
@@ -96,11 +101,11 @@ def _u_centre(block: Tensor) -> Tensor:
 def _rbf(block: Tensor) -> Tensor:
     """exp(-d^2 / (2 median(d)^2)) from the inner products."""
     squares = block.diagonal(dim1=-2, dim2=-1)
-    distances = (squares[:, :, None] + squares[:, None, :] - 2 * block).clamp_min(0)
+    distances = (squares[:, :, None] + squares[:, None, :]).sub_(block, alpha=2).clamp_min_(0)
     samples = block.shape[-1]
     upper = torch.triu_indices(samples, samples, offset=1)
     median = distances[:, upper[0], upper[1]].median(dim=-1).values
-    return torch.exp(-distances / (2 * median.clamp_min(torch.finfo(torch.float64).tiny))[:, None, None])
+    return distances.div_(-2 * median.clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]).exp_()
 
 
 def _normalise(hsic: Tensor, names: Sequence[str] | None) -> Tensor:

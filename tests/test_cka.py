@@ -221,6 +221,105 @@ def test_pooling_is_a_mean_over_space_or_tokens():
         torch.testing.assert_close(block, grams_of(centred).detach(), rtol=1e-6, atol=1e-8)
 
 
+class Gives(nn.Module):
+    """A layer that gives what it was told."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation
+
+
+def grams_through_a_network(activations, pooling="flatten"):
+    network = nn.Sequential(*(Gives(activation) for activation in activations))
+    layers = [Layer(str(i), True, "", 0, 0) for i in range(len(activations))]
+    (block,) = gram_matrices(network, layers, [torch.zeros(len(activations[0]), 1)], pooling)
+    return block
+
+
+def wide_activations(samples=40):
+    """Three layers of 5,000 features that look alike to different degrees."""
+    base = gaussian(samples, 5000)
+    return [base + share * gaussian(samples, 5000, seed=seed) for seed, share in enumerate((0.3, 1, 4), start=1)]
+
+
+def with_large(layers, where, factor):
+    layers = [layer.clone() for layer in layers]
+    for layer in layers:
+        layer[where] *= factor
+    return layers
+
+
+HARD = {
+    "a large common offset": lambda layers: [layer + 1e4 for layer in layers],
+    "outlier channels": lambda layers: with_large(layers, (slice(None), slice(0, 5000, 997)), 1000),
+    "an outlier sample": lambda layers: with_large(layers, 3, 1000),
+    "scales of 1e-6": lambda layers: [layer * 1e-6 for layer in layers],
+    "scales of 1e6": lambda layers: [layer * 1e6 for layer in layers],
+    "unequal scales": lambda layers: [layer * scale for layer, scale in zip(layers, (1e-6, 1, 1e6), strict=True)],
+    "a nearly dead layer": lambda layers: [layers[0] * 1e-3 + 100, *layers[1:]],
+    "almost nothing in common": lambda layers: [gaussian(*layer.shape, seed=7 + i) for i, layer in enumerate(layers)],
+}
+
+
+@ESTIMATORS
+@pytest.mark.parametrize("samples", [4, 40])
+@pytest.mark.parametrize(
+    ("hard", "dtype"),
+    [(hard, torch.float32) for hard in HARD]
+    # bfloat16 keeps little of small differences.
+    + [(hard, torch.bfloat16) for hard in HARD if hard not in ("a large common offset", "a nearly dead layer")],
+    ids=str,
+)
+def test_hard_activations_have_the_similarities_of_the_definition(hard, dtype, samples, estimator):
+    activations = [layer.to(dtype) for layer in HARD[hard](wide_activations(samples))]
+    # The terms of the definition cancel, in float64 too, unless what samples share is taken off; the median leaves an
+    # outlier where it is.
+    shifted = [layer.double() - layer.double().median(dim=0).values for layer in activations]
+    expected = cka_by_definition([grams_of(shifted)], estimator)
+    found = cka_matrix([grams_through_a_network(activations)], estimator)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (31, 2047), (33, 2049), (100, 1), (300, 4200)], ids=str)
+def test_gram_matrices_of_any_size_are_symmetric_and_those_of_the_centred_features(shape):
+    activation = gaussian(*shape).float() + 3
+    (gram,) = grams_through_a_network([activation])
+    centred = activation.double() - activation.double().mean(dim=0)
+    torch.testing.assert_close(gram, centred @ centred.T, rtol=1e-12, atol=1e-10)
+    assert torch.equal(gram, gram.T)
+
+
+def test_rounding_is_no_life_and_one_feature_is():
+    same = torch.full((16, 5000), 1000.0)
+    rounded = same * (1 + 2**-23 * gaussian(16, 5000).sign().float())
+    living = same.clone()
+    living[:, 77] += torch.linspace(-0.01, 0.01, 16)
+    assert not torch.equal(rounded, same)
+    dead, alive = grams_through_a_network([rounded, living])
+    assert (dead == 0).all()
+    assert (alive.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    activations = [layer.float() for layer in wide_activations(6)]
+    activations[1][2, 3] = value
+    with pytest.raises(SimilarityError, match="not finite"):
+        cka_matrix([grams_through_a_network(activations)])
+
+
+@ESTIMATORS
+@KERNELS
+def test_gram_matrices_are_left_as_they_were(estimator, kernel):
+    block = grams_of(related_activations())
+    before = block.clone()
+    cka_matrix([block], estimator, kernel)
+    assert torch.equal(block, before)
+
+
 def test_unknown_pooling_is_refused(network, layers, digits):
     with pytest.raises(SimilarityError, match="pooling='max' is unknown"):
         list(gram_matrices(network, layers, [digits[0][:4]], "max"))
