@@ -1,5 +1,6 @@
 """Images, evaluation and training against their definitions."""
 
+import copy
 import re
 
 import numpy as np
@@ -74,6 +75,17 @@ def test_the_digits_are_split_without_overlap_and_with_the_same_share_of_each(im
     assert not seen & {test.image(i).tobytes() for i in range(len(test))}
     shares = [np.bincount(split.labels) / len(split) for split in (images, test)]
     assert np.abs(shares[0] - shares[1]).max() < 0.002
+
+
+def test_an_image_is_decoded_once_as_long_as_there_is_room(images):
+    asked, items = [], images.items
+    images = copy.copy(images)
+    images.items = lambda index: asked.append(index) or items(index)
+    images.decoded, images.room = {}, 2 * 64  # of 8x8 grey pixels
+    for _ in range(3):
+        for index in (0, 1, 2):
+            assert images.image(index).tobytes() == items(index).convert("L").tobytes()
+    assert asked == [0, 1, 2, 2, 2]
 
 
 def test_an_image_is_scaled_and_normalised(images):

@@ -12,6 +12,8 @@ from sglp.tasks.image_workload import ImagePreparation
 from sglp.tasks.sources import name_of, open_source, reading
 from sglp.tasks.workload import Source
 
+ROOM = 2**29  # bytes of pixels that a split keeps decoded: a small image takes longer to fetch than to train on
+
 
 class Images:
     """A split: images and their labels, prepared as tensors one by one.
@@ -47,6 +49,8 @@ class Images:
                 f"{self.name} has the label {low if low < 0 else high}, but data.prepare.classes={prepare.classes} "
                 f"allows 0 to {prepare.classes - 1}"
             )
+        self.decoded: dict[int, Image.Image] = {}
+        self.room = ROOM
         self.to_tensor = v2.Compose([v2.ToImage(), *make_transforms(prepare.transforms), *self._finish()])
 
     def __len__(self) -> int:
@@ -67,8 +71,15 @@ class Images:
             raise DataError(f"image {index} of {self.name} can't be prepared: {first_line(error)}") from error
 
     def image(self, index: int) -> Image.Image:
-        """The image itself, with the channels that the network takes."""
-        return self.items(index).convert("L" if self.prepare.channels == 1 else "RGB")
+        """The image itself, with the channels that the network takes; decoded once, as long as there is room."""
+        image = self.decoded.get(index)
+        if image is None:
+            image = self.items(index).convert("L" if self.prepare.channels == 1 else "RGB")
+            size = image.width * image.height * (1 if self.prepare.channels == 1 else 4)  # as PIL keeps them
+            if size <= self.room:
+                self.decoded[index] = image
+                self.room -= size
+        return image
 
     def augmented(self, augment: Sequence[dict]) -> v2.Compose:
         """What makes a training tensor of an image: `augment` in place of the transforms of evaluation."""
