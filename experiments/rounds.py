@@ -21,8 +21,8 @@ from experiments.grid import check, parse
 from experiments.page import Page, cost_of, draw, quality_of, write
 from experiments.snapshot import Snapshot
 from experiments.tables import Table
-from sglp.checkpoint import saved_architecture
 from sglp.errors import SGLPError
+from sglp.record import saved_architecture
 from stages.support.params import flat
 
 NOTE = (

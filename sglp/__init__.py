@@ -25,6 +25,7 @@ _WHERE = {
     "load": "checkpoint",
     "load_weights": "weights",
     "prune": "surgery",
+    "prune_folder": "sharded",
     "recalibrate": "batchnorm",
     "save": "checkpoint",
     "score_combinations": "scoring",

@@ -2,55 +2,18 @@
 
 import importlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from sglp.errors import ArchitectureError, SGLPError, first_line
 from sglp.hugging_face import config_entries, hub_name, is_pretrained, reads_images
+from sglp.record import GENERIC, KNOWN_LIBRARIES, Architecture, of_known_library
 
-# Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
-KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
-_GENERIC = ("torchvision.models:get_model", "timm:create_model", "timm.models:create_model")
 # Arguments that fetch weights: they are for the making of the dense network, never for loading a saved one.
 WEIGHT_ARGUMENTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
 _ATTRIBUTE = "_sglp_architecture"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How a network is built.
-
-    Attributes:
-        factory: "package.module:function", which returns a module.
-        kwargs: its arguments, those that fetch weights left out.
-        kept, removed: names of the layers that stayed and went, as in the dense network; empty for a dense one.
-        base_model: what the Hugging Face hub calls the dense network, if that is where it is from.
-    """
-
-    factory: str
-    kwargs: dict = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    base_model: str = ""
-
-    @property
-    def removed_modules(self) -> list[str]:
-        """The paths of the modules that went, as in the dense network."""
-        return [path for name in self.removed for path in name.split("+")]
-
-    def pruned(self, kept, removed, network: nn.Module) -> "Architecture":
-        """The architecture after one more plan, whose names are those of the network as it is now."""
-        gone = set(self.removed_modules)
-        dense = {
-            name: "+".join(_dense_path(path, gone, network) for path in name.split("+")) for name in (*kept, *removed)
-        }
-        return replace(
-            self,
-            kept=tuple(dense[name] for name in kept),
-            removed=(*self.removed, *(dense[name] for name in removed)),
-        )
 
 
 def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, weights: dict | None = None):
@@ -107,6 +70,17 @@ def remember(network: nn.Module, architecture: Architecture) -> None:
     setattr(network, _ATTRIBUTE, architecture)
 
 
+def pruned_architecture(architecture: Architecture, kept, removed, network: nn.Module) -> Architecture:
+    """The architecture after one more plan, whose names are those of the network as it is now."""
+    gone = set(architecture.removed_modules)
+    dense = {name: "+".join(_dense_path(path, gone, network) for path in name.split("+")) for name in (*kept, *removed)}
+    return replace(
+        architecture,
+        kept=tuple(dense[name] for name in kept),
+        removed=(*architecture.removed, *(dense[name] for name in removed)),
+    )
+
+
 def resolve(name: str):
     """What a dotted name "package.module:attribute" stands for.
 
@@ -126,11 +100,8 @@ def resolve(name: str):
 
 def is_known(factory: str) -> bool:
     """Whether a factory is a public network of a known library, safe to call with arguments from a file."""
-    if factory in _GENERIC:
-        return True
-    module = factory.partition(":")[0]
-    if not any(module == library or module.startswith(f"{library}.") for library in KNOWN_LIBRARIES):
-        return False
+    if factory in GENERIC or not of_known_library(factory):
+        return factory in GENERIC
     home = getattr(resolve(factory), "__module__", "") or ""
     inside = any(home == library or home.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
     return inside and not any(part.startswith("_") for part in home.split("."))

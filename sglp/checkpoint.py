@@ -4,7 +4,6 @@ Networks of transformers have folders for plain `from_pretrained` (see `pretrain
 Of networks that read images and whose config can't say what is left of them, the folder is for `load` alone.
 """
 
-import json
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -13,20 +12,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sglp.architecture import Architecture, architecture_of, build, is_known, remember
+from sglp.architecture import architecture_of, build, is_known, remember
 from sglp.batches import device_of
 from sglp.comparison import first_difference
 from sglp.cost import count_parameters
 from sglp.errors import CheckpointError, NotPlainWarning, PlanError
 from sglp.files import new_folder
 from sglp.hugging_face import is_pretrained, reads_images
-from sglp.model_card import CARD, Figures, model_card
+from sglp.model_card import CARD, card_of
 from sglp.plan import Plan
 from sglp.pretrained import CONFIG, LIBRARY, from_config, load_pretrained, save_pretrained
+from sglp.record import ARCHITECTURE, Architecture, record_text, recorded
 from sglp.surgery import drop_modules, prune
 from sglp.weights import fill, read_tensors
 
-WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+WEIGHTS = "model.safetensors"
 
 
 def save(model: nn.Module, folder, tokenizer=None) -> None:
@@ -49,7 +49,7 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
     """
     architecture = architecture_of(model)
     if is_pretrained(model):
-        text = _text(architecture, {}, {})
+        text = record_text(architecture, {}, {})
         try:
             return save_pretrained(model, folder, tokenizer, architecture, {ARCHITECTURE: text})
         except CheckpointError as error:
@@ -84,7 +84,7 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
         else:
             shared[name] = first
     versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
-    text = _text(architecture, shared, versions, reason)
+    text = record_text(architecture, shared, versions, reason)
     with new_folder(folder) as new:
         save_file(tensors, new / WEIGHTS)
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
@@ -93,29 +93,6 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
             tokenizer.save_pretrained(new)
         if reason and (difference := first_difference(model, load(new).to(device_of(model)))):
             raise CheckpointError(f"{type(model).__name__} would not be the same after sglp.load: {difference}")
-
-
-def _text(architecture: Architecture, shared: dict[str, str], versions: dict[str, int], reason: str = "") -> str:
-    """What stands in architecture.json."""
-    content = {
-        "factory": architecture.factory,
-        "kwargs": architecture.kwargs,
-        "kept": architecture.kept,
-        "removed": architecture.removed,
-        "shared": shared,
-        "versions": versions,
-    }
-    if architecture.base_model:
-        content["base_model"] = architecture.base_model
-    if reason:
-        content["not_plain"] = reason
-    try:
-        return json.dumps(content, indent=2, sort_keys=True) + "\n"
-    except TypeError as error:
-        raise CheckpointError(
-            f"the arguments {architecture.kwargs} of {architecture.factory} can't be saved: they must be numbers, "
-            "strings, lists and dicts"
-        ) from error
 
 
 def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_map=None) -> nn.Module:
@@ -132,7 +109,7 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
         CheckpointError: something is missing or broken, or the folder names or brings code that is not trusted.
     """
     folder = Path(folder)
-    architecture, shared, versions = _recorded(folder)
+    architecture, shared, versions = recorded(folder)
     if (folder / CONFIG).is_file():
         network = load_pretrained(folder, architecture, trust, dtype, device_map)
         remember(network, architecture)
@@ -176,47 +153,3 @@ def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collec
     except AttributeError as error:
         raise CheckpointError(broken) from error
     return network
-
-
-def saved_architecture(folder) -> Architecture:
-    """How a saved network was built and what was removed from it, without running any of its code.
-
-    Raises:
-        CheckpointError: the folder holds no saved network.
-    """
-    return _recorded(Path(folder))[0]
-
-
-def card_of(folder, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
-    """The model card of a saved network; see `model_card`.
-
-    Args:
-        folder: what `save` wrote; of it only architecture.json is read.
-        parameters: how many parameters the network has, if that is known.
-        figures: what was measured.
-        command: what makes it again.
-
-    Raises:
-        CheckpointError: the folder holds no saved network.
-    """
-    architecture = saved_architecture(folder)
-    reason = json.loads((Path(folder) / ARCHITECTURE).read_text(encoding="utf-8")).get("not_plain", "")
-    return model_card(architecture, parameters, figures, command, reason)
-
-
-def _recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int]]:
-    """What `_text` has written: the architecture, the names of shared tensors, the versions of the modules."""
-    try:
-        content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-        factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
-        kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
-        architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
-        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
-            raise TypeError("wrong kinds of values")
-        if not all(isinstance(name, str) for name in (*kept, *removed, *shared.values())):
-            raise TypeError("wrong kinds of names")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
-    return architecture, shared, versions

@@ -24,15 +24,13 @@ def first_difference(network: nn.Module, reloaded: nn.Module) -> str:
     Compared are the configs, every module's class and plain attributes, all tensors, and the outputs on a few tokens or
     an image.
     """
-    for name, ours, other in _structure(network, reloaded):
-        if ours != other:
-            return f"{name} is {ours!r}, but comes back as {other!r}"
+    if difference := _first(_structure(network, reloaded)):
+        return difference
     # Some modules keep what the length of the last input made of them: let it be the same one.
     inputs = _inputs(network)
     outputs, again, theirs = (_outputs(one, inputs) for one in (network, network, reloaded))
-    for name, ours, other in _attributes(network, reloaded):
-        if ours != other:
-            return f"{name} is {ours!r}, but comes back as {other!r}"
+    if difference := _first(_attributes(network, reloaded)):
+        return difference
     for name, ours, other in _tensors(network, reloaded):
         if ours.dtype != other.dtype or ours.shape != other.shape:
             hint = "" if name in network.state_dict() else _HINT
@@ -45,6 +43,18 @@ def first_difference(network: nn.Module, reloaded: nn.Module) -> str:
     # A CPU's kernels add up in an order that follows where tensors lie in memory: ask again with the very same ones.
     _share_memory(network, reloaded)
     return "" if all(map(_equal, outputs, _outputs(reloaded, inputs))) else "it gives other outputs"
+
+
+def difference_of_skeletons(network: nn.Module, reloaded: nn.Module) -> str:
+    """`first_difference` of networks without memory: in their configs, classes and plain attributes."""
+    return _first(_structure(network, reloaded)) or _first(_attributes(network, reloaded))
+
+
+def _first(pairs: Iterator[tuple[str, object, object]]) -> str:
+    for name, ours, other in pairs:
+        if ours != other:
+            return f"{name} is {ours!r}, but comes back as {other!r}"
+    return ""
 
 
 def _structure(network: nn.Module, reloaded: nn.Module) -> Iterator[tuple[str, object, object]]:

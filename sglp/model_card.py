@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from sglp.architecture import Architecture, is_known
+from sglp.record import ARCHITECTURE, Architecture, of_known_library, saved_architecture
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2410.14720"
@@ -27,6 +28,23 @@ class Figures:
     measured: str
     metrics: Mapping[str, float]
     rows: Sequence[Sequence[str]]
+
+
+def card_of(folder, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
+    """The model card of a saved network; see `model_card`.
+
+    Args:
+        folder: what `save` wrote; of it only architecture.json is read.
+        parameters: how many parameters the network has, if that is known.
+        figures: what was measured.
+        command: what makes it again.
+
+    Raises:
+        CheckpointError: the folder holds no saved network.
+    """
+    architecture = saved_architecture(folder)
+    reason = json.loads((Path(folder) / ARCHITECTURE).read_text(encoding="utf-8")).get("not_plain", "")
+    return model_card(architecture, parameters, figures, command, reason)
 
 
 def model_card(
@@ -120,7 +138,7 @@ def _use(architecture: Architecture, plain: bool) -> list[str]:
     if plain:
         lines = [f"from transformers import {kind}", "", f'network = {kind}.from_pretrained("this folder")']
     else:
-        theirs = factory.startswith("transformers:") or is_known(factory)
+        theirs = factory.startswith("transformers:") or of_known_library(factory)
         trust = "" if theirs else f', trust=["{factory}"]'
         lines = ["import sglp", "", f'network = sglp.load("this folder"{trust})']
     return ["```python", *lines, "```"]

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sglp.architecture import Architecture
 from sglp.batches import device_of
 from sglp.comparison import first_difference
 from sglp.cost import count_parameters
@@ -18,6 +17,7 @@ from sglp.errors import CheckpointError
 from sglp.files import new_folder
 from sglp.hugging_face import configs_of, reads_images
 from sglp.model_card import CARD, model_card
+from sglp.record import Architecture
 
 CONFIG = "config.json"
 LIBRARY = "transformers:"
@@ -29,19 +29,19 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
     Raises:
         CheckpointError: plain `from_pretrained` would make another network of the folder, or none.
     """
-    name, ordinary = type(network).__name__, plain(_detached(network))
+    name, ordinary = type(network).__name__, plain(detached(network))
     card = model_card(architecture, count_parameters(network))
     with new_folder(folder) as new, quiet():
         try:
             ordinary.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
-            with _errors_alone():
+            with errors_alone():
                 reloaded = _reloaded(ordinary, architecture, new)
             difference = first_difference(ordinary, reloaded)
         except Exception as error:  # whatever transformers raises, the user needs one sentence
-            sentence = _sentence(error).replace(str(new), "the folder")
-            raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {sentence}") from error
+            reason = sentence(error).replace(str(new), "the folder")
+            raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {reason}") from error
         if difference:
             raise CheckpointError(f"{name} would not be the same after from_pretrained: {difference}")
         for file, text in {**files, CARD: card}.items():
@@ -50,6 +50,30 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
 
 def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype, device_map) -> nn.Module:
     """Load what `save_pretrained` wrote, in eval mode.
+
+    Raises:
+        CheckpointError: the folder is broken, is no network of transformers, or brings code that is not trusted.
+    """
+    kind, foreign = reader_of(folder, architecture, trust)
+    network = read(
+        kind,
+        folder,
+        pretrained_model_name_or_path=folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=foreign,
+        dtype=dtype or "auto",
+        device_map=device_map,
+    )
+    if reads_images(network) and device_map is None:
+        # The file in memory lies anywhere, and a CPU's kernels add up in an order that follows where tensors lie.
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+    return network.eval()
+
+
+def reader_of(folder: Path, architecture: Architecture, trust: bool) -> tuple[type, bool]:
+    """The class that reads a folder for `from_pretrained`, and whether it runs code that the folder brings.
 
     Raises:
         CheckpointError: the folder is broken, is no network of transformers, or brings code that is not trusted.
@@ -66,30 +90,27 @@ def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype
             "you trust it"
         )
     name = architecture.factory.removeprefix(LIBRARY)
-    reader = getattr(transformers, name, None) if architecture.factory.startswith(LIBRARY) else None
-    if not (foreign and reader and name.startswith("AutoModel")):
-        _check_network(reader, architecture.factory, folder)
+    kind = getattr(transformers, name, None) if architecture.factory.startswith(LIBRARY) else None
+    if not (foreign and kind and name.startswith("AutoModel")):
+        _check_network(kind, architecture.factory, folder)
+    return kind, bool(foreign)
+
+
+def read(kind, folder: Path, **arguments) -> nn.Module:
+    """What a class's `from_pretrained` makes of these arguments, which stand for a folder.
+
+    Raises:
+        CheckpointError: nothing, or there are weights too few or too many.
+    """
     with quiet():
         try:
-            network, report = reader.from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=bool(foreign),
-                dtype=dtype or "auto",
-                device_map=device_map,
-                output_loading_info=True,
-            )
+            network, report = kind.from_pretrained(**arguments, output_loading_info=True)
         except Exception as error:  # whatever transformers raises, the user needs one sentence
-            raise CheckpointError(f"{folder} can't be loaded as {name}: {_sentence(error)}") from error
-    faults = [f"{kind.replace('_', ' ')} {sorted(keys)[0]}" for kind, keys in report.items() if keys]
+            raise CheckpointError(f"{folder} can't be loaded as {kind.__name__}: {sentence(error)}") from error
+    faults = [f"{fault.replace('_', ' ')} {sorted(keys)[0]}" for fault, keys in report.items() if keys]
     if faults:
-        raise CheckpointError(f"{folder} does not hold the weights of its {name}: {faults[0]}")
-    if reads_images(network) and device_map is None:
-        # The file in memory lies anywhere, and a CPU's kernels add up in an order that follows where tensors lie.
-        for tensor in (*network.parameters(), *network.buffers()):
-            tensor.data = tensor.data.clone()
-    return network.eval()
+        raise CheckpointError(f"{folder} does not hold the weights of its {kind.__name__}: {faults[0]}")
+    return network
 
 
 def from_config(folder: Path, architecture: Architecture) -> nn.Module:
@@ -107,7 +128,7 @@ def from_config(folder: Path, architecture: Architecture) -> nn.Module:
         with torch.random.fork_rng():
             return kind(kind.config_class.from_dict(architecture.kwargs["config"]))
     except Exception as error:  # whatever transformers raises, the user needs one sentence
-        raise CheckpointError(f"{folder} is broken: its config makes no {name} ({_sentence(error)})") from error
+        raise CheckpointError(f"{folder} is broken: its config makes no {name} ({sentence(error)})") from error
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -142,7 +163,7 @@ def _check_network(kind, factory: str, folder: Path) -> None:
         raise CheckpointError(f"{folder} is built by {factory}, which is no network of transformers")
 
 
-def _detached(network: nn.Module) -> nn.Module:
+def detached(network: nn.Module) -> nn.Module:
     """The same network, sharing all modules, with a config of its own, without names of local folders and old code."""
     detached = copy.copy(network)
     detached.config = copy.deepcopy(network.config)
@@ -180,12 +201,13 @@ def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> n
     return reloaded if places else reloaded.to(device_of(network))
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What another library's error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
-def _errors_alone() -> Iterator[None]:
+def errors_alone() -> Iterator[None]:
     """No reports of what is missing in a folder: the comparison says it in one sentence."""
     from transformers.utils import logging
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from sglp.architecture import architecture_of, remember, runs_in_a_row
+from sglp.architecture import architecture_of, pruned_architecture, remember, runs_in_a_row
 from sglp.errors import PlanError, first_line
 from sglp.flow import handed_on
 from sglp.hugging_face import is_pretrained, leave_out, stack_of
@@ -49,7 +49,7 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     drop_modules(pruned, removed)
     architecture = architecture_of(model)
     if architecture is not None:
-        remember(pruned, architecture.pruned(plan.kept, plan.removed, model))
+        remember(pruned, pruned_architecture(architecture, plan.kept, plan.removed, model))
     return pruned
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from torch import nn
 
 from sglp.architecture import architecture_of
-from sglp.checkpoint import load, saved_architecture
+from sglp.checkpoint import load
 from sglp.errors import CheckpointError
 from sglp.plan import Plan
+from sglp.record import saved_architecture
 from sglp.surgery import prune
 
 

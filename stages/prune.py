@@ -1,7 +1,10 @@
 """The pruned network: the plan's layers taken out, batch norm's statistics taken anew."""
 
+from pathlib import Path
+
 import sglp
 from sglp.batchnorm import has_statistics
+from sglp.sharded import prune_folder
 from sglp.tasks.task import find_task
 from sglp.twin import random_twin
 from stages.support import stage
@@ -13,12 +16,18 @@ BATCH = 128
 
 def main(params: View, workload: View) -> None:
     """Take out, recalibrate, save."""
-    task = find_task(workload.task)
+    task, plan = find_task(workload.task), sglp.Plan.load("data/plan.json")
+    folder_of_transformers = Path("data/dense/config.json").is_file()
+    if workload.task == "causal_lm" and folder_of_transformers and params.prune.weights == "trained":
+        # Language models have no batch norm: nothing needs the network itself, which may be larger than memory.
+        trust = workload.architecture["kwargs"].get("trust_remote_code", False)
+        prune_folder("data/dense", plan, "data/pruned", trust)
+        return
     network = load_network("data/dense", params, workload, stored=True)
     if params.prune.weights == "random":
         network = random_twin(network, params.seed)
     processor = task.processor("data/dense", workload.architecture)
-    pruned = sglp.prune(network, sglp.Plan.load("data/plan.json"))
+    pruned = sglp.prune(network, plan)
     samples = params.prune.recalibration
     if samples and has_statistics(pruned):
         data = load_split("train", params, workload, processor)

@@ -7,9 +7,8 @@ from ruamel.yaml import YAML
 from torch import nn
 
 import sglp
-from sglp.architecture import Architecture
-from sglp.checkpoint import card_of
-from sglp.model_card import Figures, model_card
+from sglp.model_card import Figures, card_of, model_card
+from sglp.record import Architecture
 
 PRUNED = """---
 library_name: transformers

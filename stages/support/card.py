@@ -1,7 +1,6 @@
 """The complete model card of the fine-tuned network: the one in its folder is written before anything is measured."""
 
-from sglp.checkpoint import card_of
-from sglp.model_card import Figures
+from sglp.model_card import Figures, card_of
 from stages.support.outcome import benchmark_rows, metric_rows
 from stages.support.params import View, flat
 
