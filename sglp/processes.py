@@ -19,6 +19,8 @@ from sglp.errors import SGLPError
 # The first one may wait for another run of the same; that one of them died is seen at once.
 TIMEOUT = timedelta(hours=12)
 
+ALL = slice(None)
+
 
 class ProcessError(SGLPError):
     """Processes can't share the work as they were started."""
@@ -76,8 +78,7 @@ def entered_by_first(context: AbstractContextManager) -> Iterator:
 
 def wait() -> None:
     """Wait for all others to come here."""
-    if _several():
-        torch.distributed.barrier()
+    total(torch.zeros(1))  # a barrier would be the GPUs', and ask which one is whose
 
 
 def total(value: Tensor) -> Tensor:
@@ -110,6 +111,11 @@ def joined() -> Iterator[None]:
     yield
     wait()  # else the first to end would look lost to the others
     torch.distributed.destroy_process_group()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone, or that it hung."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 class _Total(torch.autograd.Function):

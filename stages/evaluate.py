@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from sglp import processes
 from sglp.cost import count_parameters
 from sglp.errors import SGLPError
 from sglp.tasks.task import find_task
@@ -29,9 +30,10 @@ def main(params: View, workload: View) -> None:
         "params": count_parameters(network),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }
-    write_json(f"reports/metrics/{name}.json", metrics)
-    write_json(f"reports/examples/{name}.json", examples)
+    if processes.rank() == 0:
+        write_json(f"reports/metrics/{name}.json", metrics)
+        write_json(f"reports/examples/{name}.json", examples)
 
 
 if __name__ == "__main__":
-    stage.run(main, "evaluate")
+    stage.run(main, "evaluate", shared=True)

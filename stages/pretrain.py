@@ -1,6 +1,7 @@
 """The network to prune: its weights are random, a file's or its factory's, and trained here or not."""
 
 import sglp
+from sglp import processes
 from sglp.errors import SGLPError
 from sglp.tasks.task import find_task, recipe_of
 from sglp.tasks.workload import Architecture, Weights
@@ -26,15 +27,17 @@ def main(params: View, workload: View) -> None:
     network = task.build(architecture, weights, path, recipe.seed).eval()
     task.check_fit(network, data)
     if not weights.train:
-        sglp.save(network, "data/dense", processor)
+        if processes.rank() == 0:
+            sglp.save(network, "data/dense", processor)
         return
     from sglp.tasks.training import train
 
-    with resumable("pretrain", params, workload) as folder:
+    with processes.entered_by_first(resumable("pretrain", params, workload)) as folder:
         trained, merge = task.adapt(network, recipe, recipe.seed)
         train(trained.to(device()), task, data, recipe, recipe.seed, folder)
-        sglp.save(merge(), "data/dense", processor)
+        if processes.rank() == 0:
+            sglp.save(merge(), "data/dense", processor)
 
 
 if __name__ == "__main__":
-    stage.run(main, "pretrain")
+    stage.run(main, "pretrain", shared=True)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import sglp
 from sglp.architecture import remember
 from sglp.batches import call, device_of, to_device
-from sglp.checkpoint import ARCHITECTURE, saved_architecture
 from sglp.cost import count_macs
 from sglp.errors import DataError, SGLPError
+from sglp.processes import ALL
+from sglp.record import ARCHITECTURE, saved_architecture
 from sglp.tasks import language_models, question_tasks, questions, texts, tuning
 from sglp.tasks.draws import draw
 from sglp.tasks.language_workload import TextBenchmark, TextEvaluation, TextPreparation
@@ -72,15 +73,17 @@ def example(data: Texts) -> dict:
     return data.batch([0])[0]
 
 
-def calibration_batches(data: Texts, samples: int, batch_size: int, seed: int) -> Iterator[tuple[dict, Tensor]]:
-    """Batches of sequences drawn without replacement: inputs and the tokens that follow.
+def calibration_batches(
+    data: Texts, samples: int, batch_size: int, seed: int, part: slice = ALL
+) -> Iterator[tuple[dict, Tensor]]:
+    """Batches of sequences drawn without replacement, or a part of them: inputs and the tokens that follow.
 
     Raises:
         DataError: there are fewer.
     """
     what = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
     drawn = draw(len(data), samples, seed, what)
-    for first in range(0, samples, batch_size):
+    for first in range(0, samples, batch_size)[part]:
         yield data.batch(drawn[first : first + batch_size])
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import sglp
+from sglp import processes
 from sglp.architecture import remember
 from sglp.batches import call, device_of, logits_of
-from sglp.checkpoint import ARCHITECTURE, saved_architecture
 from sglp.cost import count_macs
 from sglp.errors import DataError, first_line
 from sglp.pretrained import CONFIG
+from sglp.processes import ALL
+from sglp.record import ARCHITECTURE, saved_architecture
 from sglp.tasks.draws import draw
 from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
 from sglp.tasks.images import Images, make_transforms, stack
@@ -76,7 +77,9 @@ def example(images: Images) -> Tensor:
     return images.batch([0])[0]
 
 
-def calibration_batches(images: Images, samples: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def calibration_batches(
+    images: Images, samples: int, batch_size: int, seed: int, part: slice = ALL
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (inputs, labels) of samples drawn without replacement.
 
     Args:
@@ -84,12 +87,13 @@ def calibration_batches(images: Images, samples: int, batch_size: int, seed: int
         samples: how many in all.
         batch_size: how many a batch; the last one may be smaller.
         seed: of the draw.
+        part: which of the batches.
 
     Raises:
         DataError: there are fewer samples.
     """
     drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
-    for first in range(0, samples, batch_size):
+    for first in range(0, samples, batch_size)[part]:
         yield images.batch(drawn[first : first + batch_size])
 
 
@@ -150,16 +154,16 @@ def evaluate(
     batch_size = dials.batch_size
     network.eval()
     device = device_of(network)
-    top1 = top5 = 0
-    loss = 0.0
-    for first in tqdm(range(0, len(images), batch_size), desc="evaluate", unit="batch", disable=None):
+
+    def judge(first: int) -> tuple[int, int, float]:
         inputs, labels = images.batch(range(first, min(first + batch_size, len(images))))
         with torch.no_grad():
             logits = logits_of(call(network, inputs.to(device))).double().cpu()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        top1 += int(best[:, 0].sum())
-        top5 += int(best.sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        return int(best[:, 0].sum()), int(best.sum()), float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    judged = processes.shared_map(judge, range(0, len(images), batch_size), desc="evaluate", unit="batch")
+    top1, top5, loss = (sum(column) for column in zip(*judged, strict=True))
     if not math.isfinite(loss):
         raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
     count = len(images)

@@ -1,12 +1,14 @@
 """Perplexity of a text by sliding windows, and continuations of prompts."""
 
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sglp import processes
 from sglp.batches import device_of, logits_of
 from sglp.errors import DataError
 from sglp.tasks.texts import encoded
@@ -42,15 +44,19 @@ def perplexity(
     for window, fresh in _windows(tokens, prefix, length, stride):
         groups.setdefault(len(window), []).append((window, fresh))
     batches = [rows[i : i + batch_size] for rows in groups.values() for i in range(0, len(rows), batch_size)]
-    total, count = 0.0, 0
-    for rows in tqdm(batches, desc="perplexity", unit="batch", disable=None):
+
+    def judge(rows: list[tuple[Tensor, int]]) -> list[tuple[float, int]]:
         ids = torch.stack([window for window, _ in rows]).to(device)
         logits = logits_of(network(input_ids=ids, use_cache=False))
+        judged = []
         for row, (window, fresh) in enumerate(rows):
             scored = min(fresh, len(window) - 1)
             of = logits[row, -scored - 1 : -1].float()
-            total += float(F.cross_entropy(of, ids[row, -scored:], reduction="none").double().sum())
-            count += scored
+            judged.append((float(F.cross_entropy(of, ids[row, -scored:], reduction="none").double().sum()), scored))
+        return judged
+
+    judged = chain.from_iterable(processes.shared_map(judge, batches, desc="perplexity", unit="batch"))
+    total, count = (sum(column) for column in zip((0.0, 0), *judged, strict=True))
     if not count:
         raise DataError(f"a text of {len(tokens)} tokens has none whose likelihood could be measured")
     if not math.isfinite(total):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from sglp import processes
 from sglp.attacks import fgsm, pgd, random_start
 from sglp.batches import call, device_of, eval_mode, logits_of
 from sglp.corruptions import KINDS, corrupt
@@ -45,9 +46,11 @@ def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size
     classifier = _Classifier(network, images)
     each = 1 + len(dials.fgsm) + len(dials.pgd) + len(dials.severities) * len(KINDS)
     batches = range(0, samples, batch_size)
-    hits: Counter = Counter()
-    with eval_mode(network), tqdm(total=len(batches) * each, desc="robustness", unit="batch", disable=None) as bar:
-        for first in batches:
+    own = batches[processes.part(len(batches))]
+    with eval_mode(network), tqdm(total=len(own) * each, desc="robustness", unit="batch", disable=None) as bar:
+
+        def judge(first: int) -> Counter:
+            found: Counter = Counter()
             indices = drawn[first : first + batch_size]
             pictures, labels = classifier.batch(indices)
             for name, pixels in _variants(classifier, pictures, labels, indices, dials):
@@ -55,8 +58,13 @@ def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size
                     logits = classifier(pixels)
                 if not logits.isfinite().all():
                     raise DataError(f"the network's outputs on {images.name} ({' '.join(name)}) are not finite")
-                hits[name] += int((logits.argmax(-1) == labels).sum())
+                found[name] += int((logits.argmax(-1) == labels).sum())
                 bar.update()
+            return found
+
+        hits: Counter = Counter()
+        for found in processes.shared_map(judge, batches):
+            hits.update(found)
     return {"samples": samples} | _nested({name: count / samples for name, count in hits.items()})
 
 

@@ -10,7 +10,7 @@ target): a tensor or a dict of arguments, and the class of every row of the netw
     dtype(device)                                 what a network computes in there, or None for what it is stored in
     open_split(source, arguments, prepare, path, sha256, processor)    a split of the data, with a length
     example(data)                                 the inputs of one sample
-    calibration_batches(data, samples, batch_size, seed)    batches, drawn without replacement
+    calibration_batches(data, samples, batch_size, seed, part)    batches, drawn without replacement; all, or a part
     check_fit(network, data)                      an error where the two don't go together
     training_samples(data, indices, recipe, seed)    a data set by (epoch, position), or by position without a recipe
     collate(samples)                              a batch of them

@@ -1,4 +1,8 @@
-"""Trains a network with transformers' Trainer; a killed run goes on and ends in the same weights (CPU)."""
+"""Trains a network with transformers' Trainer; a killed run goes on and ends in the same weights (CPU).
+
+Several processes take the steps that one would: each has a part of every batch. Only dropout differs, whose masks each
+of them draws for itself.
+"""
 
 import math
 import shutil
@@ -9,16 +13,20 @@ from types import ModuleType
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
+from sglp import processes
 from sglp.batches import call, logits_of
 from sglp.errors import SGLPError
 from sglp.hugging_face import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks.draws import EpochSampler, draw
+from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Recipe
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
@@ -51,9 +59,15 @@ def train(
         One row a point of the log: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
 
     Raises:
-        SGLPError: the loss is not finite at some point, or several GPUs are visible.
+        SGLPError: the loss is not finite at some point, several GPUs are visible to one process, or the processes
+            can't share a batch alike.
         DataError: a sample can't be prepared, or there are fewer than the recipe asks for.
     """
+    if recipe.batch_size % processes.count():
+        raise SGLPError(
+            f"batch_size={recipe.batch_size} can't be shared alike by {processes.count()} processes: start a number of "
+            "them that divides it"
+        )
     count = len(data) if recipe.samples is None else recipe.samples
     chosen = np.array(draw(len(data), count, seed, f"samples to train on in {data.name}"))
     # Held out are the last: calibration draws the first with the same seed, and what judges may not have been seen.
@@ -66,8 +80,8 @@ def train(
     every = max(1, math.ceil(recipe.epochs * steps_an_epoch / POINTS))
     arguments = TrainingArguments(
         output_dir=str(resume),
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size // processes.count(),
+        per_device_eval_batch_size=recipe.batch_size // processes.count(),
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
@@ -95,9 +109,15 @@ def train(
     )
     if arguments.n_gpu > 1:
         raise SGLPError(
-            f"{arguments.n_gpu} GPUs are visible, which would multiply the recipe's batch size: choose one with "
-            "CUDA_VISIBLE_DEVICES"
+            f"{arguments.n_gpu} GPUs are visible to one process: choose one with CUDA_VISIBLE_DEVICES, or take all "
+            f"with SGLP_LAUNCH='torchrun --nproc-per-node {arguments.n_gpu}'"
         )
+
+    def collate(items: list) -> dict:
+        inputs, labels = task.collate(items or [samples[0, 0]])
+        labels = labels if items else torch.full_like(labels, IGNORED)  # a part that is empty needs something to run
+        return {"inputs": inputs, "labels": labels, "rows": int((labels != IGNORED).sum())}
+
     entries = vars(network.config) if is_pretrained(network) else {}
     caches = "use_cache" in entries
     trainer = _Trainer(
@@ -105,9 +125,7 @@ def train(
         args=arguments,
         train_dataset=samples,
         eval_dataset=task.training_samples(data, np.sort(held), None, seed) if len(held) else None,
-        data_collator=lambda items: dict(zip(("inputs", "labels"), task.collate(items), strict=True)),
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
-        compute_metrics=_accuracy,
+        data_collator=collate,
         callbacks=[_Marks()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -116,7 +134,11 @@ def train(
     # The loss is a mean over the batch: of several batches that make a step, the mean is to be taken too.
     trainer.model_accepts_loss_kwargs = False
     trainer.recipe, trainer.teacher = recipe, teacher
-    trainer.train(resume_from_checkpoint=_last_complete(resume))
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise SGLPError("the launcher asks for FSDP or DeepSpeed, which divide the network: start it without them")
+    if processes.rank():
+        torch.manual_seed(seed + processes.rank())  # of dropout: no two processes the same
+    trainer.train(resume_from_checkpoint=processes.of_first(lambda: _last_complete(resume)))
     # Where the Trainer computes in half precision, it has put another forward into the network.
     extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
@@ -126,11 +148,28 @@ def train(
     return rows
 
 
+class _Parts(BatchSampler):
+    """This process's part of every batch; all parts together are the batch that one process would have."""
+
+    def __iter__(self):
+        return (batch[processes.part(len(batch))] for batch in super().__iter__())
+
+
 class _Trainer(Trainer):
     """Trainer with the loss over classes of all tasks, distillation, and weight decay on all parameters."""
 
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return EpochSampler(len(self.train_dataset), self.args.seed)
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, EpochSampler(len(self.train_dataset), self.args.seed))
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        return self._loader(self.eval_dataset, SequentialSampler(self.eval_dataset))
+
+    def _loader(self, dataset, order: Sampler) -> DataLoader:
+        parts = _Parts(order, self.recipe.batch_size, drop_last=False)
+        pin = self.args.dataloader_pin_memory
+        loader = DataLoader(dataset, batch_sampler=parts, collate_fn=self.data_collator, pin_memory=pin)
+        # Told that it is the only one: the Trainer's own would fill the last batch up with samples it has had.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         return [name for name, _ in model.named_parameters()]
@@ -139,12 +178,29 @@ class _Trainer(Trainer):
         return 0  # the Trainer's estimate is not used
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, labels = logits_of(call(model, inputs["inputs"])), inputs["labels"]
-        loss = cross_entropy(logits, labels, self.recipe.label_smoothing)
-        if self.teacher is not None and model.training:
+        labels, rows = inputs["labels"], inputs["rows"]
+        with whole_batch(counts=rows > 0):
+            logits = logits_of(call(model, inputs["inputs"]))
+        loss = cross_entropy(logits, labels, self.recipe.label_smoothing) if rows else 0.0 * logits.float().sum()
+        if rows and self.teacher is not None and model.training:
             share = self.recipe.distillation
             loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
+        if model.training:
+            # A mean over this process's rows, whose mean over processes is to be the mean over all rows.
+            loss = loss * (rows * processes.count() / int(processes.total(torch.tensor(rows))))
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def evaluation_loop(self, dataloader, description, *_, **__) -> EvalLoopOutput:
+        """Loss and accuracy over all rows with a label, in all processes."""
+        model, sums = self.model.eval(), torch.zeros(3, dtype=torch.float64)
+        for batch in dataloader:
+            with torch.no_grad():
+                loss, outputs = self.compute_loss(model, batch, return_outputs=True)
+            hits = (outputs["logits"].argmax(dim=-1) == batch["labels"]).sum()
+            sums += torch.tensor([float(loss) * batch["rows"], int(hits), batch["rows"]])
+        loss, hits, rows = processes.total(sums).tolist()
+        metrics = {"eval_loss": loss / rows, "eval_accuracy": hits / rows}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(self.eval_dataset))
 
     def _distance(self, logits: Tensor, inputs, labels: Tensor) -> Tensor:
         """Hinton et al. 2015: Kullback-Leibler divergence from the teacher at a temperature, times its square."""
@@ -154,12 +210,6 @@ class _Trainer(Trainer):
         student = F.log_softmax(logits[counted].float() / temperature, dim=-1)
         distance = F.kl_div(student, F.log_softmax(target, dim=-1), log_target=True, reduction="batchmean")
         return distance * temperature**2
-
-
-def _accuracy(prediction) -> dict[str, float]:
-    """The share of the rows with a label that are right."""
-    counted = prediction.label_ids != IGNORED
-    return {"accuracy": float((prediction.predictions == prediction.label_ids)[counted].mean())}
 
 
 class _Marks(TrainerCallback):
@@ -172,6 +222,7 @@ class _Marks(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         # A kill can fall into the writing of a checkpoint; what has this mark is whole.
+        processes.wait()
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 

@@ -7,20 +7,34 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sglp.errors import SGLPError, first_line
+from stages.support import launch
 from stages.support.params import ParameterError, View, declared
 
 
-def run(main: Callable[[View, View], None], name: str) -> None:
-    """Run a stage's `main(params, workload)`; what the user can mend is told in one sentence, with exit code 1."""
+def run(main: Callable[[View, View], None], name: str, shared: bool = False) -> None:
+    """Run a stage's `main(params, workload)`; what the user can mend is told in one sentence, with exit code 1.
+
+    Args:
+        main: the stage.
+        name: of its file.
+        shared: whether several processes can share its work; see `stages.support.launch`.
+    """
     try:
         check_versions()
-        main(*declared(name))
+        declares = declared(name)
+        if shared and launch.asked():
+            launch.start(name)
+            return
+        with launch.joined():
+            main(*declares)
     except SGLPError as error:
-        sys.exit(f"{os.environ.get('DVC_STAGE', name)}: {error}")
+        launch.end(f"{os.environ.get('DVC_STAGE', name)}: {error}")
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every stage imports
             raise
-        sys.exit(f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help.")
+        launch.end(
+            f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help."
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,0 +1,66 @@
+"""Batch norm by the whole batch, where each of several processes has a part of it.
+
+torch's SyncBatchNorm needs a GPU, and takes the place of modules. Here the function does other things that all modules
+call, those of other libraries too.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sglp import processes
+
+
+def whole_batch(counts: bool = True) -> AbstractContextManager:
+    """While a network runs: batch norm takes the mean and variance over the parts that all processes have.
+
+    Args:
+        counts: whether this process has any of the batch; else its samples only stand in for those that it lacks.
+    """
+    return _WholeBatch(counts) if processes.count() > 1 else nullcontext()
+
+
+class _WholeBatch(TorchFunctionMode):
+    def __init__(self, counts: bool):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.batch_norm and kwargs["training"]:
+            return _batch_norm(
+                self.counts, *args, **{key: kwargs[key] for key in ("weight", "bias", "momentum", "eps")}
+            )
+        return function(*args, **kwargs)
+
+
+def _batch_norm(
+    counts: bool,
+    inputs: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Ioffe & Szegedy 2015, algorithm 1; running statistics take the unbiased variance, as torch's do."""
+    over = [dim for dim in range(inputs.ndim) if dim != 1]
+    shape = [1, -1] + [1] * (inputs.ndim - 2)
+    values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    rows = values.new_tensor([counts * values.numel() / values.shape[1]])
+    sums = processes.total(torch.cat([counts * values.sum(over), rows]))
+    mean, rows = sums[:-1] / sums[-1], sums[-1].detach()
+    centred = values - mean.view(shape)
+    variance = processes.total(counts * centred.square().sum(over)) / rows
+    if running_mean is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * rows / (rows - 1)).to(running_var.dtype), momentum)
+    outputs = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        outputs = outputs * weight.view(shape) + bias.view(shape)
+    return outputs.to(inputs.dtype)

@@ -1,0 +1,162 @@
+"""Work for one process or several: ``torchrun --nproc-per-node 2 tests/shared_work.py FILE``. All give the same."""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from language import byte_tokenizer, tiny_llama
+from torch import nn
+
+import sglp
+from sglp import processes
+from sglp.tasks import causal_lm, image_classification
+from sglp.tasks.image_workload import Finetuning as ImageRecipe
+from sglp.tasks.image_workload import ImagePreparation
+from sglp.tasks.images import Images
+from sglp.tasks.language_workload import Finetuning as TextRecipe
+from sglp.tasks.language_workload import TextPreparation
+from sglp.tasks.perplexity import perplexity
+from sglp.tasks.texts import Texts
+from sglp.tasks.training import train
+from sglp.tasks.whole_batch import whole_batch
+from sglp.tasks.workload import Source
+
+PREPARE = ImagePreparation(
+    image_column="image", label_column="label", classes=10, channels=1, transforms=[], mean=[0.3], std=[0.4]
+)
+RECIPE = {
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 0.01,
+    "epochs": 2,
+    "warmup_epochs": 0.5,
+    "label_smoothing": 0.1,
+    "distillation": 0.3,
+    "temperature": 2.0,
+}
+
+
+def everything() -> dict[str, list]:
+    """What is shared, by name; in every process all of it."""
+    images = Images(_source("sglp.tasks.digits:Digits"), {"train": True}, PREPARE)
+    text = TextPreparation(text_column="text", separator="\n", length=32, tokenizer="bytes")
+    texts = Texts(_source("sglp.tasks.topics:Topics"), {"train": True}, text, byte_tokenizer())
+    return {
+        "map": processes.shared_map(lambda item: item**2, range(5)),
+        "few": processes.shared_map(lambda item: item**2, range(1)),
+        "first": [processes.of_first(lambda: processes.rank())],
+        "norm 5": batch_norm(5),
+        "norm 1": batch_norm(1),
+        **trained_images(images),
+        **trained_texts(texts),
+        **judged(images),
+        "perplexity": list(perplexity(tiny_llama(), texts.tokens[:500], 48, 20, 3).values()),
+        "calibration": calibrated(images),
+        "scores": scored(images),
+    }
+
+
+def batch_norm(samples: int) -> list:
+    """Outputs, gradients and running statistics of samples of which each process has a part, maybe none."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, pull = (torch.randn(2, samples, 3, 4, 5, generator=generator, dtype=torch.float64) + 3).unbind()
+    norm = nn.BatchNorm2d(3).double()
+    nn.init.uniform_(norm.weight, generator=generator)
+    part = processes.part(samples)
+    own = (inputs[part] if len(inputs[part]) else torch.full_like(inputs[:1], 7)).requires_grad_()
+    with whole_batch(counts=len(inputs[part]) > 0):
+        outputs = norm(own)
+    (outputs[: len(pull[part])] * pull[part]).sum().backward()
+    found = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
+    both = processes.shared_map(lambda _: found, range(processes.count()))
+    sums = [processes.total(p.grad).tolist() for p in (norm.weight, norm.bias)]
+    return [[row for one in column for row in one] for column in zip(*both, strict=True)] + [
+        *sums,
+        norm.running_mean.tolist(),
+        norm.running_var.tolist(),
+    ]
+
+
+class Double(nn.Module):
+    def forward(self, inputs):
+        return inputs.double()
+
+
+def small(seed: int) -> nn.Module:
+    """A network in float64, so that rounding can't grow into more than that."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        return nn.Sequential(Double(), *(layer.double() for layer in layers))
+
+
+def trained_images(images: Images) -> dict[str, list]:
+    """17 samples in batches of 4, the last one of a single sample, and 4 held out."""
+    more = {"samples": 21, "batch_size": 4, "holdout": 0.19, "keep": "last", "precision": "float32"}
+    recipe = ImageRecipe.model_validate(RECIPE | more | {"augment": [{"RandomCrop": {"size": 8, "padding": 1}}]})
+    network = small(0)
+    return _trained("images", network, image_classification, images, recipe, small(1).eval())
+
+
+def trained_texts(texts: Texts) -> dict[str, list]:
+    """Batches that add up to steps; the last step is of one batch alone, of a single sample."""
+    more = {"samples": 12, "batch_size": 2, "holdout": 0.2, "keep": "best", "accumulation": 2, "tuning": "full"}
+    lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"}
+    more |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1, "optimizer": "adamw"}
+    recipe = TextRecipe.model_validate(RECIPE | more | {"learning_rate": 1e-3})
+    return _trained("texts", tiny_llama(), causal_lm, texts, recipe, tiny_llama(seed=9))
+
+
+def _trained(name: str, network, task, data, recipe, teacher) -> dict[str, list]:
+    with processes.entered_by_first(TemporaryDirectory()) as folder:
+        rows = train(network, task, data, recipe, 0, Path(folder), teacher)
+    weights = [tensor.tolist() for tensor in network.state_dict().values()]
+    return {f"{name}: weights": weights, f"{name}: rows": [list(row.values()) for row in rows]}
+
+
+def judged(images: Images) -> dict[str, list]:
+    """Accuracy, loss and robustness."""
+    attacks = {"samples": 21, "fgsm": [0.1], "pgd": [0.1], "pgd_steps": 2, "severities": [2]}
+    settings = {"batch_size": 8, "robustness": attacks}
+    network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8, "in_channels": 1}, seed=0)
+    images.labels = images.labels[:50]
+    metrics, _ = image_classification.evaluate(network, images, settings)
+    return {"evaluation": [metrics]}
+
+
+def calibrated(images: Images) -> list:
+    """The batches of all parts."""
+    part = processes.part(3)
+    own = [labels.tolist() for _, labels in image_classification.calibration_batches(images, 22, 8, 0, part)]
+    everyone = processes.shared_map(lambda _: own, range(processes.count()))
+    return [labels for batches in everyone for labels in batches]
+
+
+def scored(images: Images) -> list:
+    """Every search, with the default criterion."""
+    network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).eval()
+    batches = list(image_classification.calibration_batches(images, 16, 16, 0))
+    layers = sglp.find_layers(network, batches[0][0])
+    segments = [(0, 2), (3, len(layers) - 1)]
+    budget = [2, len(layers) - 5]
+    return [
+        [[c.segment, list(c.kept), c.score, c.best] for c in sglp.score_combinations(
+            network, layers, segments, budget, batches, search=search
+        )]
+        for search in ("together", "in_turn", "alone")
+    ]  # fmt: skip
+
+
+def _source(loader: str) -> Source:
+    return Source(loader=loader, name=None, revision=None)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes.joined():
+        found = everything()
+        if processes.rank() == 0:
+            Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
