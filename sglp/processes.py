@@ -5,13 +5,11 @@ asked of all must be asked in the same order by every one of them.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
-import torch
-import torch.distributed
-from torch import Tensor
 from tqdm import tqdm
 
 from sglp.errors import SGLPError
@@ -28,12 +26,12 @@ class ProcessError(SGLPError):
 
 def count() -> int:
     """How many processes share the work."""
-    return torch.distributed.get_world_size() if _several() else 1
+    return _distributed().get_world_size() if _several() else 1
 
 
 def rank() -> int:
     """The number of this one; 0 is the one that writes."""
-    return torch.distributed.get_rank() if _several() else 0
+    return _distributed().get_rank() if _several() else 0
 
 
 def part(items: int) -> slice:
@@ -55,7 +53,7 @@ def shared_map(function: Callable, items: Sequence, **bar) -> list:
     if not _several():
         return results
     parts: list = [None] * count()
-    torch.distributed.all_gather_object(parts, results)
+    _distributed().all_gather_object(parts, results)
     return [result for part in parts for result in part]
 
 
@@ -64,7 +62,7 @@ def of_first(make: Callable):
     if not _several():
         return make()
     box = [make() if rank() == 0 else None]
-    torch.distributed.broadcast_object_list(box)
+    _distributed().broadcast_object_list(box)
     return box[0]
 
 
@@ -78,12 +76,9 @@ def entered_by_first(context: AbstractContextManager) -> Iterator:
 
 def wait() -> None:
     """Wait for all others to come here."""
-    total(torch.zeros(1))  # a barrier would be the GPUs', and ask which one is whose
-
-
-def total(value: Tensor) -> Tensor:
-    """The sum over all processes, which gradients flow through: of the sum of what all of them make of it."""
-    return _Total.apply(value) if _several() else value
+    if _several():
+        # A barrier would be the GPUs', and ask which one is whose.
+        _distributed().all_reduce(sys.modules["torch"].zeros(1))
 
 
 @contextmanager
@@ -98,6 +93,8 @@ def joined() -> Iterator[None]:
             "what was to start several processes started one that is told of no others: torchrun --nproc-per-node N "
             "does, and so does accelerate launch --multi_gpu"
         )
+    import torch.distributed
+
     backend = "gloo"
     if torch.cuda.is_available():
         backend, local = "cpu:gloo,cuda:nccl", int(os.environ["LOCAL_RANK"])
@@ -115,20 +112,15 @@ def joined() -> Iterator[None]:
 
 def lost_another(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone, or that it hung."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        whole = value.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Total.apply(gradient)
+    distributed = _distributed()
+    return distributed is not None and (isinstance(error, distributed.DistError) or "gloo" in str(error))
 
 
 def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    distributed = _distributed()
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _distributed():
+    """torch.distributed, if somebody has imported it: what works without torch shares nothing, and needs none here."""
+    return sys.modules.get("torch.distributed")

@@ -12,6 +12,7 @@ from sglp.plan import Plan
 from sglp.target import Cost, meet
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Scoring
+from sglp.total import total
 from stages.support import stage
 from stages.support.layers import read_layers
 from stages.support.params import View
@@ -57,7 +58,7 @@ def main(params: View, workload: View) -> None:
             plan, scores, left = meet(share, _AgreedCost(of, network, layers, batches[0][0]), ask, segments)
             found = {"target": {"of": of, "asked": share, "reached": left}}
     seconds = time.perf_counter() - start
-    run = processes.total(torch.tensor([passes.forward, passes.backward])).tolist()
+    run = total(torch.tensor([passes.forward, passes.backward])).tolist()
     if processes.rank():
         return
     rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)

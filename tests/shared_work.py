@@ -22,6 +22,7 @@ from sglp.tasks.texts import Texts
 from sglp.tasks.training import train
 from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Source
+from sglp.total import total
 
 PREPARE = ImagePreparation(
     image_column="image", label_column="label", classes=10, channels=1, transforms=[], mean=[0.3], std=[0.4]
@@ -72,7 +73,7 @@ def batch_norm(samples: int) -> list:
     (outputs[: len(pull[part])] * pull[part]).sum().backward()
     found = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
     both = processes.shared_map(lambda _: found, range(processes.count()))
-    sums = [processes.total(p.grad).tolist() for p in (norm.weight, norm.bias)]
+    sums = [total(p.grad).tolist() for p in (norm.weight, norm.bias)]
     return [[row for one in column for row in one] for column in zip(*both, strict=True)] + [
         *sums,
         norm.running_mean.tolist(),

@@ -28,6 +28,7 @@ from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks.draws import EpochSampler, draw
 from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Recipe
+from sglp.total import total
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
 # after a resume is what an undisturbed run would have logged.
@@ -187,7 +188,7 @@ class _Trainer(Trainer):
             loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
         if model.training:
             # A mean over this process's rows, whose mean over processes is to be the mean over all rows.
-            loss = loss * (rows * processes.count() / int(processes.total(torch.tensor(rows))))
+            loss = loss * (rows * processes.count() / int(total(torch.tensor(rows))))
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader, description, *_, **__) -> EvalLoopOutput:
@@ -198,7 +199,7 @@ class _Trainer(Trainer):
                 loss, outputs = self.compute_loss(model, batch, return_outputs=True)
             hits = (outputs["logits"].argmax(dim=-1) == batch["labels"]).sum()
             sums += torch.tensor([float(loss) * batch["rows"], int(hits), batch["rows"]])
-        loss, hits, rows = processes.total(sums).tolist()
+        loss, hits, rows = total(sums).tolist()
         metrics = {"eval_loss": loss / rows, "eval_accuracy": hits / rows}
         return EvalLoopOutput(None, None, metrics, num_samples=len(self.eval_dataset))
 
