@@ -1,6 +1,6 @@
 """A network without some of its layers, for a while: what scoring asks of it again and again, and nothing is copied."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -33,20 +33,8 @@ class Bypass:
     @contextmanager
     def without(self, gone: Iterable[int]) -> Iterator[None]:
         """The layers of these numbers hand on what they are given."""
-        modules = [module for i in gone for module in self.modules[i]]
-        # Whoever wraps a network (accelerate) puts a forward of its own there, and wants it back.
-        before = [(module, vars(module).get("forward")) for module in modules]
-        try:
-            for module in modules:
-                # An instance's own `forward` goes before its class's; all else that a network asks of a layer stays.
-                module.forward = self._handing_on(module)
+        with replaced({module: self._handing_on(module) for i in gone for module in self.modules[i]}):
             yield
-        finally:
-            for module, forward in before:
-                if forward is None:
-                    vars(module).pop("forward", None)
-                else:
-                    module.forward = forward
 
     def _learn(self, module: nn.Module, args, kwargs, output) -> None:
         """Which argument stands for each further value that a layer returns: the one in its place, if it is alike."""
@@ -68,6 +56,23 @@ class Bypass:
             return (first, *(None if i is None else given[i] for i in more))
 
         return forward
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Modules with another `forward`, for a while; all else that a network asks of them stays."""
+    # Whoever wraps a network (accelerate) puts a forward of its own there, and wants it back.
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward  # an instance's own goes before its class's
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
 
 
 def _alike(a, b) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sglp.bypass import replaced
 from sglp.layers import Layer
 
 
@@ -56,7 +57,7 @@ class Prefix:
             for number, modules in enumerate(self.modules)
             for module in modules
         }
-        with _replaced(forwards):
+        with replaced(forwards):
             yield
         # What is changed in place is of no use: next time a copy is kept of it.
         spoilt = {module for module, one in given.items() if one.versions != _versions(one.value)}
@@ -81,22 +82,6 @@ class Prefix:
             return _copy(one.value) if module in self.changed else one.value
 
         return giving
-
-
-@contextmanager
-def _replaced(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Modules with another `forward`, for a while; an instance's own goes before its class's."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
 
 
 def _versions(value) -> list[int]:
