@@ -42,7 +42,7 @@ def page(measured: dict[str, list[Row]]) -> str:
 
 def _line(row: Row) -> str:
     own, other, ratio, low, high = row.timing
-    goal = "" if row.goal is None else f"{row.goal:g} {'reached' if ratio >= row.goal else '**missed**'}"
+    goal = "" if row.goal is None else f"{row.goal:.3g} {'reached' if ratio >= row.goal else '**missed**'}"
     times = f"{own:.3g} | {other:.3g} | {ratio:.2f} ({low:.2f} to {high:.2f})"
     return f"| {row.work} | {row.other} | {times} | {goal} |"
 

@@ -93,7 +93,7 @@ def _gram(activation: Tensor, pooling: str) -> Tensor:
 def _centred_products(features: Tensor) -> Tensor:
     """[samples, samples] in float64, from features of any precision.
 
-    Products in float32 would cost half as much, but similarities were then off by 1e-8 with 64 samples and by 1e-5
+    Products in float32 would cost half as much, but similarities were then off by 2e-8 with 64 samples and by 2e-5
     with 4. Instead the features are taken so many at a time that the cache holds them while they are converted, centred
     and multiplied, and most of what mirrors the upper triangle is not computed.
     """

@@ -100,8 +100,10 @@ def resolve(name: str):
 
 def is_known(factory: str) -> bool:
     """Whether a factory is a public network of a known library, safe to call with arguments from a file."""
-    if factory in GENERIC or not of_known_library(factory):
-        return factory in GENERIC
+    if factory in GENERIC:
+        return True
+    if not of_known_library(factory):
+        return False
     home = getattr(resolve(factory), "__module__", "") or ""
     inside = any(home == library or home.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
     return inside and not any(part.startswith("_") for part in home.split("."))

@@ -24,9 +24,8 @@ from sglp.plan import Plan
 from sglp.pretrained import CONFIG, LIBRARY, from_config, load_pretrained, save_pretrained
 from sglp.record import ARCHITECTURE, Architecture, record_text, recorded
 from sglp.surgery import drop_modules, prune
+from sglp.tensor_files import WEIGHTS
 from sglp.weights import fill, read_tensors
-
-WEIGHTS = "model.safetensors"
 
 
 def save(model: nn.Module, folder, tokenizer=None) -> None:

@@ -203,3 +203,9 @@ def test_trained_weights_are_lent_and_not_copied(network, layers, batches):
     assert all(twin.network.get_parameter(name).data_ptr() == trained[name].data_ptr() for name in lent)
     twin.reset()
     assert {name: p.data_ptr() for name, p in twin.network.named_parameters()} == before
+
+
+def test_the_leak_is_refused_where_several_processes_share_the_combinations(network, layers, digits, monkeypatch):
+    monkeypatch.setattr("sglp.processes.count", lambda: 2)
+    with pytest.raises(ScoringError, match="score in one process"):
+        sglp.find_criterion("gradnorm_leak")(network, layers, [digits])

@@ -11,8 +11,6 @@ alone: two that can stand in for each other both look dispensable, and both go; 
 a change of scale, or a rotation of the features, but the classifier does before it is tuned.
 """
 
-from tqdm import tqdm
-
 from sglp.baselines.ranking import check_keep, keep_best
 from sglp.criteria.cka_output import CkaOutput
 from sglp.plan import Plan
@@ -32,12 +30,6 @@ def cka(network, layers, segments, similarity, batches, keep: int, seed: int) ->
     check_keep(layers, keep)
     criterion, scores = CkaOutput(network, layers, batches), [0.0] * len(layers)
     free = [i for i, layer in enumerate(layers) if layer.removable]
-    with tqdm(total=len(free), desc="cka", unit="", disable=None) as bar:
-
-        def harm(i: int) -> float:
-            bar.update()
-            return 1 - criterion((), [i])
-
-        for i, found in zip(free, shared_map(harm, free), strict=True):
-            scores[i] = found
+    for i, found in zip(free, shared_map(lambda i: criterion((), [i]), free, desc="cka", unit=""), strict=True):
+        scores[i] = 1 - found
     return keep_best(layers, scores, keep, "cka")

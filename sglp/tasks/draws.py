@@ -1,8 +1,9 @@
-"""Draws that depend on a seed alone, or on a seed and an epoch."""
+"""Draws that depend on a seed alone, or on a seed and an epoch, whoever of several processes draws."""
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
+from sglp import processes
 from sglp.errors import DataError
 
 
@@ -39,3 +40,10 @@ class EpochSampler(Sampler):
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         return ((self.epoch, int(position)) for position in order)
+
+
+class Parts(BatchSampler):
+    """This process's part of every batch; all parts together are the batch that one process would have."""
+
+    def __iter__(self):
+        return (batch[processes.part(len(batch))] for batch in super().__iter__())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -25,7 +25,7 @@ from sglp.batches import call, logits_of
 from sglp.errors import SGLPError
 from sglp.hugging_face import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
-from sglp.tasks.draws import EpochSampler, draw
+from sglp.tasks.draws import EpochSampler, Parts, draw
 from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Recipe
 from sglp.total import total
@@ -149,13 +149,6 @@ def train(
     return rows
 
 
-class _Parts(BatchSampler):
-    """This process's part of every batch; all parts together are the batch that one process would have."""
-
-    def __iter__(self):
-        return (batch[processes.part(len(batch))] for batch in super().__iter__())
-
-
 class _Trainer(Trainer):
     """Trainer with the loss over classes of all tasks, distillation, and weight decay on all parameters."""
 
@@ -166,7 +159,7 @@ class _Trainer(Trainer):
         return self._loader(self.eval_dataset, SequentialSampler(self.eval_dataset))
 
     def _loader(self, dataset, order: Sampler) -> DataLoader:
-        parts = _Parts(order, self.recipe.batch_size, drop_last=False)
+        parts = Parts(order, self.recipe.batch_size, drop_last=False)
         pin = self.args.dataloader_pin_memory
         loader = DataLoader(dataset, batch_sampler=parts, collate_fn=self.data_collator, pin_memory=pin)
         # Told that it is the only one: the Trainer's own would fill the last batch up with samples it has had.
