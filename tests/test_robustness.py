@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from PIL import Image
 from pipeline import ROOT, merged, read_yaml
 from pydantic import ValidationError
 from torch import nn
@@ -80,8 +79,8 @@ def test_accuracy_under_corruption_is_that_of_corrupted_images(network, images, 
         for kind in KINDS:
 
             def corrupted(index, kind=kind, severity=severity):
-                pixels = corrupt(np.asarray(original(index))[..., None], kind, severity, index)
-                return Image.fromarray(pixels[..., 0])
+                pixels = corrupt(original(index).permute(1, 2, 0).numpy(), kind, severity, index)
+                return torch.from_numpy(pixels).permute(2, 0, 1)
 
             monkeypatch.setattr(images, "image", corrupted)
             expected = accuracy(network, images, drawn)

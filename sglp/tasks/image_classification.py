@@ -20,9 +20,9 @@ from sglp.processes import ALL
 from sglp.record import ARCHITECTURE, saved_architecture
 from sglp.tasks.draws import draw
 from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
-from sglp.tasks.images import Images, make_transforms, stack
-from sglp.tasks.robustness import robustness
+from sglp.tasks.images import Images, stack
 from sglp.tasks.samples import TrainingImages
+from sglp.tasks.transforms import make_transforms
 from sglp.tasks.work import Work
 from sglp.tasks.workload import Architecture, Source, Weights
 from sglp.warm_start import warm_start
@@ -169,6 +169,8 @@ def evaluate(
     count = len(images)
     metrics = {"accuracy": top1 / count, "accuracy_top5": top5 / count, "loss": loss / count, "samples": count}
     if dials.robustness is not None:
+        from sglp.tasks.robustness import robustness  # and what corrupts images, which other stages don't need
+
         metrics["robustness"] = robustness(network, images, dials.robustness, batch_size)
     return metrics, []
 

@@ -1,15 +1,16 @@
 """Labelled images from `datasets` or a data-set class, as one kind of split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from sglp.errors import DataError, first_line
 from sglp.tasks.image_workload import ImagePreparation
+from sglp.tasks.pixels import normalized, pixels, shares
 from sglp.tasks.sources import name_of, open_source, reading
+from sglp.tasks.transforms import make_transforms
 from sglp.tasks.workload import Source
 
 ROOM = 2**29  # bytes of pixels that a split keeps decoded: a small image takes longer to fetch than to train on
@@ -49,48 +50,50 @@ class Images:
                 f"{self.name} has the label {low if low < 0 else high}, but data.prepare.classes={prepare.classes} "
                 f"allows 0 to {prepare.classes - 1}"
             )
-        self.decoded: dict[int, Image.Image] = {}
+        self.decoded: dict[int, Tensor] = {}
         self.room = ROOM
-        self.to_tensor = v2.Compose([v2.ToImage(), *make_transforms(prepare.transforms), *self._finish()])
+        self.steps = self.steps_after(prepare.transforms)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.prepared(index, self.to_tensor), int(self.labels[index])
+        return self.prepared(index, self.steps), int(self.labels[index])
 
-    def prepared(self, index: int, transform: v2.Compose) -> Tensor:
-        """One image after a transform.
+    def steps_after(self, transforms: Sequence[dict]) -> list[Callable]:
+        """What makes an image that which the network takes, with these transforms."""
+        return [*make_transforms(transforms), self._normalized]
+
+    def prepared(self, index: int, steps: Sequence[Callable]) -> Tensor:
+        """One image after steps that take it as it is [channels, height, width].
 
         Raises:
-            DataError: the image can't be decoded, or the transform can't take it.
+            DataError: the image can't be decoded, or a step can't take it.
         """
         try:
-            return transform(self.image(index))
+            image = self.image(index)
+            for step in steps:
+                image = step(image)
+            return image
         except Exception as error:  # whatever a decoder or a transform raises, the user needs one sentence
             raise DataError(f"image {index} of {self.name} can't be prepared: {first_line(error)}") from error
 
-    def image(self, index: int) -> Image.Image:
-        """The image itself, with the channels that the network takes; decoded once, as long as there is room."""
+    def image(self, index: int) -> Tensor:
+        """The image itself, in 8 bits, with the channels that the network takes; decoded once, while there is room."""
         image = self.decoded.get(index)
         if image is None:
-            image = self.items(index).convert("L" if self.prepare.channels == 1 else "RGB")
-            size = image.width * image.height * (1 if self.prepare.channels == 1 else 4)  # as PIL keeps them
-            if size <= self.room:
+            image = pixels(self.items(index).convert("L" if self.prepare.channels == 1 else "RGB"))
+            if image.numel() <= self.room:
                 self.decoded[index] = image
-                self.room -= size
-        return image
-
-    def augmented(self, augment: Sequence[dict]) -> v2.Compose:
-        """What makes a training tensor of an image: `augment` in place of the transforms of evaluation."""
-        return v2.Compose([v2.ToImage(), *make_transforms(augment), *self._finish()])
+                self.room -= image.numel()
+        return image.clone()  # a transform may work in place
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs [samples, channels, height, width] and labels [samples]; errors as in `stack`."""
         return stack([self[i] for i in indices])
 
-    def _finish(self) -> list:
-        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.prepare.mean, self.prepare.std)]
+    def _normalized(self, image: Tensor) -> Tensor:
+        return normalized(shares(image), self.prepare.mean, self.prepare.std)
 
     def _from_table(self, table):
         import datasets
@@ -125,23 +128,8 @@ def stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _as_image(value) -> Image.Image:
-    return value if isinstance(value, Image.Image) else v2.functional.to_pil_image(value)
+    if isinstance(value, Image.Image):
+        return value
+    from torchvision.transforms.v2 import functional  # takes longer to import than torch
 
-
-def make_transforms(entries: Sequence[dict]) -> list:
-    """The transforms of torchvision.transforms.v2 with these names and arguments.
-
-    Raises:
-        DataError: there is no such transform, or it can't take the arguments.
-    """
-    made = []
-    for entry in entries:
-        ((name, arguments),) = entry.items()
-        kind = getattr(v2, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
-            raise DataError(f"{name!r} is no transform of torchvision.transforms.v2")
-        try:
-            made.append(kind(**arguments))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"the transform {name} can't take {arguments}: {first_line(error)}") from error
-    return made
+    return functional.to_pil_image(value)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from sglp import processes
@@ -16,7 +15,9 @@ from sglp.corruptions import KINDS, corrupt
 from sglp.errors import DataError
 from sglp.tasks.draws import draw
 from sglp.tasks.image_workload import Robustness
-from sglp.tasks.images import Images, make_transforms, stack
+from sglp.tasks.images import Images, stack
+from sglp.tasks.pixels import eight_bits, normalized, shares
+from sglp.tasks.transforms import make_transforms
 
 SEED = 0  # of the draw of images and of PGD's starts, so that all networks meet the same
 
@@ -73,26 +74,25 @@ class _Classifier:
 
     def __init__(self, network: nn.Module, images: Images):
         self.network, self.images, self.device = network, images, device_of(network)
-        transforms = make_transforms(images.prepare.transforms)
-        self.to_picture = v2.Compose([v2.ToImage(), *transforms, v2.ToDtype(torch.uint8, scale=True)])
+        self.steps = [*make_transforms(images.prepare.transforms), eight_bits]
 
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures of 8 bits [samples, channels, height, width] and labels [samples]."""
         images = self.images
-        pictures, labels = stack([(images.prepared(i, self.to_picture), int(images.labels[i])) for i in indices])
+        pictures, labels = stack([(images.prepared(i, self.steps), int(images.labels[i])) for i in indices])
         return pictures.to(self.device), labels.to(self.device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The logits of pixels in 0..1."""
         prepare = self.images.prepare
-        return logits_of(call(self.network, v2.functional.normalize(pixels, prepare.mean, prepare.std)))
+        return logits_of(call(self.network, normalized(pixels, prepare.mean, prepare.std)))
 
 
 def _variants(
     classifier: _Classifier, pictures: Tensor, labels: Tensor, indices: list[int], dials: Robustness
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """A batch as it is, attacked and corrupted: names, and pixels in 0..1."""
-    pixels = _shares(pictures)
+    pixels = shares(pictures)
     yield ("clean",), pixels
     for eps in dials.fgsm:
         yield ("fgsm", str(eps)), fgsm(classifier, pixels, labels, eps)
@@ -104,11 +104,7 @@ def _variants(
         for kind in KINDS:
             corrupted = [corrupt(array, kind, severity, index) for array, index in zip(arrays, indices, strict=True)]
             corrupted = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2).contiguous()
-            yield ("corruptions", str(severity), kind), _shares(corrupted.to(pictures.device))
-
-
-def _shares(pictures: Tensor) -> Tensor:
-    return v2.functional.to_dtype(pictures, torch.float32, scale=True)
+            yield ("corruptions", str(severity), kind), shares(corrupted.to(pictures.device))
 
 
 def _nested(accuracies: dict[tuple[str, ...], float]) -> dict:

@@ -20,18 +20,20 @@ class TrainingImages(Dataset):
 
     def __init__(self, images: Images, indices: np.ndarray, augment: list[dict] | None, seed: int):
         self.images, self.indices, self.seed = images, indices, seed
-        self.transform = None if augment is None else images.augmented(augment)
+        self.by_epoch, self.random = augment is not None, bool(augment)
+        self.steps = images.steps if augment is None else images.steps_after(augment)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key) -> tuple[Tensor, int]:
-        if self.transform is None:
-            return self.images[int(self.indices[key])]
-        epoch, position = key
+        epoch, position = key if self.by_epoch else (0, key)
         index = int(self.indices[position])
+        label = int(self.images.labels[index])
+        if not self.random:
+            return self.images.prepared(index, self.steps), label
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: without a GPU it notes every call, with a traceback, for when there is one.
             torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
-            return self.images.prepared(index, self.transform), int(self.images.labels[index])
+            return self.images.prepared(index, self.steps), label

@@ -21,10 +21,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 
 from sglp import processes
-from sglp.batches import call, logits_of
+from sglp.batches import call, device_of, logits_of, to_device
 from sglp.errors import SGLPError
 from sglp.hugging_face import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
+from sglp.tasks.channels_last import channels_last
 from sglp.tasks.draws import EpochSampler, Parts, draw
 from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Recipe
@@ -139,7 +140,9 @@ def train(
         raise SGLPError("the launcher asks for FSDP or DeepSpeed, which divide the network: start it without them")
     if processes.rank():
         torch.manual_seed(seed + processes.rank())  # of dropout: no two processes the same
-    trainer.train(resume_from_checkpoint=processes.of_first(lambda: _last_complete(resume)))
+    some, _ = task.collate([samples[0, 0]] * 2)
+    with channels_last(network, to_device(some, device_of(network))):
+        trainer.train(resume_from_checkpoint=processes.of_first(lambda: _last_complete(resume)))
     # Where the Trainer computes in half precision, it has put another forward into the network.
     extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
