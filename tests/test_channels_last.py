@@ -46,7 +46,8 @@ def test_training_with_the_channels_last_is_the_same_training(make):
     with channels_last(network, inputs):
         assert torch.equal(random, torch.get_rng_state())
         first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-        assert first.weight.is_contiguous(memory_format=torch.channels_last) and not first.weight.is_contiguous()
+        assert first.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not first.weight.is_contiguous()
         steps(network, inputs)
         assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
     assert all(a is b and a.is_contiguous() for a, b in zip(before, network.parameters(), strict=True))

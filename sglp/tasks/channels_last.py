@@ -12,7 +12,7 @@ from sglp.batches import call, logits_of
 
 @contextmanager
 def channels_last(network: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Inside, a network of convolutions has its weights in channels_last, and computes in it; its state is saved as ever.
+    """Inside, a network of convolutions has its weights in channels_last and computes in it; its state looks as ever.
 
     A network that can't be trained so stays as it is, such as one that flattens by `view`.
 

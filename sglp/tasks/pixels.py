@@ -1,7 +1,7 @@
 """From a picture to the numbers that a network takes: what torchvision's ToImage, ToDtype and Normalize compute.
 
-To the bit, without their dispatching, which takes longer than a small image takes to train on, and without the import of
-torchvision, which takes longer than a small stage works.
+To the bit; without their dispatching, which takes longer than a forward pass of a small image, and without the import
+of torchvision, which takes longer than what most stages do with small images.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def pixels(picture: Image.Image) -> Tensor:
 
 
 def shares(values: Tensor) -> Tensor:
-    """Integers as shares of the largest that their kind can be, in float32; what is a fraction already stays as it is."""
+    """Integers as shares of the largest that their kind can be, in float32; fractions stay as they are."""
     if values.is_floating_point():
         return values.to(torch.float32)
     return values.to(torch.float32).mul_(1.0 / torch.iinfo(values.dtype).max)
