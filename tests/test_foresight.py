@@ -1,15 +1,20 @@
 """What knows beforehand how good a plan is: scores and outcomes that are known give correlations that are known."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 from synthetic_runs import language, record
 
+import sglp
 from experiments import foresight
 from experiments.outcomes import compare
 from experiments.snapshot import Snapshot
+from sglp.loss import cross_entropy
+from stages.support.params import read_yaml
 
 SNAPSHOT = Snapshot("root", "c0ffee" * 7, "tree")
 
@@ -83,3 +88,20 @@ def test_no_plan_is_scored_twice(found, asked):
 def test_few_plans_tell_nothing(found, asked):
     assert foresight.table(found._replace(records=found.records[:9]), SNAPSHOT) is None
     assert asked == []
+
+
+def test_criteria_are_given_a_runs_dense_network_and_samples_of_their_own(tmp_path, monkeypatch):
+    content = read_yaml(Path("models/resnet20-digits.yaml"))
+    dense = sglp.build(content["architecture"]["factory"], content["architecture"]["kwargs"], seed=0)
+    sglp.save(dense, tmp_path / "dense")
+    monkeypatch.setattr(foresight, "network", lambda name, snapshot, which: tmp_path / which)
+    monkeypatch.setattr(foresight, "files", lambda changes, snapshot: (changes, content))
+    run = record("run", seed=0, removed=(1,), quality=0.5)
+    run = run._replace(dials=run.dials | {"model": "resnet20-digits"})
+    found, layers, batches = foresight._dense(run, SNAPSHOT)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), dense.parameters(), strict=True))
+    assert len(layers) == 10  # stem, nine blocks
+    ((inputs, labels),) = batches
+    assert (inputs.shape, labels.shape) == ((128, 1, 8, 8), (128,))
+    score = sglp.find_criterion("fitted_loss")(found, layers, batches, cross_entropy, 0, 1)
+    assert np.isfinite(score([i for i in range(10) if i != 2], (2,), ()))
