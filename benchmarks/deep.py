@@ -25,6 +25,7 @@ import sglp
 from sglp.batches import counted
 from sglp.files import new_file
 from sglp.segmentation import segmentation_table
+from sglp.tasks.channels_last import channels_last
 from sglp.tasks.digits import Digits
 
 PAGE = Path("docs/deep.md")
@@ -105,12 +106,13 @@ def _train(network: nn.Module, batches: list) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
     network.train()
-    for step in range(steps):
-        inputs, targets = batches[step % len(batches)]
-        optimizer.zero_grad()
-        F.cross_entropy(network(inputs), targets).backward()
-        optimizer.step()
-        schedule.step()
+    with channels_last(network, batches[0][0][:2]):
+        for step in range(steps):
+            inputs, targets = batches[step % len(batches)]
+            optimizer.zero_grad()
+            F.cross_entropy(network(inputs), targets).backward()
+            optimizer.step()
+            schedule.step()
     network.eval()
 
 

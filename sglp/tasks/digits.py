@@ -22,7 +22,7 @@ class Digits:
 
     def __init__(self, train: bool):
         table = np.loadtxt(Path(find_spec("sklearn").origin).parent / FILE, delimiter=",", dtype=np.uint8)
-        labels = table[:, -1]
+        labels = table[:, -1].astype(np.int64)
         among_its_kind = np.empty(len(labels), dtype=int)
         for label in np.unique(labels):
             among_its_kind[labels == label] = np.arange((labels == label).sum())
