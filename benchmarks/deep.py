@@ -34,7 +34,7 @@ BATCH = 64
 EPOCHS = 8
 K = 40  # segments are looked for up to so many; a third of the layers where they are few
 EVALUATIONS = 1000  # score.max_evaluations
-ASKED = 40  # layers that the stability of scores is read off
+ASKED = 40  # combinations that the stability of scores is read off
 
 
 def measure(depth: int) -> dict:
@@ -66,6 +66,7 @@ def measure(depth: int) -> dict:
     quality = {"dense": _accuracy(network, held_out)}
     sglp.recalibrate(pruned, batches)
     quality["half of it"] = _accuracy(pruned, held_out)
+    ones, halves = _ones(layers, segments), _halves(layers)
     return {
         "depth": depth,
         "layers": len(layers),
@@ -74,11 +75,27 @@ def measure(depth: int) -> dict:
         "passes": passes.forward,
         "gigabytes": memory,
         "stable": {
-            "fitted_loss, other batches": _stable("fitted_loss", network, layers, segments, batches, (0, 0, 0)),
-            "gradnorm, other batches": _stable("gradnorm", network, layers, segments, batches, (0, 0, 0)),
-            "gradnorm, other seeds": _stable("gradnorm", network, layers, segments, batches[:1] * 3, (0, 1, 2)),
+            "fitted_loss, other batches": _stable("fitted_loss", network, layers, ones, batches, (0, 0, 0)),
+            "gradnorm, other batches": _stable("gradnorm", network, layers, ones, batches, (0, 0, 0)),
+            "gradnorm, other seeds": _stable("gradnorm", network, layers, ones, batches[:1] * 3, (0, 1, 2)),
+            "fitted_loss of halves, other batches": _stable("fitted_loss", network, layers, halves, batches, (0, 0, 0)),
         },
     }
+
+
+def _ones(layers, segments) -> list[tuple[list[int], list[int]]]:
+    """Of layers all over the network: one alone is gone, the rest of its segment stays."""
+    free = [i for i, layer in enumerate(layers) if layer.removable]
+    gone = sorted({free[i] for i in np.linspace(0, len(free) - 1, ASKED).astype(int)})
+    around = [next(range(first, last + 1) for first, last in segments if first <= i <= last) for i in gone]
+    return [([j for j in segment if j != i], [i]) for i, segment in zip(gone, around, strict=True)]
+
+
+def _halves(layers) -> list[tuple[list[int], list[int]]]:
+    """Random halves of what can go are gone from the whole network."""
+    free, draw = [i for i, layer in enumerate(layers) if layer.removable], np.random.default_rng(0)
+    gone = [sorted(draw.choice(free, len(free) // 2, replace=False).tolist()) for _ in range(ASKED)]
+    return [([i for i in range(len(layers)) if i not in some], some) for some in gone]
 
 
 class _Seconds:
@@ -122,22 +139,15 @@ def _accuracy(network: nn.Module, batches: list) -> float:
     return float(torch.stack(right).mean())
 
 
-def _stable(name: str, network, layers, segments, batches: list, seeds: tuple[int, ...]) -> list[float]:
-    """Rank correlations of a criterion's scores, every layer alone being gone: the first batch and seed with others."""
-    free = [i for i, layer in enumerate(layers) if layer.removable]
-    asked = sorted({free[i] for i in np.linspace(0, len(free) - 1, ASKED).astype(int)})
+def _stable(name: str, network, layers, combinations, batches: list, seeds: tuple[int, ...]) -> list[float]:
+    """Rank correlations of a criterion's scores of combinations: of the first batch and seed with the others."""
     scores = []
     for seed, batch in zip(seeds, batches, strict=False):
         criterion = sglp.find_criterion(name)(network, layers, [batch], seed=seed)
-        scores.append([_score(criterion, segments, i) for i in asked])
+        scores.append([criterion(kept, gone, []) for kept, gone in combinations])
     if not np.isfinite(scores).all():
         raise AssertionError(f"{name} gives scores that are not finite")
     return [float(spearmanr(scores[0], other).statistic) for other in scores[1:]]
-
-
-def _score(criterion, segments, i: int) -> float:
-    (segment,) = [range(first, last + 1) for first, last in segments if first <= i <= last]
-    return criterion([j for j in segment if j != i], [i], [])
 
 
 def _page(found: list[dict]) -> str:
@@ -147,6 +157,8 @@ def _page(found: list[dict]) -> str:
     for step in found[0]["seconds"]:
         values = [one["seconds"][step] for one in found]
         lines.append([f"{step}, seconds", *(f"{value:.2f}" for value in values), _growth(found, values)])
+    whole = [sum(one["seconds"].values()) for one in found]
+    lines.append(["all of them, seconds", *(f"{value:.2f}" for value in whole), _growth(found, whole)])
     lines.append(["scoring, forward passes", *(f"{one['passes']}" for one in found), ""])
     each = [one["seconds"]["scoring"] / one["passes"] for one in found]
     lines.append(["scoring, seconds a pass", *(f"{value:.3f}" for value in each), _growth(found, each)])
@@ -166,8 +178,8 @@ them, every segmentation up to {K} segments, half of the removable blocks out by
 with {torch.get_num_threads()} threads. Growth is the exponent p of layers^p between the two deepest. Accuracy is on the
 test images of the digits, without tuning after the removal, with batch norm's statistics taken anew.
 
-The last rows are the stability of scores: of {ASKED} layers alone being gone, Spearman's correlation of a criterion's
-scores on one batch, or of one seed, with those on two others.
+The last rows are the stability of scores: Spearman's correlation of a criterion's scores on one batch, or of one seed,
+with those on two others; of {ASKED} layers all over the network, each alone being gone, or of {ASKED} random halves.
 
 {table}
 """
