@@ -66,7 +66,7 @@ test: setup
 slow: setup
 	pytest -m slow
 
-# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Over half an hour.
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Twenty minutes on two cores.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
 
