@@ -66,7 +66,7 @@ test: setup
 slow: setup
 	pytest -m slow
 
-# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Twenty minutes on two cores.
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Twenty minutes.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
 

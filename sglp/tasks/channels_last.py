@@ -34,8 +34,8 @@ def channels_last(network: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 def _can(network: nn.Module, inputs: Tensor) -> bool:
     """Whether a copy goes through a step of training."""
-    twin = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
     try:
+        twin = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
         with torch.random.fork_rng(), torch.enable_grad():
             logits_of(call(twin, inputs)).sum().backward()
     except Exception:  # whatever it is, training says it, if it is not the order of memory

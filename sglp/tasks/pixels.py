@@ -1,7 +1,7 @@
 """From a picture to the numbers that a network takes: what torchvision's ToImage, ToDtype and Normalize compute.
 
-To the bit; without their dispatching, which takes longer than a forward pass of a small image, and without the import
-of torchvision, which takes longer than what most stages do with small images.
+To the bit; without their dispatching, which takes longer than the arithmetic of a small image, and without the import of
+torchvision, which takes longer than torch's.
 """
 
 from collections.abc import Sequence
