@@ -1,7 +1,7 @@
 """From a picture to the numbers that a network takes: what torchvision's ToImage, ToDtype and Normalize compute.
 
-To the bit; without their dispatching, which takes longer than the arithmetic of a small image, and without the import of
-torchvision, which takes longer than torch's.
+To the bit; without their dispatching, which takes longer than the arithmetic of a small image, and without importing
+torchvision, which takes longer than importing torch.
 """
 
 from collections.abc import Sequence
