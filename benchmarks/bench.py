@@ -30,8 +30,8 @@ def page(measured: dict[str, list[Row]]) -> str:
         "",
         f"On {os.cpu_count()} cores ({_processor()}), {_accelerator()}, torch {torch.__version__} with",
         f"{torch.get_num_threads()} threads. `make bench` makes this page. Both ways run in turn; the ratio is",
-        "how many times as long the other takes, the median over rounds, with the smallest and the largest. Before",
-        "they are timed, their results are compared.",
+        "how many times as long the other takes, the median over rounds, with the smallest and the largest. Where",
+        "both have a result, it is compared before they are timed.",
     ]
     for title, rows in measured.items():
         lines += ["", f"## {title}", "", *HEAD, *(_line(row) for row in rows)]

@@ -26,8 +26,11 @@ def files(dials: dict[str, object], snapshot: Snapshot) -> tuple[dict, dict]:
 
 
 def network(name: str, snapshot: Snapshot, which: str = "finetuned") -> Path:
-    """The folder with a run's network, fetched from DVC's cache unless it is there."""
-    folder = NETWORKS / name / which
+    """The folder with a run's network, fetched from DVC's cache unless it is there.
+
+    Its name is the network's checksum: runs of other commits, which other code made, can have the same names.
+    """
+    folder = NETWORKS / runs.checksums(name, snapshot.baseline)[f"data/{which}"].removesuffix(".dir")
     if not folder.is_dir():
         runs.fetch(name, f"data/{which}", folder, snapshot.baseline)
     return folder

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from experiments.records import Record
 from experiments.settings import OF_THE_PLAN, Setting, asked, begins
-from experiments.statistics import Correlation, rank_correlation
+from experiments.statistics import rank_correlation
 
 
 class Prediction(NamedTuple):
@@ -19,8 +19,8 @@ class Prediction(NamedTuple):
         unknown: how many plans keep layers in a segment that were not scored there.
     """
 
-    tuned: Correlation | None
-    pruned: Correlation | None
+    tuned: float | None
+    pruned: float | None
     plans: int
     unknown: int
 

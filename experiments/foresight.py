@@ -58,7 +58,7 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
     """The score of every plan by every criterion; what is known is not asked again."""
     known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.is_file() else {}
     names = [name for name in criterion_names() if name not in NOT_ASKED]
-    of = f"{snapshot.baseline} {found.records[0].dials['model']}"
+    of = " ".join([snapshot.baseline, *snapshot.edits(), found.records[0].dials["model"]])
     wanted = {name: [f"{of} {name} {' '.join(map(str, plan))}" for plan in removed] for name in names}
     if any(key not in known for keys in wanted.values() for key in keys):
         dense, layers, batches = _dense(found.records[0], snapshot)
@@ -84,9 +84,8 @@ def table(found: Comparison, snapshot: Snapshot) -> Table | None:
     asked = {"parameters left": [float(count) for count in plans.params]}
     rows = []
     for name, values in (asked | scores(found, plans.removed, snapshot)).items():
-        tuned, pruned = (rank_correlation([(values, side)]) for side in (plans.tuned, plans.pruned))
+        told = [rank_correlation([(values, side)]) for side in (plans.tuned, plans.pruned)]
         alone = None if name in asked else partial_correlation(values, plans.tuned, plans.params)
-        told = [one.rho if one else None for one in (tuned, pruned)]
         rows.append((name, told[0], alone, told[1]))
     rows.sort(key=lambda row: -max(row[1] or 0, row[2] or 0))
     cells = [[row[0], *("" if rho is None else f"{rho:+.2f}" for rho in row[1:])] for row in rows]

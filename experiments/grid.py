@@ -50,6 +50,8 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot) -> None:
         check_file(Params, params, Path(PARAMS))
         check_file(schema_of(workload), workload, Path(path))
         check_names(params)
+        if "prune_ratio" in point and params["target"] is not None:
+            raise RunError(f"prune_ratio changes nothing where target={params['target']}: add target=null to the grid")
         if repr(workload) not in workloads:
             find_task(workload["task"]).check_workload(workload)
             workloads.add(repr(workload))

@@ -19,6 +19,7 @@ from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.page import Page, draw, write
 from experiments.snapshot import Snapshot
+from experiments.sweep import alone
 from experiments.tables import Table
 from sglp.errors import SGLPError
 
@@ -30,7 +31,7 @@ NOTE = (
     "not see. With nothing removed it is that of the dense network after the same healing. Cuts over the "
     "whole range were tried first, then those between the deepest one within the tolerance and the next one "
     "that was tried: one layer more than the answer is too much, or can't go. Of deeper cuts that were not "
-    "tried nothing is known: the loss need not grow with the cut."
+    "tried nothing is known: the loss need not grow with the cut. All of it is of one seed: ask again with another one."
 )
 SEEN = (
     "The dense network may have seen the held-out samples: its weights were brought along, or its recipe draws another "
@@ -96,9 +97,9 @@ def main(arguments: Sequence[str], tolerance: float) -> None:
     refuse_target(points, snapshot)
     dials, unseen = held_out(points[0], snapshot)
     params, _ = files(dials, snapshot)
-    free, most = removable(runs.run(dials, target="segment", snapshot=snapshot), snapshot)
     names: dict[int, str] = {}
-    with tqdm(desc=params["model"], unit="cut", disable=None) as bar:
+    with alone(), tqdm(desc=params["model"], unit="cut", disable=None) as bar:
+        free, most = removable(runs.run(dials, target="segment", snapshot=snapshot), snapshot)
 
         def loss(cut: int) -> float:
             ratio = {"prune_ratio": prune_ratio(cut, free)}

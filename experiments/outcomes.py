@@ -54,11 +54,11 @@ class Comparison(NamedTuple):
         """The quality of a setting's networks over its runs."""
         return spread([record.metrics[network][self.quality.key] for record in setting.records])
 
-    def difference(self, setting: Setting) -> Spread | None:
-        """How much the quality is more than the reference's, over the seeds that both have."""
+    def difference(self, setting: Setting, than: Setting | None = None) -> Spread | None:
+        """How much more the quality is than another setting's (else the reference's), over seeds that both have."""
         ours, theirs = (
             {record.dials["seed"]: record.metrics["finetuned"][self.quality.key] for record in other.records}
-            for other in (setting, self.reference)
+            for other in (setting, than or self.reference)
         )
         both = sorted(ours.keys() & theirs.keys())
         return spread([ours[seed] - theirs[seed] for seed in both]) if both else None

@@ -5,9 +5,11 @@ faster than `dvc.api.DVCFileSystem`, which builds the index of every revision, a
 """
 
 import csv
+import hashlib
 import json
 import re
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from dvc.exceptions import DvcException
@@ -16,6 +18,7 @@ from dvc.scm import RevError, resolve_rev
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+from experiments.snapshot import Snapshot
 from sglp.errors import SGLPError
 from stages.support.outcome import NETWORKS
 from stages.support.params import flat
@@ -38,7 +41,8 @@ class Record(NamedTuple):
 
     Attributes:
         name: of the experiment.
-        dials: params.yaml with dots in its keys, and the workload, its keys behind "workload.".
+        dials: params.yaml with dots in its keys, the workload, its keys behind "workload.", and "code" where stages ran
+            other code than the commit's.
         layers: rows of layers.csv: "name", "removable", "parameters", "macs".
         segments: inclusive (first, last).
         scores: what the method scored.
@@ -93,10 +97,11 @@ def _read(repo: Repo, baseline: str) -> Reading:
             f"there are no experiments of {baseline}, {commit[:7]}{where}: 'make sweep' or 'dvc exp run' makes some"
         )
     found = sorted(of[commit], key=lambda pair: (repo.scm.resolve_commit(pair[1]).commit_time, pair[0]))
-    records, left_out = [], {}
+    records, left_out, root = [], {}, Path(repo.scm.root_dir)
     for name, revision in tqdm(found, desc="experiments", unit="", disable=None):
         try:
-            records.append(_record(name, _Run(repo, revision)))
+            record = _record(name, _Run(repo, revision))
+            records.append(record._replace(dials=record.dials | _code(Snapshot(root, commit, revision))))
         except ExperimentError as error:
             left_out[name] = str(error)
     committed, models = _Run(repo, commit), {record.dials["model"] for record in records}
@@ -129,6 +134,12 @@ def _record(name: str, run: "_Run") -> Record:
         benchmark=run.json("reports/benchmark.json", needed=False),
         cost=run.json("reports/scoring.json", needed=False),
     )
+
+
+def _code(snapshot: Snapshot) -> dict[str, str]:
+    """A dial more for a run of code that was not committed: it must not pass for the commit's."""
+    edits = snapshot.edits()
+    return {"code": hashlib.sha256("\n".join(edits).encode()).hexdigest()[:7]} if edits else {}
 
 
 class _Run:

@@ -67,31 +67,45 @@ def parts(snapshot: Snapshot) -> list[Part]:
     return found
 
 
-def compared(part: Part, records: dict[str, Record]) -> dict[str, Comparison]:
-    """The runs of a part that there are, by the split that they were measured on."""
-    measured = {split: [records[name] for name in points if name in records] for split, points in part.points.items()}
-    return {split: compare(group) for split, group in measured.items() if group}
+def compared(part: Part, records: dict[str, Record]) -> dict[str, dict[str, Comparison]]:
+    """The runs of a part that there are, by their model and the split that they were measured on.
+
+    Args:
+        part: of the page.
+        records: by `runs.identity`, as other parts may have given a run its name.
+    """
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for split, points in part.points.items():
+        for record in (records[runs.identity(name)] for name in points if runs.identity(name) in records):
+            groups.setdefault(record.dials["model"], {}).setdefault(split, []).append(record)
+    return {model: {split: compare(of) for split, of in splits.items()} for model, splits in groups.items()}
 
 
 def rows(found: dict[str, Comparison]) -> Table:
-    """The table of a part: its settings, the best on held-out samples first."""
+    """The table of a model: its settings, the best on held-out samples first.
+
+    Args:
+        found: what was measured on held-out samples, on the test split, or on both.
+    """
     settings = {split: {_question(setting): setting for setting in one.settings} for split, one in found.items()}
     first, names = next(iter(found.values())), list(dict.fromkeys(key for one in settings.values() for key in one))
+    last = list(found)[-1]
     columns = ["setting", "runs", *(f"{first.quality.label}, {_WORDS[split]}" for split in found)]
-    columns += ["against random", "before tuning", "MACs", "parameters", "passes", "seconds", "layers that go (seed 0)"]
+    columns += [f"against {what}, {_WORDS[last]}" for what in ("random", "the best")]
+    columns += ["before tuning", "MACs", "parameters", "passes", "layers that go (seed 0)"]
     dense = ["dense network", "", *(number(one.quality, one.dense[one.quality.key]) for one in found.values())]
-    lines = [[*dense, "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", "", ""]]
+    lines = [[*dense, "", "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", ""]]
     for name in names:
         here = {split: of[name] for split, of in settings.items() if name in of}
         split, setting = next(iter(here.items()))
         cells = [setting.label, str(len(setting.records))]
         cells += [with_spread(one.quality, one.spread(here[s])) if s in here else "" for s, one in found.items()]
-        cells += [_against(found[split], setting), with_spread(first.quality, found[split].spread(setting, "pruned"))]
+        cells += _against(found[last], here[last]) if last in here else ["", ""]
+        cells.append(with_spread(first.quality, found[split].spread(setting, "pruned")))
         sizes = [(_macs(one.metrics["finetuned"]), one.metrics["finetuned"]["params"]) for one in setting.records]
         macs, params = (spread(values).mean for values in zip(*sizes, strict=True))
         cells += [f"{100 * macs / _macs(first.dense):.1f} %", f"{100 * params / first.dense['params']:.1f} %"]
-        cells += [_cost(setting, "passes"), _cost(setting, "seconds")]
-        lines.append([*cells, ranges(setting.records[0].removed)])
+        lines.append([*cells, _passes(setting), ranges(setting.records[0].removed)])
     return Table(columns, lines)
 
 
@@ -107,40 +121,46 @@ def _macs(metrics: dict) -> float:
     return metrics[cost_of(metrics)[0]]
 
 
-def _against(found: Comparison, setting: Setting) -> str:
-    """The difference of the means of this setting and of random layers, with its standard error."""
+def _against(found: Comparison, setting: Setting) -> list[str]:
+    """How much better than random layers, and than the best setting, of those that keep as many layers.
+
+    Differences are those of the same seed, which draws the samples that networks are tuned with: their mean, its
+    standard error, and over how many seeds.
+    """
     same = [other for other in found.settings if other.dials["prune_ratio"] == setting.dials["prune_ratio"]]
     chance = [other for other in same if other.dials["method"] == "random"]
-    if not chance or chance[0] is setting:
+    return [_difference(found, setting, other) for other in (*(chance[:1] or [setting]), same[0])]
+
+
+def _difference(found: Comparison, setting: Setting, other: Setting) -> str:
+    change = None if setting is other else found.difference(setting, other)
+    if change is None:
         return ""
-    ours, theirs = found.spread(setting), found.spread(chance[0])
     scale = 100 if found.quality.share else 1
-    text = f"{scale * (ours.mean - theirs.mean):+.2f}"
-    if ours.error is None or theirs.error is None:
-        return text
-    return f"{text} ± {scale * (ours.error**2 + theirs.error**2) ** 0.5:.2f}"
+    error = "" if change.error is None else f" ± {scale * change.error:.2f}"
+    return f"{scale * change.mean:+.2f}{error} ({change.n})"
 
 
-def _cost(setting: Setting, what: str) -> str:
-    """Mean passes, forward and backward, or seconds."""
+def _passes(setting: Setting) -> str:
+    """Mean passes, forward and backward."""
     costs = [record.cost for record in setting.records if record.cost]
     if not costs:
         return ""
-    if what == "seconds":
-        return f"{spread([cost['seconds'] for cost in costs]).mean:.1f}"
     forward, backward = (spread([cost[f"{kind}_passes"] for cost in costs]).mean for kind in ("forward", "backward"))
     return f"{forward:.0f} + {backward:.0f}"
 
 
 def write(found: list[Part], snapshot: Snapshot) -> None:
     """Write the page of what is known by now."""
-    records = {record.name: record for record in read().records}
+    records = {runs.identity(record.name): record for record in read(snapshot.baseline).records}
     sections = []
     for part in found:
-        known = compared(part, records)
-        foresight = table(next(iter(known.values())), snapshot) if part.foresight and known else None
-        section = {"title": part.title, "text": part.text, "missing": _missing(part, records), "foresight": foresight}
-        sections.append(section | {"table": rows(known) if known else None})
+        tables, foresight = {}, None
+        for model, splits in compared(part, records).items():
+            tables[model] = rows(splits)
+            foresight = table(next(iter(splits.values())), snapshot) if part.foresight else None
+        section = {"title": part.title, "text": part.text, "missing": _missing(part, records), "tables": tables}
+        sections.append(section | {"foresight": foresight})
     content = {"sections": sections, "commit": snapshot.baseline[:7], "samples": SAMPLES}
     text = render(Path(__file__).with_name("results.md.jinja"), content)
     with new_file(PAGE) as new:
@@ -148,7 +168,7 @@ def write(found: list[Part], snapshot: Snapshot) -> None:
 
 
 def _missing(part: Part, records: dict[str, Record]) -> int:
-    return sum(name not in records for points in part.points.values() for name in points)
+    return sum(runs.identity(name) not in records for points in part.points.values() for name in points)
 
 
 def _steps(found: list[Part], split: str) -> list[tuple[Part, int]]:

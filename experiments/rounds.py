@@ -20,6 +20,7 @@ from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.page import Page, cost_of, draw, quality_of, write
 from experiments.snapshot import Snapshot
+from experiments.sweep import alone
 from experiments.tables import Table
 from sglp.errors import SGLPError
 from sglp.record import saved_architecture
@@ -107,7 +108,8 @@ def main(arguments: Sequence[str], rounds: int, layers: int) -> None:
     models = list(dict.fromkeys(files(dials, snapshot)[0]["model"] for dials in points))
     if len(models) > 1:
         raise RunError(f"model={','.join(models)} is too much for one page: choose one")
-    chains = {label(dials, points, snapshot): chain(dials, snapshot, rounds, layers) for dials in points}
+    with alone():
+        chains = {label(dials, points, snapshot): chain(dials, snapshot, rounds, layers) for dials in points}
     command = f"python -m experiments.rounds --rounds {rounds} --layers {layers} {shlex.join(arguments)}".strip()
     write("rounds", page(chains, models[0], command), *rows(chains))
 

@@ -62,7 +62,12 @@ def name_of(
     snapshot = snapshot or Snapshot.take()
     name = snapshot.name(dials, _targets(target))
     there = _names(snapshot.root, PARTIAL if target else FINISHED, snapshot.baseline)
-    return next((other for other in there if other.rpartition("-")[2] == name.rpartition("-")[2]), name)
+    return next((other for other in there if identity(other) == identity(name)), name)
+
+
+def identity(name: str) -> str:
+    """What two names of one run have in common: the hash of its parameters and of code that is not committed."""
+    return name.rpartition("-")[2]
 
 
 def known(baseline: str = "HEAD") -> list[str]:

@@ -89,9 +89,13 @@ class Snapshot:
             texts[path] = text.getvalue()
         return texts
 
+    def edits(self) -> list[str]:
+        """What differs from the baseline of the files that stages depend on: git's lines with their checksums."""
+        return _edits(self)
+
     def name(self, dials: dict[str, object], targets: Sequence[str] = ()) -> str:
         """What a run is called: its dials, then a hash of all that it depends on besides the baseline."""
-        content = json.dumps([self.values(dials), _edits(self), list(targets)], sort_keys=True, default=str)
+        content = json.dumps([self.values(dials), self.edits(), list(targets)], sort_keys=True, default=str)
         return f"{readable(dials)}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
@@ -142,11 +146,10 @@ def _text(snapshot: Snapshot, path: str) -> str:
 
 @cache
 def _edits(snapshot: Snapshot) -> list[str]:
-    """What differs from the baseline of the files that stages depend on: git's lines with their checksums."""
     compared = git(snapshot.root, "diff-tree", "-r", snapshot.baseline, snapshot.tree).splitlines()
     edits = {line.partition("\t")[2]: line for line in compared}
-    if edits.keys() <= {PARAMS}:
-        return []
+    if all(path in (PARAMS, "dvc.lock") or path.startswith("models/") for path in edits):
+        return []  # dvc.yaml takes a while to read
     stages = _read(snapshot, "dvc.yaml")["stages"].values()
     code = {"dvc.yaml", *(path for stage in stages for path in stage.get("do", stage).get("deps", []))}
     return sorted(line for path, line in edits.items() if path in code)

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-PERMUTATIONS = 2000
-
 
 class Spread(NamedTuple):
     """Mean, sample standard deviation and standard error of n values; with one value, there is no spread (None)."""
@@ -41,20 +39,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-class Correlation(NamedTuple):
-    """Spearman's rho over n pairs, and its two-sided p value."""
-
-    rho: float
-    p: float
-    n: int
-
-
-def rank_correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Correlation | None:
+def rank_correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float | None:
     """Spearman's rank correlation inside groups, as one number.
 
     Ranks (the mean one for equal values) are taken within each group and centred, and Pearson's correlation is that of
-    all of them; with one group, it is Spearman's rho. p is the share of random permutations within the groups whose
-    correlation is as strong, the one found among them.
+    all of them; with one group, it is Spearman's rho. There is no p value: the same plans come back with every seed, so
+    that groups are not independent.
 
     Args:
         groups: pairs of lists (x, y) of equal length.
@@ -69,11 +59,7 @@ def rank_correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     scale = float((x @ x) * (y @ y)) ** 0.5
     if scale == 0:
         return None
-    rho = float(x @ y) / scale
-    draw = np.random.default_rng(0)
-    rows = [draw.permuted(np.tile(of_group, (PERMUTATIONS, 1)), axis=1) for _, of_group in ranked]
-    strong = np.abs(np.concatenate(rows, axis=1) @ x / scale) >= abs(rho) - 1e-12
-    return Correlation(rho, float(strong.sum() + 1) / (PERMUTATIONS + 1), len(x))
+    return float(x @ y) / scale
 
 
 def partial_correlation(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float | None:

@@ -10,7 +10,7 @@ from experiments.correlation import prediction
 from experiments.outcomes import Comparison, Quality, compare, latencies
 from experiments.records import Record
 from experiments.settings import Setting, changed, plain, series
-from experiments.statistics import Correlation, shares, stability
+from experiments.statistics import shares, stability
 from stages.support.outcome import METRICS, ranges
 
 # Metrics with a place of their own, or that count what others were measured on. Of corruptions, the means have to do.
@@ -162,25 +162,13 @@ def _layers(found: Comparison) -> Table:
 def _correlation(found: Comparison) -> Table:
     """How well each setting's scores rank the plans that were tried."""
 
-    def shown(correlation: Correlation | None) -> list[str]:
-        return [f"{correlation.rho:+.2f}", f"{correlation.p:.2g}"] if correlation else ["", ""]
-
     rows = []
     for place, setting in enumerate(found.settings):
         about = prediction(setting, found.records, found.quality.key, found.quality.sign)
         row = [str(place + 1), setting.label, str(about.plans), str(about.unknown)]
-        rows.append(row + shown(about.tuned) + shown(about.pruned))
-    columns = [
-        "#",
-        "setting",
-        "plans",
-        "without a score",
-        "correlation, fine-tuned",
-        "p",
-        "correlation, before tuning",
-        "p",
-    ]
-    return Table(columns, rows)
+        rows.append(row + ["" if rho is None else f"{rho:+.2f}" for rho in (about.tuned, about.pruned)])
+    told = ["correlation, fine-tuned", "correlation, before tuning"]
+    return Table(["#", "setting", "plans", "without a score", *told], rows)
 
 
 def _cost(found: Comparison) -> Table:

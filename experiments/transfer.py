@@ -21,6 +21,7 @@ from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.page import Page, cost_of, draw, quality_of, write
 from experiments.snapshot import Snapshot
+from experiments.sweep import alone
 from experiments.tables import Table
 from sglp.errors import SGLPError
 from stages.support.params import flat
@@ -78,7 +79,8 @@ def main(source: str, target: str, arguments: Sequence[str]) -> None:
         raise RunError(f"{several[0]} has several values: all starts must be trained by one recipe to be compared")
     snapshot = Snapshot.take()
     check([dials | {"model": name} for dials in points for name in (source, target)], snapshot)
-    found = starts(source, target, points, snapshot)
+    with alone():
+        found = starts(source, target, points, snapshot)
     keys = list(dict.fromkeys(key for start in found.values() for key in (*start.source, *start.target)))
     columns = ["start", "source_experiment", "target_experiment"]
     columns += [f"{which}.{key}" for which in ("source", "target") for key in keys]

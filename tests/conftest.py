@@ -1,12 +1,15 @@
 """What tests share: a small trained network and its data, and a tiny project whose stages all ran."""
 
 import copy
+import os
+import shutil
 from pathlib import Path
 
 import pipeline
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 import sglp
 
@@ -48,12 +51,24 @@ def layers(network, digits):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """The tiny project after all its stages ran, each in a folder of its own with only what it declares."""
-    project = pipeline.make_project(tmp_path_factory.mktemp("isolated") / "project")
+    """The tiny project after all its stages ran, each in a folder of its own with only what it declares.
+
+    It takes a minute, so that all workers of a test run share one; tests only read it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "isolated"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what another worker failed at
+            _run_all_stages(pipeline.make_project(folder / "project"))
+            (folder / "finished").touch()
+    return folder / "project"
+
+
+def _run_all_stages(project: Path) -> None:
     for stage in pipeline.stage_names(project):
         folder = project.parent / stage
         pipeline.run_isolated(project, stage, folder)
         for out in map(pipeline.out_path, pipeline.stage_entry(project, stage)["outs"]):
             assert (folder / out).exists(), f"{stage} did not write {out}"
             pipeline.copy(folder / out, project / out)
-    return project

@@ -15,15 +15,16 @@ from experiments.git import RunError
 from experiments.grid import check
 from experiments.snapshot import Snapshot
 from sglp.budget import layers_to_keep
+from stages.support.userfiles import checksum
 
 FREE = 5
 
 
 def commit(project: Path) -> None:
-    (project / ".gitignore").write_text("__pycache__/\n/data/\n/reports/\n")
+    (project / ".gitignore").write_text("__pycache__/\n/data/\n/reports/\n/stages that ran\n")
     (project / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     name = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*name, "commit", "-q", "-m", "start"]):
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*name, "commit", "-q", "-m", "code"]):
         subprocess.run(["git", *command], cwd=project, check=True)
 
 
@@ -43,7 +44,7 @@ class Fake:
 
     def __init__(self, monkeypatch, answer=None):
         self.asked, self.answer = [], answer or (lambda dials, path: "")
-        for name in ("run", "read", "fetch"):
+        for name in ("run", "read", "fetch", "checksums"):
             monkeypatch.setattr(runs, name, getattr(self, name))
 
     def run(self, dials, *, target=None, snapshot=None):
@@ -56,6 +57,9 @@ class Fake:
             rows = [f"b{i},{0 < i <= FREE},reason,1,1" for i in range(FREE + 2)]
             return "\n".join(["name,removable,reason,parameters,macs", *rows])
         return "[[0, 2], [3, 6]]" if path == "data/segments.json" else self.answer(dials, path)
+
+    def checksums(self, name, baseline):
+        return {f"data/{which}": f"{name}{which}.dir" for which in ("dense", "finetuned")}
 
     def fetch(self, name, path, folder, baseline):
         folder.mkdir(parents=True)
@@ -285,6 +289,7 @@ else:
     Path("data/finetuned/architecture.json").write_text(json.dumps(saved))
     Path("reports/metrics.json").write_text(json.dumps(metrics | {"pruned": left, "finetuned": left}))
 '''
+LAST = "removed + kept[len(kept) - gone :], kept[: len(kept) - gone]"
 
 
 def test_rounds_with_dvc_go_on_where_they_were_killed(tmp_path, monkeypatch):
@@ -317,6 +322,11 @@ def test_rounds_with_dvc_go_on_where_they_were_killed(tmp_path, monkeypatch):
     assert len(ran.read_text().split()) == 4, "what is known is not run again"
     assert (folder / "reports/rounds.csv").read_text() == table
     assert not (folder / "data/finetuned").exists(), "the workspace is as it was"
+    (folder / "toy.py").write_text(TOY.replace("removed + kept[1 : 1 + gone], [kept[0], *kept[1 + gone :]]", LAST))
+    commit(folder)
+    rounds.main([], 2, 2)
+    rows = list(csv.DictReader((folder / "reports/rounds.csv").read_text().splitlines()))
+    assert [row["removed"] for row in rows] == ["", "b4 b5", "b2 b3"], "another commit's networks are others"
 
 
 class InThisProcess:
@@ -324,7 +334,7 @@ class InThisProcess:
 
     def __init__(self, project: Path, monkeypatch):
         self.project, self.monkeypatch = project, monkeypatch
-        for name in ("run", "read", "fetch"):
+        for name in ("run", "read", "fetch", "checksums"):
             monkeypatch.setattr(runs, name, getattr(self, name))
 
     def run(self, dials, *, target=None, snapshot=None):
@@ -342,6 +352,9 @@ class InThisProcess:
 
     def read(self, name, path, baseline):
         return (self.place(name) / path).read_text()
+
+    def checksums(self, name, baseline):
+        return {"data/finetuned": checksum(self.place(name) / "data/finetuned")}
 
     def fetch(self, name, path, folder, baseline):
         copy(self.place(name) / path, folder)

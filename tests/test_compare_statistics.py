@@ -1,7 +1,5 @@
 """The comparison's numbers, against definitions and other libraries."""
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -42,20 +40,13 @@ def test_rank_correlation_of_one_group_is_spearmans(seed):
     draw = np.random.default_rng(seed)
     x, y = draw.integers(0, 6, 15), draw.integers(0, 6, 15)  # with ties
     found, theirs = rank_correlation([(x, y)]), spearmanr(x, y)
-    assert found.rho == pytest.approx(theirs.statistic, abs=1e-12)
-    assert found.p == pytest.approx(theirs.pvalue, abs=0.04)
-    assert found.n == 15
+    assert found == pytest.approx(theirs.statistic, abs=1e-12)
 
 
 def test_rank_correlation_of_groups_is_pearsons_of_centred_ranks():
     groups = [([1.0, 3.0, 2.0], [10.0, 20.0, 30.0]), ([100.0, 200.0, 300.0, 400.0], [4.0, 3.0, 2.0, 1.0])]
     x, y = np.array([-1, 1, 0, -1.5, -0.5, 0.5, 1.5]), np.array([-1, 0, 1, 1.5, 0.5, -0.5, -1.5])
-    found = rank_correlation(groups)
-    assert found.rho == pytest.approx(np.corrcoef(x, y)[0, 1])
-    # Permutations inside groups, all of them.
-    orders = [np.concatenate((a, b)) for a in permutations(y[:3]) for b in permutations(y[3:])]
-    exact = np.mean([abs(x @ order) >= abs(x @ y) - 1e-9 for order in orders])
-    assert found.p == pytest.approx(exact, abs=0.03)
+    assert rank_correlation(groups) == pytest.approx(np.corrcoef(x, y)[0, 1])
 
 
 def test_nothing_to_rank_is_no_correlation():
@@ -180,9 +171,9 @@ def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
     (setting,) = (s for s in settings([*others[:1], *plans]) if s.dials["prune_ratio"] == 0.5)
     found = prediction(setting, [others[0], *plans, *others[1:]], "accuracy", 1)
     assert (found.plans, found.unknown) == (4, 0)
-    assert found.tuned.rho == pytest.approx(spearmanr([9, 8, 7, 6], [0.9, 0.8, 0.7, 0.75]).statistic)
-    assert found.pruned.rho == pytest.approx(-found.tuned.rho)
-    assert prediction(setting, plans, "accuracy", -1).tuned.rho == pytest.approx(-found.tuned.rho)
+    assert found.tuned == pytest.approx(spearmanr([9, 8, 7, 6], [0.9, 0.8, 0.7, 0.75]).statistic)
+    assert found.pruned == pytest.approx(-found.tuned)
+    assert prediction(setting, plans, "accuracy", -1).tuned == pytest.approx(-found.tuned)
     setting.records[0] = ours._replace(scores=scores[:4])
     assert prediction(setting, plans, "accuracy", 1).unknown == 3
 

@@ -48,35 +48,28 @@ def shipped(name: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, float]:
-    """A tiny Llama that went through the whole pipeline, and the seconds that this took."""
+def done(tmp_path_factory) -> Path:
+    """A tiny Llama that went through the whole pipeline."""
     project = tiny_project(tmp_path_factory.mktemp("language") / "project", shipped("llama-tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.setenv("XDG_CACHE_HOME", str(project.parent / "cache"))
-        start = time.monotonic()
         run_stages(project, stage_names(project))
-        return project, time.monotonic() - start
-
-
-def test_the_whole_pipeline_runs_in_less_than_two_minutes(done):
-    assert done[1] < 120
+    return project
 
 
 def test_the_result_is_a_plain_folder_of_transformers(done):
-    project, _ = done
-    dense, tuned = (AutoModelForCausalLM.from_pretrained(project / "data" / name) for name in ("dense", "finetuned"))
+    dense, tuned = (AutoModelForCausalLM.from_pretrained(done / "data" / name) for name in ("dense", "finetuned"))
     assert (dense.config.num_hidden_layers, tuned.config.num_hidden_layers) == (8, 6)
-    tokenizer = AutoTokenizer.from_pretrained(project / "data/finetuned")
+    tokenizer = AutoTokenizer.from_pretrained(done / "data/finetuned")
     ids = tokenizer("the quick", return_tensors="pt", add_special_tokens=False)["input_ids"]
-    assert torch.equal(tuned(ids).logits, sglp.load(project / "data/finetuned")(ids).logits)
+    assert torch.equal(tuned(ids).logits, sglp.load(done / "data/finetuned")(ids).logits)
     assert tuned.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape[1] == ids.shape[1] + 3
 
 
 def test_the_report_tells_of_all_three_networks(done):
-    project, _ = done
-    markdown, html = (project / "reports/report.md").read_text(), (project / "reports/report.html").read_text()
-    metrics = json.loads((project / "reports/metrics.json").read_text())
+    markdown, html = (done / "reports/report.md").read_text(), (done / "reports/report.html").read_text()
+    metrics = json.loads((done / "reports/metrics.json").read_text())
     for row in (
         "| perplexity |",
         "| MACs a token |",
@@ -91,11 +84,10 @@ def test_the_report_tells_of_all_three_networks(done):
 
 
 def test_killed_in_healing_and_run_again_gives_the_same_weights(done, tmp_path):
-    project, _ = done
-    folder, cache = isolated(project, "finetune", tmp_path / "finetune"), tmp_path / "cache"
+    folder, cache = isolated(done, "finetune", tmp_path / "finetune"), tmp_path / "cache"
     kill_and_run_again(folder, cache, after=2, steps=8)
     for out in ("data/finetuned/model.safetensors", "reports/training.csv"):
-        assert (folder / out).read_bytes() == (project / out).read_bytes()
+        assert (folder / out).read_bytes() == (done / out).read_bytes()
 
 
 def weights_folder(folder: Path, kind: str) -> Path:
@@ -261,7 +253,7 @@ def test_a_folder_without_weights(project):
 
 
 def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
-    folder = isolated(done[0], "finetune", tmp_path / "finetune")
+    folder = isolated(done, "finetune", tmp_path / "finetune")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     change(folder, {"finetune": {"lora": {"targets": ["c_attn"]}}})

@@ -198,6 +198,20 @@ def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
     assert found["other-rounds"].removed == found["two"].removed
 
 
+def test_code_that_was_not_committed_is_another_setting(inside):
+    def changed(text):
+        return lambda: (inside.folder / "stage.py").write_text(STAGE + text)
+
+    inside.experiment("code", changed("# one"))
+    inside.experiment("other-code", changed("# another"))
+    inside.experiment("notes", lambda: (inside.folder / "notes.txt").write_text("no stage reads it"))
+    dials = {record.name: record.dials for record in read().records}
+    codes = {name: found.get("code") for name, found in dials.items()}
+    assert codes["two"] is codes["notes"] is None
+    assert len({codes["two"], codes["code"], codes["other-code"]}) == 3
+    assert {key: value for key, value in dials["code"].items() if key != "code"} == dials["two"]
+
+
 def test_experiments_of_another_commit_are_asked_for_by_its_name(inside):
     start = inside.run("git rev-parse main")
     inside.run("git commit -q --allow-empty -m later")

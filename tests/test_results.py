@@ -1,5 +1,6 @@
 """The page of results: what results.yaml asks for is possible, and its tables say what runs found."""
 
+import re
 import shutil
 import statistics
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 from pipeline import ROOT
 from synthetic_runs import record
 
-from experiments import results
+from experiments import results, runs
 from experiments.grid import check
 from experiments.results import Part, compared, parts, rows
 from experiments.snapshot import Snapshot
@@ -45,21 +46,30 @@ def test_defaults_are_chosen_on_other_samples_than_the_test_split(project):
                 (_, workload) = snapshot.values(dials).values()
                 trained_on, measured_on = (workload["files"][name]["sha256"] for name in ("train", "test"))
                 assert trained_on is None or (trained_on == measured_on) == (split == "heldout")
-                assert trained_on != measured_on or workload["data"]["train"] != workload["data"]["test"]
+                if split == "heldout":
+                    trained, measured = (images(workload["data"][name]["split"]) for name in ("train", "test"))
+                    assert not trained & measured
+
+
+def images(split: str) -> set[int]:
+    """The images that train[A:B] names."""
+    first, last = re.fullmatch(r"train\[(\d*):(\d+)\]", split).groups()
+    return set(range(int(first or 0), int(last)))
 
 
 def runs_of(split, qualities, **dials):
     """Runs of one setting, a seed each."""
     of = {"workload.data.test.split": split}
-    made = [record(f"{dials}-{split}-{i}", quality=q, seed=i, **dials) for i, q in enumerate(qualities)]
+    made = [record(f"{split}-{i} {dials} {split}", quality=q, seed=i, **dials) for i, q in enumerate(qualities)]
     return [one._replace(dials=one.dials | of) for one in made]
 
 
 def table(**splits):
     """The table of a part with these runs, as dicts."""
-    records = {one.name: one for group in splits.values() for one in group}
+    records = {runs.identity(one.name): one for group in splits.values() for one in group}
     part = Part("title", "text", {split: {one.name: {} for one in group} for split, group in splits.items()})
-    found = rows(compared(part, records))
+    ((_, of_model),) = compared(part, records).items()
+    found = rows(of_model)
     return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
 
@@ -75,14 +85,45 @@ def test_a_row_has_means_over_seeds_on_both_kinds_of_samples():
     assert chance["accuracy, test"] == ""
     assert best["MACs"] == "50.0 %"
     assert best["passes"] == "10 + 5"
-    error = (statistics.variance([80, 90]) / 2 + statistics.variance([70, 72, 77]) / 3) ** 0.5
-    assert best["against random"] == f"{85 - 73:+.2f} ± {error:.2f}"
-    assert chance["against random"] == ""
 
 
-def test_random_layers_of_another_depth_are_no_measure():
+def test_settings_are_compared_seed_by_seed():
+    found = runs_of("a", [0.8, 0.9], score__criterion="loss") + runs_of("a", [0.7, 0.72, 0.77], method="random")
+    _, best, chance = table(heldout=found)
+    error = statistics.stdev([80 - 70, 90 - 72]) / 2**0.5
+    assert best["against random, held out"] == f"{(10 + 18) / 2:+.2f} ± {error:.2f} (2)"
+    assert chance["against the best, held out"] == f"{-(10 + 18) / 2:+.2f} ± {error:.2f} (2)"
+    assert chance["against random, held out"] == best["against the best, held out"] == ""
+
+
+def test_settings_of_another_depth_are_no_measure():
     found = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random", prune_ratio=0.25)
-    assert [row["against random"] for row in table(heldout=found)] == ["", "", ""]
+    for row in table(heldout=found):
+        assert row["against random, held out"] == row["against the best, held out"] == ""
+
+
+def test_what_is_compared_in_the_end_is_the_test():
+    heldout = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random")
+    test = runs_of("b", [0.6], score__criterion="loss") + runs_of("b", [0.55], method="random")
+    _, best, chance = table(heldout=heldout, test=test)
+    assert best["against random, test"] == "+5.00 (1)"
+    assert chance["against the best, test"] == "-5.00 (1)"
+
+
+def test_every_model_has_a_table_of_its_own():
+    made = {f"run-{size}": record(f"run-{size}", model=model, size=size) for model, size in (("a", 4), ("b", 6))}
+    part = Part("title", "text", {"heldout": {name: {} for name in made}})
+    found = compared(part, {runs.identity(name): one for name, one in made.items()})
+    sizes = {model: rows(of).rows[0][-4:-2] for model, of in found.items()}
+    assert sizes == {"a": ["4.00 k", "400"], "b": ["6.00 k", "600"]}
+
+
+def test_a_run_that_another_part_gave_its_name_is_known():
+    one = runs_of("a", [0.8], score__criterion="loss")[0]
+    part = Part("title", "text", {"heldout": {f"another-{runs.identity(one.name)}": {}, "unknown-1": {}}})
+    records = {runs.identity(one.name): one}
+    assert list(compared(part, records)) == ["net"]
+    assert results._missing(part, records) == 1
 
 
 def test_a_part_without_runs_has_no_table():

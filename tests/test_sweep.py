@@ -153,6 +153,7 @@ def _but_timed(checksums: dict[str, str]) -> dict[str, str]:
         ("seed.a=2", "params.yaml: seed.a is no key"),
         ("k=2,three", "params.yaml: k='three' is wrong: input should be a valid integer or input should be 'auto'"),
         ("prune_ratio=0.1,1.5", "params.yaml: prune_ratio=1.5 is wrong: input should be less than 1"),
+        ('target={"macs":0.5} prune_ratio=0.3', "prune_ratio changes nothing where target={'macs': 0.5}: add target="),
         ("model=tiny,other", "there is no models/other.yaml; workloads in models/ are tiny"),
         ("models/tiny.yaml:finetune.epochs=0", "models/tiny.yaml: finetune.epochs=0 is wrong"),
         ("models/other.yaml:finetune.epochs=1", "there is no models/other.yaml"),
