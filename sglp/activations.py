@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import call, device_of, eval_mode, inputs_of, to_device
+from sglp.batches import call, device_of, inputs_of, to_device, watched
 from sglp.errors import SimilarityError
 from sglp.layers import Layer
 
@@ -42,17 +42,12 @@ def gram_matrices(
     if pooling not in get_args(Pooling):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
     grams: dict[int, Tensor] = {}
-    handles = [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]
     device = device_of(model)
-    try:
-        with eval_mode(model):
-            for batch in batches:
-                with torch.no_grad():
-                    call(model, to_device(inputs_of(batch), device))
-                yield torch.stack([grams[i] for i in range(len(layers))])
-    finally:
-        for handle in handles:
-            handle.remove()
+    for batch in batches:
+        # Batch by batch: what fails outside, while this waits, would leave the network with the hooks.
+        with watched(model, [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]):
+            call(model, to_device(inputs_of(batch), device))
+        yield torch.stack([grams[i] for i in range(len(layers))])
 
 
 def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, Tensor], pooling: str):

@@ -15,18 +15,27 @@ def inputs_of(batch):
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
-def at_least_one(batches: Iterable) -> Iterator:
+def slices(samples: int, size: int) -> list[slice]:
+    """Where samples are cut into as few batches as possible of at most so many, all but alike in size.
+
+    What is averaged over batches would otherwise count the samples of a small last one more than others.
+    """
+    count = -(-samples // size)
+    return [slice(samples * i // count, samples * (i + 1) // count) for i in range(count)]
+
+
+def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator:
     """The same batches.
 
     Raises:
-        ScoringError: there is none.
+        ScoringError: there is none to do this with.
     """
     empty = True
     for batch in batches:
         empty = False
         yield batch
     if empty:
-        raise ScoringError("there is no batch to score layers with")
+        raise ScoringError(f"there is no batch to {what}")
 
 
 @dataclass(eq=False)
@@ -89,14 +98,34 @@ def one_sample(inputs):
     return inputs[:1]
 
 
-def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
-    """Run a network on one sample of the inputs of a batch; then the handles' hooks, which watched it, are removed."""
+@contextmanager
+def watched(network: nn.Module, handles: Sequence) -> Iterator[None]:
+    """Eval mode without gradients for a while; then the handles' hooks, which watched the network, are removed."""
     try:
         with eval_mode(network), torch.no_grad():
-            call(network, to_device(one_sample(inputs), device_of(network)))
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
+    """Run a network on one sample of the inputs of a batch, `watched` by hooks."""
+    with watched(network, handles):
+        call(network, to_device(one_sample(inputs), device_of(network)))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random states of the CPU, and of a GPU if the device is one, that begin with a seed; then they are as before."""
+    # Other GPUs are left alone: to look at them all takes time, which torch warns of.
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for place in devices:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def size_of(inputs) -> int:
@@ -108,7 +137,7 @@ def size_of(inputs) -> int:
 def to_device(batch, device: torch.device):
     """The same batch with all its tensors on a device."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type == "cuda")  # the CPU would go on before it has the values
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):

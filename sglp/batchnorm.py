@@ -1,5 +1,6 @@
 """Batch norm's statistics, which no longer fit after layers went."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sglp.batches import call, device_of, inputs_of, to_device
+from sglp.batches import at_least_one, call, device_of, inputs_of, to_device
 
 
 def has_statistics(network: nn.Module) -> bool:
@@ -24,19 +25,26 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
     Args:
         network: the network; ends in eval mode.
         batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
+
+    Raises:
+        ScoringError: there is no batch; the statistics are as before, as after any other error.
     """
     network.eval()
     norms = _norms(network)
-    momenta = [norm.momentum for norm in norms]
+    momenta, before = [norm.momentum for norm in norms], [copy.deepcopy(norm.state_dict()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
     device = device_of(network)
     try:
-        for batch in batches:
+        for batch in at_least_one(batches, "take batch norm's statistics from"):
             with torch.no_grad():
                 call(network, to_device(inputs_of(batch), device))
+    except BaseException:
+        for norm, state in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -41,8 +41,19 @@ def layers_to_keep(removable: Sequence[bool], prune_ratio: float) -> int:
         raise BudgetError(f"prune_ratio={prune_ratio} is impossible: it must be at least 0 and below 1")
     free = sum(removable)
     if not free:
-        raise BudgetError("no layer of this network can be removed: every one changes the shape of what it is given")
+        raise BudgetError("no layer of this network can be removed")
     return len(removable) - int(Fraction(str(prune_ratio)) * free + Fraction(1, 2))
+
+
+def check_removable(layers: Sequence) -> None:
+    """Refuse layers, as `find_layers` finds them, of which none can go.
+
+    Raises:
+        BudgetError: the message has the reasons of the first ones.
+    """
+    if not any(layer.removable for layer in layers):
+        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
+        raise BudgetError(f"no layer of this network can be removed ({reasons}, ...)")
 
 
 def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> list[int]:

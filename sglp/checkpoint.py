@@ -16,7 +16,7 @@ from sglp.architecture import architecture_of, build, is_known, remember
 from sglp.batches import device_of
 from sglp.comparison import first_difference
 from sglp.cost import count_parameters
-from sglp.errors import CheckpointError, NotPlainWarning, PlanError
+from sglp.errors import ArchitectureError, CheckpointError, NotPlainWarning, PlanError
 from sglp.files import new_folder
 from sglp.hugging_face import is_pretrained, reads_images
 from sglp.model_card import CARD, card_of
@@ -44,7 +44,8 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
         tokenizer: what is to be saved beside a network of transformers; an image processor just as well.
 
     Raises:
-        CheckpointError: it is not known how the network was built, or it would not be the same when loaded.
+        CheckpointError: it is not known how the network was built, it has been changed since, or it would not be the
+            same when loaded.
     """
     architecture = architecture_of(model)
     if is_pretrained(model):
@@ -67,7 +68,25 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
             f"it is not known how this {type(model).__name__} was built: build it with "
             "sglp.build('package.module:function', kwargs) so that it can be loaded again"
         )
+    _check_unchanged(model, architecture)
     _save(model, folder, architecture)
+
+
+def _check_unchanged(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse a network that its factory does not build: nobody could load it."""
+    try:
+        with torch.device("meta"):  # without memory for weights
+            built = _bare_network(Path(), architecture, trust=True)
+    except ArchitectureError:  # some factories compute with numbers, which are not there then
+        built = _bare_network(Path(), architecture, trust=True)
+    shapes, ours = ({name: list(t.shape) for name, t in m.state_dict().items()} for m in (built, model))
+    for name in shapes | ours:
+        if shapes.get(name) != ours.get(name):
+            found, expected = (f"has {name} {of[name]}" if name in of else f"has no {name}" for of in (ours, shapes))
+            raise CheckpointError(
+                f"this {type(model).__name__} {found}, but what {architecture.factory} builds from "
+                f"{architecture.kwargs} {expected}: give its arguments to sglp.build, instead of changing the network"
+            )
 
 
 def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, reason: str = "") -> None:

@@ -12,9 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.activations import Pooling, gram_matrices
-from sglp.batches import call, device_of, eval_mode, logits_of, one_sample, to_device
+from sglp.batches import call, device_of, eval_mode, logits_of, one_sample, seeded, to_device
 from sglp.batchnorm import has_statistics, recalibrate
-from sglp.budget import check_target, layers_to_keep
+from sglp.budget import check_removable, check_target, layers_to_keep
 from sglp.cka import cka_matrix
 from sglp.errors import ScoringError, SGLPError, first_line
 from sglp.layers import Layer, find_layers
@@ -27,6 +27,7 @@ from sglp.segmentation import equal_segments, number_of_segments, segmentation_t
 from sglp.surgery import prune
 from sglp.target import Cost, meet
 
+CRITERION = "fitted_loss"  # the default
 OPTIONS = ("search", "budget", "draws", "max_combinations", "max_evaluations", "beam_width")
 
 
@@ -61,7 +62,7 @@ def compress(
     prune_ratio: float = 0.5,
     target: Mapping[str, float] | None = None,
     method: str = "sglp",
-    criterion: str = "fitted_loss",
+    criterion: str = CRITERION,
     seed: int = 0,
     calibration: tuple[int, int] = (512, 128),
     scoring: tuple[int, int] = (64, 64),
@@ -104,16 +105,15 @@ def compress(
     sizes = _sizes(calibration=calibration, scoring=scoring, recalibration=recalibration)
     if not has_statistics(model):
         del sizes["recalibration"]
-    most = max(sizes, key=lambda name: sizes[name][0])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        samples = first_samples(batches, sizes[most][0], most)
+    with seeded(seed, device_of(model)):
+        samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
         scored = list(cut(samples, *sizes["scoring"]))
-        if criterion == "fitted_loss" and method == "sglp":
+        if criterion == CRITERION and method == "sglp":
             _check_loss(model, scored[0], loss)
 
         example = to_device(one_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
+        check_removable(layers)
         keep = layers_to_keep([layer.removable for layer in layers], prune_ratio)
         equal_segments(len(layers), 1 if k == "auto" else k)  # an impossible k is told now
 
@@ -145,13 +145,13 @@ def _options(method: str, criterion: str, loss: Loss, options: dict) -> dict:
     if unknown:
         raise SGLPError(f"compress takes no {unknown[0]}; besides its own arguments it takes {', '.join(OPTIONS)}")
     if method == "sglp":
-        search = options.get("search", SEARCH)
-        check_search(search)
+        search, found = options.get("search", SEARCH), find_criterion(criterion)
+        check_search(search, found)
         check_shared(options.get("budget"), search)
-        return options | {"criterion": find_criterion(criterion), "loss": loss}
-    if options or loss is not cross_entropy:
-        name = next(iter(options), "loss")
-        raise SGLPError(f"method={method} takes no {name}: only sglp does")
+        return options | {"criterion": found, "loss": loss}
+    given = [*options, *["criterion"] * (criterion != CRITERION), *["loss"] * (loss is not cross_entropy)]
+    if given:
+        raise SGLPError(f"method={method} takes no {given[0]}: only sglp does")
     return {}
 
 
@@ -159,8 +159,9 @@ def _sizes(**sizes) -> dict[str, tuple[int, int]]:
     """Samples, and how many at a time, by what they are for."""
     for name, size in sizes.items():
         pair = isinstance(size, tuple | list) and len(size) == 2 and all(type(number) is int for number in size)
-        fewest = {"calibration": 4, "scoring": 1, "recalibration": 0}[name]
-        if not pair or size[0] < fewest or size[1] < max(fewest, 1):
+        fewest = 4 if name == "calibration" else 1
+        unused = pair and name == "recalibration" and size[0] == 0
+        if not pair or (min(size) < fewest and not unused):
             raise SGLPError(
                 f"{name}={size} is wrong: it must be how many samples, and how many at a time, as (64, 16), each "
                 f"{fewest} or more"

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
-import torch
 from torch import Tensor, nn
 
 from sglp.activations import first_tensor
-from sglp.batches import call, device_of, eval_mode, inputs_of, run_watched, to_device
+from sglp.batches import call, device_of, inputs_of, run_watched, to_device, watched
 from sglp.layers import Layer
 
 
@@ -46,23 +45,19 @@ class Features:
             batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
             around: of a batch's number the context that its pass runs in.
         """
-        watched = [] if self.classifier is None else [self.classifier]
-        handles = [module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in watched]
+        ends = [] if self.classifier is None else [self.classifier]
+        handles = [module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in ends]
         found, device = [], device_of(self.network)
-        try:
-            with eval_mode(self.network), torch.no_grad():
-                for number, batch in enumerate(batches):
-                    with around(number):
-                        output = call(self.network, to_device(inputs_of(batch), device))
-                    found.append(self._rows(self.given if watched else first_tensor(output)))
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.given = None
+        with watched(self.network, handles):
+            for number, batch in enumerate(batches):
+                with around(number):
+                    output = call(self.network, to_device(inputs_of(batch), device))
+                found.append(self._rows(self.given if ends else first_tensor(output)))
+        self.given = None
         return found
 
     def _keep(self, module: nn.Module, args, kwargs) -> None:
-        self.given = first_tensor(args or kwargs.values())
+        self.given = first_tensor(args or kwargs)
 
     @staticmethod
     def _rows(features: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Call:
     Attributes:
         path: the module's path.
         module: the module.
-        depth: how many modules' runs it is inside of.
+        outer: the run that it is inside of; None for the network's.
         times: how often the module ran.
         start, end: positions of the cuts at its input and output in the flow, or None where that is no cut.
         branches: how many operations between them are no cuts and no gate: they belong to branches of the flow.
@@ -36,7 +36,7 @@ class Call:
 
     path: str
     module: nn.Module
-    depth: int
+    outer: "Call | None" = field(repr=False)
     inputs: tuple[list, list] = field(repr=False)  # behind what it hands on, and behind all that it is given
     input_shape: tuple[int, ...]
     given: str
@@ -135,6 +135,8 @@ def _shape(value) -> tuple[int, ...]:
 
 
 def _container(value) -> str:
+    if isinstance(value, Mapping) and not hasattr(value, "to_tuple"):  # which transformers' outputs have
+        return "a dict"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else "a tensor"
 
 
@@ -157,7 +159,8 @@ def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set],
                 return
             given = handed_on(args, kwargs)
             nodes = (_nodes(given), _nodes([args, kwargs]))
-            entry = Call(path, module, len(running), nodes, _shape(given), _container(given))
+            outer = running[-1] if running else None
+            entry = Call(path, module, outer, nodes, _shape(given), _container(given))
             known[module] = entry
             calls.append(entry)
             running.append(entry)

@@ -12,6 +12,7 @@ from sglp.errors import CheckpointError, SGLPError, first_line
 from sglp.files import new_file
 from sglp.gguf_tokenizer import add_tokenizer
 from sglp.gguf_weights import add_weights, find_weights, write_weights
+from sglp.tensor_files import stored_tensors
 
 # What llama.cpp calls the architectures: to it, Mistral is a Llama.
 ARCHITECTURES = {
@@ -50,8 +51,12 @@ def export_gguf(folder, path) -> None:
     except Exception as error:  # whatever transformers finds in it, the user needs one sentence
         raise CheckpointError(f"{folder / 'config.json'} is broken: {first_line(error)}") from error
     _check(config, architecture)
-    weights = find_weights(folder, config, architecture)
-    with new_file(path) as new, closing(gguf.GGUFWriter(new, architecture)) as writer:
+    with (
+        stored_tensors(folder) as stored,
+        new_file(path) as new,
+        closing(gguf.GGUFWriter(new, architecture)) as writer,
+    ):
+        weights = find_weights(folder, stored, config, architecture)
         add_weights(writer, weights)
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(gguf.Metadata.id_to_title(folder.resolve().name))

@@ -1,19 +1,17 @@
 """A language model's weights as llama.cpp names and orders them, read from its folder one at a time."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sglp.errors import CheckpointError
+from sglp.tensor_files import StoredTensor
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The types of safetensors that a GGUF file holds as they are, by the names which both give them.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
@@ -36,11 +34,12 @@ class Weight:
     read: Callable[[], Tensor]
 
 
-def find_weights(folder: Path, config, architecture: str) -> list[Weight]:
+def find_weights(folder: Path, stored: Mapping[str, StoredTensor], config, architecture: str) -> list[Weight]:
     """The weights of the model that `from_pretrained` would load; what else is in the folder's files is left out.
 
     Args:
-        folder: holds the weights as safetensors, in one file or several.
+        folder: of the model, for errors.
+        stored: its tensors; the files must be open when weights are read.
         config: the model's configuration, as transformers reads it.
         architecture: as llama.cpp calls it.
 
@@ -56,19 +55,23 @@ def find_weights(folder: Path, config, architecture: str) -> list[Weight]:
         del expected["lm_head.weight"]
     names = get_tensor_name_map(MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    files = _files(folder)
     weights = [_rope_factors(config)] if config.rope_parameters["rope_type"] == "llama3" else []
     for name, tensor in expected.items():
-        shape, dtype = _look(folder, files, name)
-        if shape != list(tensor.shape):
-            wanted = list(tensor.shape)
+        if name not in stored:
+            raise CheckpointError(f"the weights in {folder} are not whole: {name} is missing")
+        found, wanted = stored[name], list(tensor.shape)
+        shape, dtype = list(found.meta.shape), found.kind
+        if dtype not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise CheckpointError(f"{name} in {folder} is {dtype}, but only {known} can be written as they are")
+        if shape != wanted:
             raise CheckpointError(f"{name} has the shape {shape} in {folder}, but its config.json says {wanted}")
         weights.append(
             Weight(
                 name=names.get_name(name, try_suffixes=(".weight", ".bias")),
                 shape=shape,
                 dtype=dtype if len(shape) > 1 else "F32",
-                read=_reader(files[name], name, heads.get(name.split(".")[-2]) if architecture == "llama" else None),
+                read=_reader(found, heads.get(name.split(".")[-2]) if architecture == "llama" else None),
             )
         )
     return weights
@@ -95,41 +98,12 @@ def write_weights(writer, weights: list[Weight]) -> None:
         writer.write_tensor_data((tensor.view(torch.int16) if weight.dtype == "BF16" else tensor).numpy())
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds a tensor, by the tensor's name."""
-    try:
-        if (folder / WEIGHTS).is_file():
-            with safe_open(folder / WEIGHTS, "pt") as file:
-                return dict.fromkeys(file.keys(), folder / WEIGHTS)
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return {name: folder / file for name, file in index["weight_map"].items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {WEIGHTS}: save the model with save_pretrained") from error
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the weights in {folder} are broken: they can't be read") from error
+def _reader(stored: StoredTensor, heads: int | None) -> Callable[[], Tensor]:
+    if heads is None:
+        return stored.read
 
-
-def _look(folder: Path, files: dict[str, Path], name: str) -> tuple[list[int], str]:
-    """Shape and type of a tensor, which stays on the disk."""
-    try:
-        with safe_open(files[name], "pt") as file:
-            part = file.get_slice(name)
-            shape, dtype = list(part.get_shape()), part.get_dtype()
-    except (KeyError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"the weights in {folder} are not whole: {name} is missing") from error
-    if dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{name} in {folder} is {dtype}, but only {', '.join(_DTYPES)} can be written as they are"
-        )
-    return shape, dtype
-
-
-def _reader(path: Path, name: str, heads: int | None) -> Callable[[], Tensor]:
     def read() -> Tensor:
-        with safe_open(path, "pt") as file:
-            tensor = file.get_tensor(name)
-        if heads is None:
-            return tensor
+        tensor = stored.read()
         # transformers rotates the first half of a head against the second, llama.cpp each number against the next
         halves = tensor.view(heads, 2, -1, *tensor.shape[1:])
         return halves.transpose(1, 2).reshape(tensor.shape)

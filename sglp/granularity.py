@@ -116,10 +116,13 @@ def _smallest(calls: list[Call], stacked: set[str]) -> list[Call]:
     if listed := [entry for path, entry in branching.items() if path in stacked]:
         return listed
     inside = Counter()  # how much of a module's branches lies in smaller ones (BERT's second residual lies in none)
-    for path, entry in branching.items():
-        inside[next((outer for outer in _around(path) if outer in branching), "")] += entry.branches
+    for entry in branching.values():
+        outer = entry.outer  # and not by its path: a module may have several
+        while outer and outer.path not in branching:
+            outer = outer.outer
+        inside[outer] += entry.branches
     # A norm that is written out branches too, but holds no matrix.
-    return [e for path, e in branching.items() if e.branches > inside[path] and _holds_weight(e.module)]
+    return [e for e in branching.values() if e.branches > inside[e] and _holds_weight(e.module)]
 
 
 def _whole(network: nn.Module, calls: list[Call], parts: list[Call]) -> list[Call]:
@@ -137,11 +140,13 @@ def _whole(network: nn.Module, calls: list[Call], parts: list[Call]) -> list[Cal
 
 
 def _of_kinds(calls: list[Call], kinds: set[type]) -> list[Call]:
-    blocks: dict[str, Call] = {}
+    blocks: list[Call] = []
+    inside: set[nn.Module] = set()
     for entry in calls:
-        if type(entry.module) in kinds and entry.straight_through and not any(o in blocks for o in _around(entry.path)):
-            blocks[entry.path] = entry
-    return list(blocks.values())
+        if type(entry.module) in kinds and entry.straight_through and entry.module not in inside:
+            blocks.append(entry)
+            inside.update(entry.module.modules())
+    return blocks
 
 
 def _units(calls: list[Call]) -> list[Group]:

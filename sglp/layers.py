@@ -76,7 +76,9 @@ def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = N
     else:
         groups = by_name(model, calls, paths)
     macs = cost.macs_by_module(model, example)
-    layers = _listed(model, [_layer(group, _reason(model, group), macs) for group in groups], example)
+    layers = [_layer(group, _reason(model, group), macs) for group in groups]
+    if not is_pretrained(model):  # surgery knows which numbers have to follow there
+        layers = _listed(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
 
 
@@ -91,20 +93,13 @@ def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:
     )
 
 
-def _listed(model: nn.Module, layers: list[Layer], example) -> list[Layer]:
+def _listed(model: nn.Module, layers: list[Layer], ran: set[nn.Module], example) -> list[Layer]:
     """The layers, of which those in lists that go by numbers are not removable."""
-    from sglp.numbered import numbered_lists  # which bypasses layers
+    from sglp.numbered import in_numbered_lists  # which bypasses layers
 
-    if is_pretrained(model):  # surgery knows which numbers have to follow there
-        return layers
-    lists = numbered_lists(model, layers, example)
+    stay = in_numbered_lists(model, layers, ran, example)
     reason = "is in a list whose parent goes by the numbers of its items"
-    return [
-        replace(layer, removable=False, reason=reason)
-        if layer.removable and layer.modules[0].rpartition(".")[0] in lists
-        else layer
-        for layer in layers
-    ]
+    return [replace(layer, removable=False, reason=reason) if i in stay else layer for i, layer in enumerate(layers)]
 
 
 def _reason(model: nn.Module, group: Group) -> str:
@@ -116,7 +111,7 @@ def _reason(model: nn.Module, group: Group) -> str:
             return "the flow does not pass through it alone"
         # The items of a list are called one by one, by somebody who takes apart what they return.
         listed = isinstance(model.get_submodule(entry.path.rpartition(".")[0]), nn.ModuleList)
-        if entry.given != entry.returned and not listed:
+        if entry.given != entry.returned and (not listed or entry.returned == "a dict"):
             return f"is given {entry.given} and returns {entry.returned}"
     before, after = group[0].input_shape, group[-1].output_shape
     if before != after:
@@ -130,13 +125,12 @@ def _reason(model: nn.Module, group: Group) -> str:
 def _stem(calls: list[Call], first: Group) -> Group:
     """The outermost modules that ran before the first layer, if they have parameters and the input is no token ids."""
     stem: Group = []
+    inside: set[nn.Module] = set()
     for entry in calls[: calls.index(first[0])]:
-        if not _inside(first[0], entry) and not any(_inside(entry, s) for s in stem):
+        modules = set(entry.module.modules())
+        if first[0].module not in modules and entry.module not in inside:
             stem.append(entry)
+            inside |= modules
     if any(isinstance(m, nn.Embedding) for entry in stem for m in entry.module.modules()):
         return []
     return stem if any(True for entry in stem for _ in entry.module.parameters()) else []
-
-
-def _inside(entry: Call, outer: Call) -> bool:
-    return entry.path.startswith(f"{outer.path}.") if outer.path else bool(entry.path)

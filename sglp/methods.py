@@ -11,7 +11,8 @@ method draws.
 
 loss: of the network's output and the target; draws: of random networks to average over; kept, gone: numbers of a
 segment's layers that are to stay and to go; before: of layers of other segments that are out already. The higher a
-score the better.
+score the better. A score that compares sets of one segment only, as it is not that of the whole network that is left,
+says so: criterion.of_segment = True; then segments can't share what goes (search "together").
 
 What each does, where it is from, what it costs and when to use it stands in its docstring, and so in docs/methods.md.
 """

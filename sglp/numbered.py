@@ -2,47 +2,48 @@
 
 A parent may do something at its tenth layer, as ConViT, which adds a token there, or go through two lists side by side.
 The network then runs without the layer, but computes something else than with the layer bypassed. One try tells: the
-first of the list is taken out for a moment.
+first of the list is taken out for a moment. A list is also an `nn.Sequential` that is not called itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from sglp.architecture import runs_in_a_row
 from sglp.batches import call, eval_mode
 from sglp.bypass import Bypass
+from sglp.surgery import drop_modules
 
 
-def numbered_lists(network: nn.Module, layers: Sequence, example) -> set[str]:
-    """The paths of the lists (`nn.ModuleList`) from which no layer can be taken.
+def in_numbered_lists(network: nn.Module, layers: Sequence, ran: Container[nn.Module], example) -> set[int]:
+    """The numbers of the layers in lists from which none can be taken.
 
     Args:
         network: any module; left as it was.
         layers: those found so far.
+        ran: the modules that were called.
         example: a tensor [samples, ...], or a dict of keyword arguments.
     """
-    first: dict[str, int] = {}
-    for i, layer in enumerate(layers):
-        parent = layer.modules[0].rpartition(".")[0]
-        if layer.removable and isinstance(network.get_submodule(parent), nn.ModuleList):
-            first.setdefault(parent, i)
-    if not first:
+    number = {network.get_submodule(layer.modules[0]): i for i, layer in enumerate(layers) if layer.removable}
+    lists = [module for module in network.modules() if runs_in_a_row(module) and module not in ran]
+    members = [inside for some in lists if (inside := sorted(number[m] for m in some.children() if m in number))]
+    if not members:
         return set()
     bypass, found = Bypass(network, layers, example), set()
     with eval_mode(network), torch.no_grad():
-        for parent, i in first.items():
-            with bypass.without([i]):
+        for inside in members:
+            with bypass.without(inside[:1]):
                 expected = _tensors(call(network, example))
-            with _taken_out(network.get_submodule(parent), layers[i].modules[0].rpartition(".")[2]):
+            with _taken_out(network, layers[inside[0]].modules):
                 try:
                     left = _tensors(call(network, example))
                 except Exception:  # whatever the network raises without it
                     left = []
             if len(left) != len(expected) or not all(map(torch.equal, left, expected)):
-                found.add(parent)
+                found.update(inside)
     return found
 
 
@@ -51,13 +52,14 @@ def _tensors(output) -> list[Tensor]:
 
 
 @contextmanager
-def _taken_out(parent: nn.ModuleList, name: str) -> Iterator[None]:
-    """A list without one of its modules, for a while."""
-    children = dict(parent._modules)
+def _taken_out(network: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """A network without some modules, for a while."""
+    gone = {network.get_submodule(path) for path in paths}
+    before = [(module, dict(module._modules)) for module in network.modules() if gone.intersection(module.children())]
     try:
-        parent._modules.clear()
-        parent._modules.update((str(i), m) for i, m in enumerate(m for key, m in children.items() if key != name))
+        drop_modules(network, paths)
         yield
     finally:
-        parent._modules.clear()
-        parent._modules.update(children)
+        for module, children in before:
+            module._modules.clear()
+            module._modules.update(children)

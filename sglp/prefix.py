@@ -7,6 +7,7 @@ graph of what was not computed anew is the one that stands, so that they flow th
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ class Prefix:
         while same < len(before) and before[same] == states[same]:
             same += 1
         forwards = {
-            module: self._giving(module, given[module]) if number < same else self._noting(module, given)
+            module: self._once(module, given, given.get(module) if number < same else None)
             for number, modules in enumerate(self.modules)
             for module in modules
         }
@@ -65,23 +66,22 @@ class Prefix:
         whole = next((i for i, modules in enumerate(self.modules) if spoilt & set(modules)), len(states))
         self.last[batch] = (list(states[:whole]), given)
 
-    def _noting(self, module: nn.Module, given: dict[nn.Module, _Given]) -> Callable:
-        forward = module.forward
+    def _once(self, module: nn.Module, given: dict[nn.Module, _Given], known: _Given | None) -> Callable:
+        forward, runs = module.forward, count()
 
-        def noting(*args, **kwargs):
+        def once(*args, **kwargs):
+            if next(runs):  # each run gives something else (of an activation that is shared): none is given again
+                given.pop(module, None)
+                return forward(*args, **kwargs)
+            if known:
+                _set_random_state(known.random, known.value)
+                return _copy(known.value) if module in self.changed else known.value
             value = forward(*args, **kwargs)
             kept = _copy(value) if module in self.changed else value
             given[module] = _Given(kept, _versions(kept), _random_state(value) if module.training else [])
             return value
 
-        return noting
-
-    def _giving(self, module: nn.Module, one: _Given) -> Callable:
-        def giving(*args, **kwargs):
-            _set_random_state(one.random, one.value)
-            return _copy(one.value) if module in self.changed else one.value
-
-        return giving
+        return once
 
 
 def _versions(value) -> list[int]:

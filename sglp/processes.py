@@ -1,7 +1,8 @@
 """Several processes of torch.distributed that share the work: each does a part, and all know the whole.
 
-Whoever starts them (torchrun, accelerate) says how many there are; with one, everything here does nothing. What is
-asked of all must be asked in the same order by every one of them.
+Whoever starts them (torchrun, accelerate) says how many there are; with one, everything here does nothing, as in a
+user's own processes, which do not call the library in step. What is asked of all must be asked in the same order by
+every one of them.
 """
 
 import os
@@ -18,6 +19,7 @@ from sglp.errors import SGLPError
 TIMEOUT = timedelta(hours=12)
 
 ALL = slice(None)
+_joined = False
 
 
 class ProcessError(SGLPError):
@@ -26,12 +28,12 @@ class ProcessError(SGLPError):
 
 def count() -> int:
     """How many processes share the work."""
-    return _distributed().get_world_size() if _several() else 1
+    return _distributed().get_world_size() if _joined else 1
 
 
 def rank() -> int:
     """The number of this one; 0 is the one that writes."""
-    return _distributed().get_rank() if _several() else 0
+    return _distributed().get_rank() if _joined else 0
 
 
 def part(items: int) -> slice:
@@ -50,7 +52,7 @@ def shared_map(function: Callable, items: Sequence, **bar) -> list:
     """
     own = items[part(len(items))]
     results = [function(item) for item in (tqdm(own, disable=None, **bar) if bar else own)]
-    if not _several():
+    if not _joined:
         return results
     parts: list = [None] * count()
     _distributed().all_gather_object(parts, results)
@@ -59,7 +61,7 @@ def shared_map(function: Callable, items: Sequence, **bar) -> list:
 
 def of_first(make: Callable):
     """What the first process makes, in all of them."""
-    if not _several():
+    if not _joined:
         return make()
     box = [make() if rank() == 0 else None]
     _distributed().broadcast_object_list(box)
@@ -76,7 +78,7 @@ def entered_by_first(context: AbstractContextManager) -> Iterator:
 
 def wait() -> None:
     """Wait for all others to come here."""
-    if _several():
+    if _joined:
         # A barrier would be the GPUs', and ask which one is whose.
         _distributed().all_reduce(sys.modules["torch"].zeros(1))
 
@@ -104,9 +106,12 @@ def joined() -> Iterator[None]:
                 "one process a GPU"
             )
         torch.cuda.set_device(local)
+    global _joined
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+    _joined = True
     yield
     wait()  # else the first to end would look lost to the others
+    _joined = False
     torch.distributed.destroy_process_group()
 
 
@@ -114,11 +119,6 @@ def lost_another(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone, or that it hung."""
     distributed = _distributed()
     return distributed is not None and (isinstance(error, distributed.DistError) or "gloo" in str(error))
-
-
-def _several() -> bool:
-    distributed = _distributed()
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _distributed():

@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sglp.batches import size_of
+from sglp.batches import size_of, slices
 from sglp.errors import DataError
 
 
-def first_samples(batches: Iterable, samples: int, what: str) -> list[tuple]:
-    """As many batches as hold so many samples; no further one is asked for.
+def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
+    """As many batches as hold the most samples that are needed; no further one is asked for.
 
     Args:
         batches: pairs (inputs, target).
-        samples: how many are needed.
-        what: needs them, for the error.
+        needed: how many, by what they are for.
 
     Raises:
         DataError: there are fewer, or a batch is no such pair.
     """
-    taken, count = [], 0
+    taken, count, samples = [], 0, max(needed.values())
     with tqdm(total=samples, desc="samples", unit="", disable=None) as bar:
         for batch in batches:
             if not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -33,17 +32,18 @@ def first_samples(batches: Iterable, samples: int, what: str) -> list[tuple]:
                 return taken
     if not count:
         raise DataError("there is no batch of samples")
-    raise DataError(f"batches hold {count} samples, but {what} asks for {samples}: {what}=({count}, ...) is possible")
+    large = " and ".join(f"{what}=({number}, ...)" for what, number in needed.items() if number > count)
+    raise DataError(f"batches hold {count} samples, but there is {large}: ask for {count} at most")
 
 
 def cut(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
-    """The first samples of batches, so many a batch; the last one may be smaller.
+    """The first samples of batches, at most so many a batch; see `slices`.
 
     Raises:
         DataError: samples that would be in one batch have different shapes.
     """
-    for first in range(0, samples, size):
-        parts, begin, end = [], first, min(first + size, samples)
+    for some in slices(samples, size):
+        parts, begin, end = [], some.start, some.stop
         for batch in batches:
             length = size_of(batch[0])
             if begin < length and end > 0:

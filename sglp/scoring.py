@@ -67,7 +67,8 @@ def score_combinations(
         segments: inclusive (first, last), as `fisher_segmentation` gives them.
         budget: how many layers each segment keeps, as `allocate_budget` gives them; "together" takes their sum.
         batches: pairs (inputs, target); the same ones for every combination.
-        criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them.
+        criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them. One that
+            scores a segment and not the network (see `sglp.methods`) can't be asked with "together".
         search: "alone", every segment on its own, as in the paper; "in_turn", each with the layers gone that segments
             before it have lost; or "together", layer by layer, from the segment that can spare one most (`share`).
         loss, seed, draws: see `sglp.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
@@ -78,24 +79,30 @@ def score_combinations(
         layer: first those that go, in their order; the score is by how much the network's falls when it goes.
 
     Raises:
-        ScoringError: no batch, there is no such search, or it can't keep to `max_evaluations`.
+        ScoringError: no batch, there is no such search, the criterion can't be asked so, or more than `max_evaluations`
+            are needed.
         ArchitectureError: no random network of this architecture can be made.
     """
-    check_search(search)
+    check_search(search, criterion)
     scorer = criterion(model, layers, batches, loss, seed, draws)
     if search == "together":
         return _together(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
     return _each(scorer, layers, segments, budget, search == "in_turn", max_combinations, max_evaluations, beam_width)
 
 
-def check_search(search: str) -> None:
-    """Check that there is such a search.
+def check_search(search: str, criterion: Callable) -> None:
+    """Check that there is such a search, and that it can ask a criterion.
 
     Raises:
-        ScoringError: there is none.
+        ScoringError: there is none, or it can't.
     """
     if search not in get_args(Search):
         raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
+    if search == "together" and getattr(criterion, "of_segment", False):
+        raise ScoringError(
+            "search=together compares layers all over the network, but "
+            f"{getattr(criterion, '__name__', 'this criterion')} scores one segment: use search=alone or in_turn"
+        )
 
 
 def best_plan(layers: Sequence[Layer], combinations: Iterable[Combination]) -> Plan:

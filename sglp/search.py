@@ -75,7 +75,7 @@ def choose_widths(
 
     if total(1) > max_evaluations:
         raise ScoringError(
-            f"score.max_evaluations={max_evaluations} is too small: the narrowest search needs {total(1)} evaluations "
-            f"with scoring.max_combinations={max_combinations}"
+            f"max_evaluations={max_evaluations} is too small: with max_combinations={max_combinations} the narrowest "
+            f"search needs {total(1)} evaluations"
         )
     return widths(max(w for w in range(1, width + 1) if total(w) <= max_evaluations))

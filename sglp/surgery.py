@@ -54,24 +54,20 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
-    """Take modules out of a network, in place, by their paths before the first of them went."""
-    by_parent: dict[nn.Module, set[str]] = {}
-    for path in paths:
-        parent, _, child = path.rpartition(".")
-        by_parent.setdefault(network.get_submodule(parent), set()).add(child)
-    for parent, children in by_parent.items():
-        if runs_in_a_row(parent):
-            _keep(parent, [name for name, _ in parent.named_children() if name not in children])
+    """Take modules out of a network, in place, by their paths before the first of them went, under all their names."""
+    gone = {network.get_submodule(path) for path in paths}
+    for parent in list(network.modules()):
+        names = [name for name, child in parent._modules.items() if child in gone]
+        if names and runs_in_a_row(parent):
+            _keep(parent, {name: child for name, child in parent._modules.items() if name not in names})
         else:
-            for child in children:
-                setattr(parent, child, PassOn())
+            for name in names:
+                setattr(parent, name, PassOn())
 
 
-def _keep(parent: nn.Module, names: list[str]) -> None:
+def _keep(parent: nn.Module, children: dict[str, nn.Module]) -> None:
     """Keep only these children; numbers are made consecutive again, other names stay."""
-    numbered = all(name.isdigit() for name, _ in parent.named_children())
-    kept = [(name, getattr(parent, name)) for name in names]
-    for name in [name for name, _ in parent.named_children()]:
-        delattr(parent, name)
-    for i, (name, module) in enumerate(kept):
+    numbered = all(name.isdigit() for name in parent._modules)
+    parent._modules.clear()
+    for i, (name, module) in enumerate(children.items()):
         parent.register_module(str(i) if numbered else name, module)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sglp.batches import call, device_of, eval_mode, one_sample, to_device
-from sglp.budget import Segments, most_to_go, savings
+from sglp.budget import Segments, check_removable, most_to_go, savings
 from sglp.bypass import Bypass
 from sglp.cost import count_macs
 from sglp.errors import BudgetError
@@ -75,19 +75,19 @@ class Cost:
             return count_macs(self.network, self.example)
 
     def _parameters(self, plan: Plan) -> int:
-        gone = {path for name in plan.removed for path in name.split("+")}
-        left = set()
-        for path, module in self.network.named_modules(remove_duplicate=False):
-            parts = path.split(".")
-            if not any(".".join(parts[: i + 1]) in gone for i in range(len(parts))):
-                left.update(module.parameters(recurse=False))
-        return sum(parameter.numel() for parameter in left)
+        gone = {self.network.get_submodule(path) for name in plan.removed for path in name.split("+")}
+
+        def left(module: nn.Module) -> set[nn.Parameter]:
+            inside = (left(child) for child in module.children() if child not in gone)
+            return set(module.parameters(recurse=False)).union(*inside)
+
+        return sum(parameter.numel() for parameter in left(self.network))
 
     def _latency(self, plan: Plan) -> float:
         pruned = prune(self.network, plan).eval()
         with eval_mode(self.network), torch.no_grad():
             work = [lambda network=network: call(network, self.example) for network in (self.network, pruned)]
-            times = seconds_in_turn(*work, ROUNDS, f"{len(plan.kept)} layers")
+            times = seconds_in_turn(*work, ROUNDS, f"{len(plan.kept)} layers", device_of(pruned))
         return statistics.median(after / before for before, after in times)
 
 
@@ -140,8 +140,7 @@ def _bracket(share: float, cost: Cost, segments: Segments) -> tuple[int, int, in
         BudgetError: none can.
     """
     layers, removable = cost.layers, [layer.removable for layer in cost.layers]
-    if not any(removable):
-        raise BudgetError("no layer of this network can be removed: every one changes the shape of what it is given")
+    check_removable(layers)
     deepest = cost.share(_deepest(layers, segments, cost.of_layers))
     if deepest > share:
         reason = f"layers that can't go, and one a segment (k={len(segments)}), leave"

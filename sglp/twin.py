@@ -2,15 +2,19 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
 from sglp.architecture import architecture_of, build, remember
-from sglp.batches import device_of
+from sglp.batches import device_of, seeded
 from sglp.errors import ArchitectureError
 from sglp.hugging_face import is_pretrained
 from sglp.plan import Plan
 from sglp.surgery import drop_modules, prune
+
+BUILD = "build the network with sglp.build('package.module:function'), so that a random one can be made"
+STREAM = 2718281828  # any number; it is the twins' own
 
 
 def random_twin(network: nn.Module, seed: int) -> nn.Module:
@@ -19,8 +23,10 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
     It has the data type of the given one. One of transformers is made from its config, on the given one's device.
 
     Raises:
-        ArchitectureError: the factory is not known and a module has parameters but no `reset_parameters`.
+        ArchitectureError: the factory is not known and a module has parameters but no `reset_parameters`, or one that
+            leaves some as they were.
     """
+    seed = seed_of_twin(seed)
     if is_pretrained(network):
         return _from_config(network, seed)
     architecture = architecture_of(network)
@@ -32,8 +38,7 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
     fresh = copy.deepcopy(network)
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(network)):
         for path, module in fresh.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -41,16 +46,26 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
                 module._reset_parameters()
             elif any(True for _ in module.parameters(recurse=False)):
                 raise ArchitectureError(
-                    f"{path or type(module).__name__} has parameters but no reset_parameters(): build the network with "
-                    "sglp.build('package.module:function'), so that a random one can be made"
+                    f"{path or type(module).__name__} has parameters but no reset_parameters(): {BUILD}"
                 )
+    for (name, drawn), trained in zip(fresh.named_parameters(), network.parameters(), strict=True):
+        if torch.equal(drawn, trained) and (drawn != drawn.flatten()[:1]).any():  # the old weight_norm does so
+            raise ArchitectureError(f"{name} is not drawn anew by its module's reset_parameters(): {BUILD}")
     return fresh
+
+
+def seed_of_twin(seed: int) -> int:
+    """What torch draws a twin's weights with.
+
+    With the seed itself a network that was trained from it, as the pipeline's, would get its own first weights back,
+    which trained ones are still like.
+    """
+    return int(np.random.SeedSequence([STREAM, seed]).generate_state(1)[0])
 
 
 def _from_config(network: nn.Module, seed: int) -> nn.Module:
     usual = torch.get_default_dtype()
-    with torch.random.fork_rng(), torch.device(device_of(network)):
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(network)), torch.device(device_of(network)):
         # A large network should never be there in single precision, or on the CPU.
         torch.set_default_dtype(network.dtype)
         try:

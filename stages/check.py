@@ -6,9 +6,11 @@ from pathlib import Path
 from sglp.budget import check_target
 from sglp.errors import SGLPError
 from sglp.methods import check_shared, find_criterion, find_method
+from sglp.scoring import check_search
 from sglp.tasks.task import find_task, schema_of
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
+from stages.support.userfiles import there
 
 
 def main() -> None:
@@ -19,6 +21,8 @@ def main() -> None:
     workload = workload_path(params["model"])
     content = read_yaml(workload)
     check(schema_of(content), content, workload)
+    for name, file in content["files"].items():
+        there(params["model"], name, file["sha256"])
     find_task(content["task"]).check_workload(content)
     check_names(params)
     if params["target"] is not None:
@@ -28,10 +32,15 @@ def main() -> None:
 
 
 def check_names(params: dict) -> None:
-    """Check that there are a method and a criterion of these names; a user's own are looked up when they are used."""
+    """Check that there are a method and a criterion of these names, which the search can ask.
+
+    A user's own are looked up when they are used.
+    """
     for name, find in ((params["method"], find_method), (params["score"]["criterion"], find_criterion)):
         if ":" not in name:
             find(name)
+    if params["method"] == "sglp" and ":" not in params["score"]["criterion"]:
+        check_search(params["score"]["search"], find_criterion(params["score"]["criterion"]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,30 @@
 """Not a stage: writes versions.txt, the installed versions of what changes numbers. ``python -m stages.versions``."""
 
-from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("lm-eval", "numpy", "peft", "pillow", "scipy", "tokenizers", "torch", "torchvision", "transformers")
+from stages.support.stage import installed
+
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "gguf",
+    "lm-eval",
+    "numpy",
+    "peft",
+    "pillow",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 
 
 def main() -> None:
-    """One line a library; builds for other hardware ("+cpu") count as the same version."""
-    lines = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
+    """One line a library that is installed."""
+    lines = [f"{name}=={found}\n" for name in LIBRARIES if (found := installed(name))]
     Path("versions.txt").write_text("".join(lines), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import sglp
 FIRST_PARTY = ("sglp", "stages")
 # Files that import what a dial or a workload names, and the first-party files that can be named there.
 BY_NAME = {
-    "sglp/architecture.py": ["sglp/networks/*.py"],
+    "sglp/architecture.py": ["sglp/networks/*.py", "sglp/tasks/vision_models.py"],
     "sglp/methods.py": ["sglp/baselines/*.py", "sglp/criteria/*.py"],
     "sglp/tasks/sources.py": ["sglp/tasks/digits.py", "sglp/tasks/topics.py"],
     "sglp/tasks/task.py": ["sglp/tasks/image_classification.py", "sglp/tasks/causal_lm.py"],

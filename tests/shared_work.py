@@ -106,8 +106,8 @@ def trained_texts(texts: Texts) -> dict[str, list]:
     """Batches that add up to steps; the last step is of one batch alone, of a single sample."""
     more = {"samples": 12, "batch_size": 2, "holdout": 0.2, "keep": "best", "accumulation": 2, "tuning": "full"}
     lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"}
-    more |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1, "optimizer": "adamw"}
-    recipe = TextRecipe.model_validate(RECIPE | more | {"learning_rate": 1e-3})
+    more |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1}
+    recipe = TextRecipe.model_validate(RECIPE | more | {"optimizer": "adamw", "momentum": 0.0, "learning_rate": 1e-3})
     return _trained("texts", tiny_llama(), causal_lm, texts, recipe, tiny_llama(seed=9))
 
 

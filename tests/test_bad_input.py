@@ -118,7 +118,8 @@ def test_a_file_of_weights_is_used(project, checkpoint):
 
 def test_missing_weights(project, checkpoint):
     checkpoint.unlink()
-    assert "files.weights.path=weights.pt is not there" in complaint("stages.pretrain")
+    for module in ("stages.check", "stages.pretrain"):
+        assert "models/tiny.yaml: files.weights.path=weights.pt is not there" in complaint(module)
 
 
 def test_a_replaced_file_has_the_wrong_sha256(project, checkpoint):
@@ -143,7 +144,8 @@ def test_weights_of_another_architecture(project, checkpoint):
 
 def test_no_checksum(project, checkpoint):
     change_workload(project, {"files": {"weights": {"sha256": None}}})
-    assert "files.weights.sha256 is empty: run" in complaint("stages.pretrain")
+    for module in ("stages.check", "stages.pretrain"):
+        assert "models/tiny.yaml: files.weights.sha256 is empty: run" in complaint(module)
 
 
 CHAIN = """
@@ -243,11 +245,16 @@ def test_a_python_without_sglp_is_named(project, tmp_path):
         ),
         (
             {"data": {"test": {"train": True}}},
-            "models/tiny.yaml: the whole: data.train and data.test are the same split",
+            "models/tiny.yaml: the whole: data.train and data.test overlap",
         ),
         ({"data": {"prepare": {"mean": [0.1, 0.2]}}}, "mean and std must have 1 numbers, one a channel"),
         ({"finetune": {"augment": [{"RandomCorp": {}}]}}, "'RandomCorp' is no transform of torchvision.transforms.v2"),
         ({"finetune": {"augment": [{"RandomCrop": {}}]}}, "the transform RandomCrop can't take {}"),
+        (
+            {"finetune": {"augment": [{"RandomErasing": {"value": "random"}}]}},
+            "RandomErasing can't take value: random",
+        ),
+        ({"finetune": {"optimizer": "adamw"}}, "models/tiny.yaml: finetune: momentum=0.9 is for sgd alone"),
     ],
 )
 def test_a_wrong_workload_is_told_before_anything_runs(project, changes, sentence):
@@ -269,7 +276,44 @@ def test_code_in_the_projects_folder_without_a_checksum(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     (project / "lurking.py").write_text(CHAIN)
     change_workload(project, {"architecture": {"factory": "lurking:chain"}})
-    assert "lurking:chain is code in the project's folder without a checksum" in complaint("stages.pretrain")
+    assert "lurking (lurking.py) is code in the project's folder without a checksum" in complaint("stages.pretrain")
+
+
+def test_code_without_a_checksum_in_a_folder_that_is_no_package(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    (project / "lurking_nets").mkdir()
+    (project / "lurking_nets/nets.py").write_text(CHAIN)
+    change_workload(project, {"architecture": {"factory": "lurking_nets.nets:chain"}})
+    assert "lurking_nets.nets (nets.py) is code in the project's folder without a checksum" in complaint(
+        "stages.pretrain"
+    )
+
+
+def test_code_that_imports_what_lies_beside_it(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    (project / "beside.py").write_text(CHAIN)
+    (project / "fronting.py").write_text("from beside import chain\n")
+    change_workload(
+        project, {"architecture": {"factory": "fronting:chain"}, "files": {"code": {"path": "fronting.py"}}}
+    )
+    run_module("stages.checksums", "models/tiny.yaml")
+    assert "beside (beside.py) is code in the project's folder without a checksum: give it, with" in complaint(
+        "stages.pretrain"
+    )
+
+
+def test_code_in_a_package_with_a_checksum(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    (project / "my_package").mkdir()
+    (project / "my_package/__init__.py").write_text("")
+    (project / "my_package/beside.py").write_text(CHAIN)
+    (project / "my_package/nets.py").write_text("from my_package.beside import chain\n")
+    content = read_yaml(project / "models/tiny.yaml")
+    content["architecture"] = {"factory": "my_package.nets:chain", "kwargs": {}}
+    content["files"]["code"]["path"] = "my_package"
+    write_yaml(project / "models/tiny.yaml", content)
+    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("stages.pretrain")
 
 
 def test_only_the_workloads_factory_is_trusted(project):
@@ -280,8 +324,17 @@ def test_only_the_workloads_factory_is_trusted(project):
 
 
 def test_other_versions_than_those_written_down(project):
-    (project / "versions.txt").write_text("torch==1.0.0\n")
+    (project / "versions.txt").write_text("no-such-library==1.0.0\ntorch==1.0.0\n")  # one of them is not installed
     assert "versions.txt says torch==1.0.0, but torch" in complaint("stages.segment")
+
+
+def test_the_versions_that_are_written_down_are_those_of_all_that_changes_numbers(project):
+    written = (project / "versions.txt").read_text()
+    (project / "versions.txt").unlink()
+    run_module("stages.versions")
+    assert (project / "versions.txt").read_text() == written
+    named = {line.partition("==")[0] for line in written.split()}
+    assert {"accelerate", "datasets", "gguf", "scikit-learn", "timm", "torch"} < named
 
 
 def test_a_diverged_training_is_no_result(project):

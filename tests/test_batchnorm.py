@@ -6,6 +6,7 @@ from torch import nn
 
 import sglp
 from sglp.batchnorm import batch_statistics
+from sglp.errors import ScoringError
 
 
 def test_running_statistics_become_the_means_over_batches():
@@ -61,3 +62,13 @@ def test_a_network_without_batch_norm_has_none_to_take():
     with batch_statistics(network):
         found = network(x)
     assert torch.equal(found, network(x))
+
+
+def test_without_a_batch_or_after_an_error_statistics_are_as_before(network, digits):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ScoringError, match=r"^there is no batch to take batch norm's statistics from$"):
+        sglp.recalibrate(network, iter(()))
+    with pytest.raises(RuntimeError):
+        sglp.recalibrate(network, [digits[0][:8], digits[0][:8, :, :1, 0]])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert (network.bn1.momentum, network.training) == (0.1, False)

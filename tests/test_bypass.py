@@ -168,6 +168,17 @@ def test_features_are_what_the_classifier_is_given(case):
     assert torch.equal(features([inputs])[0], hidden.reshape(-1, 16))
 
 
+def test_a_classifier_can_be_called_by_keyword():
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return self[2](input=self[1](self[0](x)))
+
+    torch.manual_seed(0)
+    network, x = Named(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)).eval(), torch.randn(4, 3)
+    (found,) = Features(network, sglp.find_layers(network, x), x)([x])
+    assert torch.equal(found, network[1](network[0](x)).detach().double())
+
+
 @pytest.mark.parametrize("headless", [False, True])
 def test_without_a_classifier_the_features_are_the_output(headless):
     """The last weights are inside a layer that can go: what it is given would not change without it."""

@@ -120,6 +120,35 @@ def test_networks_of_unknown_origin_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_that_was_changed_is_not_saved(network, tmp_path):
+    """Nobody could load it."""
+    message = (
+        r"^this CifarResNet has linear.weight \[5, 64\], but what .*:resnet builds from {.*} has linear.weight "
+        r"\[10, 64\]: give its arguments to sglp.build, instead of changing the network$"
+    )
+    network.linear = nn.Linear(64, 5)
+    with pytest.raises(CheckpointError, match=message):
+        sglp.save(network, tmp_path / "changed")
+    network.linear = nn.Sequential(nn.Linear(64, 10))
+    with pytest.raises(CheckpointError, match=r"has no linear.weight, but what .* has linear.weight \[10, 64\]: give"):
+        sglp.save(network, tmp_path / "changed")
+    assert not list(tmp_path.iterdir())
+
+
+def counting(width):
+    """A factory that needs numbers of what it computes."""
+    return nn.Linear(width, int(torch.ones(width).sum()))
+
+
+def test_a_factory_that_computes_is_asked_with_numbers(tmp_path):
+    network = sglp.build(f"{__name__}:counting", {"width": 3}, seed=0)
+    sglp.save(network, tmp_path / "same")
+    network.bias = None
+    with pytest.raises(CheckpointError, match=r"this Linear has no bias, but what .* has bias"):
+        sglp.save(network, tmp_path / "changed")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["same"]
+
+
 def test_arguments_that_json_can_not_hold_are_refused(tmp_path):
     model = sglp.build("torchvision.models:squeezenet1_1", {"num_classes": torch.tensor(2)}, seed=0)
     with pytest.raises(CheckpointError, match="num_classes"):

@@ -343,16 +343,14 @@ def test_batches_are_pulled_one_at_a_time_and_their_activations_dropped(network,
     assert [activation() for activation in alive] == [None, None]
 
 
-@pytest.mark.parametrize("stop_early", [False, True])
-def test_a_network_is_left_as_it_was(network, layers, digits, stop_early):
+def test_a_network_is_left_as_it_was(network, layers, digits):
+    """Between batches too: where what is done with them fails, the traceback keeps the generator waiting."""
     network.train()
     network.layer2.eval()
     modes = [module.training for module in network.modules()]
     state = copy.deepcopy(network.state_dict())
     blocks = gram_matrices(network, layers, [digits[0][:8]] * 2)
     next(blocks)
-    assert not network.training
-    blocks.close() if stop_early else list(blocks)
     assert [module.training for module in network.modules()] == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import cases
@@ -9,13 +10,17 @@ import numpy as np
 import pipeline
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sglp
+from sglp.batches import slices
 from sglp.cost import count_macs
 from sglp.errors import SGLPError
+from sglp.samples import cut
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Source
 
@@ -27,9 +32,30 @@ def tiny(finished) -> tuple[nn.Module, list]:
     """The tiny project's dense network, and samples of its training split in the order of its draws, seven a batch."""
     workload = pipeline.read_yaml(finished / "models/tiny.yaml")
     network = sglp.load(finished / "data/dense", trust=[workload["architecture"]["factory"]])
+    return network, drawn(workload, 70, 7)
+
+
+def drawn(workload, samples, size) -> list:
+    """What the pipeline takes of the training split."""
     source, data, task = Source(**workload["data"]["source"]), workload["data"], find_task(workload["task"])
     split = task.open_split(source, data["train"], data["prepare"], None, None, None)
-    return network, list(task.calibration_batches(split, 70, 7, seed=0))
+    return list(task.calibration_batches(split, samples, size, seed=0))
+
+
+@pytest.mark.parametrize("size", [7, 16, 35, 48, 70, 80])
+def test_batches_are_the_pipelines(finished, tiny, size):
+    pairs = zip(cut(tiny[1], 70, size), drawn(pipeline.read_yaml(finished / "models/tiny.yaml"), 70, size), strict=True)
+    assert all(torch.equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+
+
+@given(st.integers(1, 300), st.integers(1, 80))
+def test_no_batch_is_much_smaller_than_the_others(samples, size):
+    numbers = np.arange(samples)
+    parts = [numbers[some] for some in slices(samples, size)]
+    assert np.array_equal(np.concatenate(parts), numbers)
+    sizes = {len(part) for part in parts}
+    assert (len(parts), max(sizes) - min(sizes) <= 1) == (math.ceil(samples / size), True)
+    assert samples % size or sizes == {size}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +160,7 @@ def test_batch_norm_has_the_statistics_of_the_samples(mlp, data):
     norm = found.network[1].inner[1]
     given = found.network[1].inner[0](found.network[0](data[:64][0]))
     torch.testing.assert_close(norm.running_mean, given.mean(dim=0))
-    left = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 128)})
+    left = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)})
     assert torch.equal(left.network[1].inner[1].running_mean, torch.zeros(24))
 
 
@@ -206,14 +232,23 @@ def test_layers_can_be_named(mlp, data):
         ({"method": "tails"}, "method=tails is unknown: it must be sglp, angular"),
         ({"criterion": "best"}, "score.criterion=best is unknown: it must be"),
         ({"method": "tail", "search": "alone"}, "method=tail takes no search: only sglp does"),
+        ({"method": "tail", "criterion": "best"}, "method=tail takes no criterion: only sglp does"),
         ({"method": "taylor", "loss": nn.functional.mse_loss}, "method=taylor takes no loss: only sglp does"),
         ({"beam": 3}, "compress takes no beam; besides its own arguments it takes search, budget"),
         ({"calibration": 64}, r"calibration=64 is wrong: it must be how many samples, and how many at a time"),
         ({"calibration": (64, 3)}, r"calibration=\(64, 3\) is wrong: .* each 4 or more"),
         (
             {"calibration": (5000, 128)},
-            r"batches hold 1797 samples, but calibration asks for 5000: calibration=\(1797",
+            r"batches hold 1797 samples, but there is calibration=\(5000, ...\): ask for 1797 at most",
         ),
+        (
+            {"calibration": (1800, 128), "recalibration": (1900, 64)},
+            r"there is calibration=\(1800, ...\) and recalibration=\(1900, ...\): ask for 1797 at most",
+        ),
+        ({"scoring": (0, 16)}, r"scoring=\(0, 16\) is wrong: .* each 1 or more"),
+        ({"recalibration": (16, 0)}, r"recalibration=\(16, 0\) is wrong: .* each 1 or more"),
+        ({"criterion": "gradnorm"}, "search=together compares layers all over the network, but GradNorm scores one"),
+        ({"paths": ["13"]}, r"no layer of this network can be removed \(13: changes the shape from 24 to 10, ...\)"),
         ({"loss": lambda output, target: output[target + 99]}, "the loss of the network's output can't be computed: "),
     ],
 )

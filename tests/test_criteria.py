@@ -18,6 +18,7 @@ from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ScoringError, SGLPError
 from sglp.methods import criterion_names, find_criterion
 from sglp.methods import sglp as sglp_method
+from sglp.twin import seed_of_twin
 
 CRITERIA = pytest.mark.parametrize("name", criterion_names())
 SETS = [((1, 2, 3), (), ()), ((1,), (2, 3), ()), ((5,), (6,), (1, 3)), ((), (8, 9), (2,))]
@@ -180,7 +181,9 @@ def test_synflow_refuses_ids():
 
 def put_together(case, kept, seed):
     """A random network with the trained weights in some layers, and in the precision of the case."""
-    fresh = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}, seed=seed).double()
+    fresh = sglp.build(
+        "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}, seed=seed_of_twin(seed)
+    ).double()
     for path in [path for i in kept for path in case.layers[i].modules]:
         fresh.get_submodule(path).load_state_dict(case.network.get_submodule(path).state_dict())
     return fresh
@@ -217,7 +220,7 @@ def test_gradnorm_sum_knows_linear_layers_by_other_names():
     inputs = {"input_ids": ids, "use_cache": False}
     layers = sglp.find_layers(network, inputs)
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(seed_of_twin(3))
         fresh = hf.GPT2LMHeadModel(config).train()
     fresh.transformer.h[1].load_state_dict(network.transformer.h[1].state_dict())
     with torch.random.fork_rng():
@@ -398,6 +401,15 @@ def test_the_network_and_the_random_state_are_left_as_they_were(case, name):
     again = made(name, case, batches=iter(case.batches))
     assert [again(*sets) for sets in SETS] == scores
     assert len(set(scores)) > 2
+
+
+def test_gradients_are_there_where_the_caller_wants_none(case):
+    def found():
+        return [made(name, case)((1, 2), (3,), ()) for name in ("gradnorm", "synflow")], case.run("taylor", 6)
+
+    with torch.no_grad():
+        without = found()
+    assert without == found()
 
 
 @CRITERIA

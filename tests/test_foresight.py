@@ -48,6 +48,7 @@ def asked(found, tmp_path, monkeypatch):
 
     monkeypatch.setattr(foresight.sglp, "find_criterion", find, raising=False)
     monkeypatch.setattr(foresight, "_dense", lambda record, snapshot: (None, range(10), []))
+    monkeypatch.setattr(Snapshot, "edits", lambda snapshot: [snapshot.tree] * (snapshot.tree != "tree"))
     return calls
 
 
@@ -83,6 +84,8 @@ def test_no_plan_is_scored_twice(found, asked):
     assert len(json.loads(foresight.KNOWN.read_text())) == count
     foresight.table(found, Snapshot("root", "decade" * 7, "tree"))  # another commit's networks are others
     assert len(asked) == 2 * count
+    foresight.table(found, Snapshot("root", "c0ffee" * 7, "edited"))  # and what is not committed may score otherwise
+    assert len(asked) == 3 * count
 
 
 def test_few_plans_tell_nothing(found, asked):

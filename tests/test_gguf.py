@@ -347,8 +347,11 @@ REFUSED = {
         lambda f: change(f / "config.json", rope_parameters=YARN),
         r"positions scaled as 'yarn' can't be written for llama: llama.cpp's convert_hf_to_gguf\.py",
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"tiny has no model\.safetensors"),
-    "broken weights": (lambda f: os.truncate(f / "model.safetensors", 99), "the weights in .*tiny are broken"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"tiny has no weights: neither model\.safetensors"),
+    "broken weights": (
+        lambda f: os.truncate(f / "model.safetensors", 99),
+        r"tiny/model\.safetensors is missing or broken",
+    ),
     "a missing weight": (lambda f: change_weights(f, **{NORM: None}), r"not whole: model\.norm\.weight is missing"),
     "a missing layer": (
         lambda f: change(f / "config.json", num_hidden_layers=5),

@@ -11,6 +11,7 @@ import sglp
 from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ArchitectureError, ScoringError
 from sglp.loss import IGNORED
+from sglp.twin import random_twin, seed_of_twin
 
 FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
 
@@ -29,7 +30,7 @@ def gradient_norm(network, x, target):
 
 def by_hand(trained, layers, kept, seed):
     """A random network with the trained weights in some layers."""
-    fresh = sglp.build(FACTORY, KWARGS, seed=seed)
+    fresh = sglp.build(FACTORY, KWARGS, seed=seed_of_twin(seed))
     for path in [path for i in kept for path in layers[i].modules]:
         fresh.get_submodule(path).load_state_dict(trained.get_submodule(path).state_dict())
     return fresh
@@ -139,6 +140,24 @@ def test_parameters_that_can_not_be_drawn_anew_are_named():
         GradNorm(model, layers, [(torch.zeros(2, 64), torch.tensor([0, 1]))])
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_parameters_that_are_not_drawn_anew_are_named():
+    model, layers = perceptron(torch.nn.utils.weight_norm(nn.Linear(12, 12)))
+    with pytest.raises(
+        ArchitectureError, match=r"^2\.weight_g is not drawn anew by its module's reset_parameters\(\): bu"
+    ):
+        GradNorm(model, layers, [(torch.zeros(2, 64), torch.tensor([0, 1]))])
+
+
+def test_random_weights_are_not_those_that_training_began_with():
+    network = sglp.build(FACTORY, KWARGS, seed=0)
+    drawn = dict(random_twin(network, seed=0).named_parameters())
+    assert not any(torch.equal(drawn[name], first) for name, first in network.named_parameters() if first.ndim > 1)
+    model, _ = perceptron()  # drawn with the seed 3, and doubled
+    pairs = zip(random_twin(model, seed=3).parameters(), model.parameters(), strict=True)
+    assert not any(torch.equal(2 * drawn, first) for drawn, first in pairs)
+
+
 def test_a_pruned_network_is_scored_like_one_built_small(network, layers, batches):
     """Its random twin has the dense network's draws for the layers that stayed."""
     names = [layer.name for layer in layers]
@@ -171,7 +190,7 @@ def test_a_language_models_score_equals_autograd():
     layers = sglp.find_layers(trained, inputs)
     criterion = GradNorm(trained, layers, [(inputs, target)], seed=4)
     for kept in ((), (1, 2), (0, 1, 2, 3)):
-        fresh = tiny_llama(seed=4).train()
+        fresh = tiny_llama(seed=seed_of_twin(4)).train()
         for i in kept:
             fresh.model.layers[i].load_state_dict(trained.model.layers[i].state_dict())
         loss = fresh(**inputs, labels=ids).loss

@@ -264,7 +264,7 @@ def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
     ("changes", "sentence"),
     [
         ({"finetune": {"tuning": "prompt"}}, "models/tiny.yaml: finetune.tuning='prompt' is wrong"),
-        ({"evaluation": {"stride": 64}}, "models/tiny.yaml: evaluation: stride=64 must be below length=32"),
+        ({"evaluation": {"stride": 64}}, "models/tiny.yaml: evaluation: stride=64 must be at most length=32"),
         (
             {"weights": {"source": "factory", "kwargs": {"pretrained": "me/model"}, "train": False}},
             "weights.kwargs={'pretrained': 'me/model'} is wrong: it must be pretrained, a name on the hub, and",

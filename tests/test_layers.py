@@ -331,9 +331,10 @@ def test_patterns_that_fit_no_layers_are_refused(network, paths, message):
 class Numbered(nn.Module):
     """Goes by the numbers of its blocks: the third one is given a bit more, or has a scale in another list."""
 
-    def __init__(self, way):
+    def __init__(self, way, sequential):
         super().__init__()
-        self.blocks, self.way = nn.ModuleList(Residual() for _ in range(4)), way
+        blocks = [Residual() for _ in range(4)]
+        self.blocks, self.way = nn.Sequential(*blocks) if sequential else nn.ModuleList(blocks), way
         self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0 + i)) for i in range(4))
 
     def forward(self, x):
@@ -349,9 +350,10 @@ class Numbered(nn.Module):
 @pytest.mark.parametrize(
     ("way", "removable"), [("in a row", 4), ("indices", 4), ("position", 0), ("scales", 0), ("the fourth again", 0)]
 )
-def test_lists_that_go_by_numbers_can_not_lose_layers(way, removable):
+@pytest.mark.parametrize("sequential", [False, True], ids=["list", "sequential"])
+def test_lists_that_go_by_numbers_can_not_lose_layers(way, removable, sequential):
     torch.manual_seed(0)
-    model, x = Numbered(way), torch.randn(2, 6)
+    model, x = Numbered(way, sequential), torch.randn(2, 6)
     state, before = list(model.state_dict()), model(x)
     layers = sglp.find_layers(model, x)
     assert sum(layer.removable for layer in layers) == removable
@@ -359,6 +361,29 @@ def test_lists_that_go_by_numbers_can_not_lose_layers(way, removable):
     assert reasons <= {"is in a list whose parent goes by the numbers of its items"}
     assert list(model.state_dict()) == state
     assert torch.equal(model(x), before)
+
+
+class Listed(nn.Module):
+    """Blocks that return a dict, of which the parent takes what it wants."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Telling() for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)["x"]
+        return x
+
+
+class Telling(Residual):
+    def forward(self, x):
+        return {"x": super().forward(x), "mean": x.mean()}
+
+
+def test_blocks_that_return_a_dict_can_not_go():
+    layers = sglp.find_layers(Listed(), torch.zeros(2, 6))
+    assert {layer.reason for layer in layers} == {"is given a tensor and returns a dict"}
 
 
 class Again(nn.Module):

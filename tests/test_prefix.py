@@ -52,6 +52,28 @@ class Touching(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Shared(nn.Module):
+    """One activation runs in the stem, in each block and before the classifier."""
+
+    def __init__(self, shared=True):
+        super().__init__()
+        self.stem, self.norm, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.blocks = nn.Sequential(*(Activated(self.relu if shared else nn.ReLU()) for _ in range(5)))
+        self.last, self.head = self.relu if shared else nn.ReLU(), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.last(self.blocks(self.relu(self.norm(self.stem(x)))) - 0.5).mean((2, 3)))
+
+
+class Activated(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(4, 4, 3, padding=1), activation
+
+    def forward(self, x):
+        return x + self.activation(self.conv(x))
+
+
 def resnet():
     return sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 20}, seed=0), torch.randn(4, 3, 8, 8)
 
@@ -67,6 +89,7 @@ def language_model():
 NETWORKS = {
     "ResNet": resnet,
     "in place": lambda: (Touching(), torch.randn(4, 3, 5, 5)),
+    "shared": lambda: (Shared(), torch.randn(4, 3, 5, 5)),
     "dropout": lambda: (nn.Sequential(nn.Linear(3, 6), *(Noisy() for _ in range(6))), torch.randn(5, 3)),
     "language model": language_model,
 }
@@ -119,6 +142,37 @@ def test_a_resumed_pass_and_its_gradients_are_those_of_a_whole_one(made, trainin
         assert torch.equal(resumed, whole)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Twice(nn.Module):
+    """A layer that runs first and last."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer, self.blocks = nn.Linear(6, 6), nn.Sequential(*(Noisy() for _ in range(3)))
+
+    def forward(self, x):
+        return self.outer(self.blocks(self.outer(x).relu()))
+
+
+def test_a_layer_that_runs_twice_gives_each_time_what_it_gives():
+    torch.manual_seed(0)
+    network, inputs, target = Twice().eval(), torch.randn(5, 6), torch.arange(5)
+    layers = sglp.find_layers(network, inputs, ["outer", "blocks.*"])
+    assert [layer.reason for layer in layers] == ["runs 2 times", "", "", ""]
+    loss, batches = sglp.find_criterion("loss"), [(inputs, target)]
+    one, gone = loss(network, layers, batches), [[], [1], [3], [1, 2]]
+    assert [one((), some) for some in gone] == [loss(network, layers, batches)((), some) for some in gone]
+
+
+def test_a_plan_does_not_depend_on_whether_activations_are_one_module():
+    plans, inputs = [], torch.randn(32, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for shared in (True, False):
+        torch.manual_seed(0)
+        batches, sizes = [(inputs, torch.arange(32) % 10)], {"calibration": (32, 16), "scoring": (32, 32)}
+        found = sglp.compress(Shared(shared), batches, k=2, recalibration=(0, 0), **sizes)
+        plans.append((found.plan, found.scores))
+    assert plans[0] == plans[1]
 
 
 def test_nothing_is_computed_before_the_first_layer_that_differs():

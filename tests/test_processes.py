@@ -67,6 +67,16 @@ def test_what_is_shared_out_comes_together_to_the_bit(both, name):
     assert one[name] == two[name]
 
 
+def test_a_users_own_processes_share_nothing(monkeypatch):
+    """They need not call the library all, or with the same: none would wait for the others."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda *_: pytest.fail("asked others"))
+    assert processes.shared_map(lambda item: item**2, range(5)) == [0, 1, 4, 9, 16]
+    assert (processes.count(), processes.rank()) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["norm 5", "norm 1"])
 def test_batch_norm_is_that_of_the_whole_batch_forward_and_backward(both, name):
     one, two = (numbers(found[name]) for found in both)

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from pipeline import ROOT, stage_entry
 
+from sglp.tasks.image_workload import ImageWorkload
 from stages import report
+from stages.support.dials import Params
 from stages.support.outcome import NETWORKS
 from stages.support.params import View
 
@@ -106,6 +109,14 @@ def toy(tmp_path_factory) -> tuple[str, str, Path]:
         patch.chdir(tmp_path_factory.mktemp("toy"))
         write_inputs()
         return *made(), Path.cwd()
+
+
+def test_every_dial_is_on_the_page():
+    listed = stage_entry(ROOT, "report")["params"]
+    own = {key for key in listed if isinstance(key, str)}
+    (of_workload,) = (keys for item in listed if isinstance(item, dict) for keys in item.values())
+    assert own == set(Params.model_fields)
+    assert {key.partition(".")[0] for key in of_workload} == set(ImageWorkload.model_fields)
 
 
 def row_of(markdown: str, start: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Sharing what goes against the plain greedy search and the optimum, and what it asks on the way."""
 
+from contextlib import nullcontext
 from itertools import combinations
 
 import cases
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 import sglp
 from sglp.errors import BudgetError, ScoringError
-from sglp.methods import find_criterion
+from sglp.methods import criterion_names, find_criterion
 from sglp.methods import sglp as sglp_method
 from sglp.sharing import share
+from stages.check import check_names
 
 SEGMENTS = [(0, 2), (3, 6), (7, 7), (8, 11)]
 REMOVABLE = [i not in (0, 5) for i in range(12)]
@@ -116,6 +118,19 @@ def test_too_few_evaluations_are_refused_before_any_is_made():
 def test_an_unknown_search_is_refused(case):
     with pytest.raises(ScoringError, match=r"^search='sequential' is unknown: it must be together, in_turn, alone$"):
         sglp.score_combinations(case.network, case.layers, case.segments, [2, 2, 2], case.batches, search="sequential")
+
+
+def test_a_criterion_that_scores_one_segment_is_refused(case):
+    """What the score of a segment falls by can't be held against another's: each has a level of its own."""
+    of_segment = {"gradnorm", "gradnorm_leak", "gradnorm_sum"}
+    message = r"^search=together compares layers .* scores one segment: use search=alone or in_turn$"
+    for name in criterion_names():
+        asked = {"method": "sglp", "score": {"criterion": name, "search": "together"}}
+        for ask in (lambda name=name: together(case, case.segments, 6, name), lambda asked=asked: check_names(asked)):
+            with pytest.raises(ScoringError, match=message) if name in of_segment else nullcontext():
+                ask()
+        check_names({"method": "sglp", "score": {"criterion": name, "search": "in_turn"}})
+        check_names(asked | {"method": "tail"})
 
 
 @pytest.fixture

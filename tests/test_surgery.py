@@ -11,7 +11,8 @@ import sglp
 from sglp.architecture import architecture_of
 from sglp.cost import count_macs, count_parameters
 from sglp.errors import PlanError
-from sglp.twin import random_twin
+from sglp.target import Cost
+from sglp.twin import random_twin, seed_of_twin
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
 
@@ -310,12 +311,59 @@ def test_children_that_are_not_renumbered_keep_their_names_in_a_second_round():
     assert architecture_of(twice).kept == ("0", "3")
 
 
+class Named(nn.Module):
+    """Blocks with names of their own, which what runs them has too."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.second, self.third = blocks = Block(), Block(), Block()
+        self.again, self.way = self.second, way
+        self.body = nn.ModuleList(blocks) if way == "list" else nn.Sequential(*blocks)
+        self.stem, self.head = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.way == "called":
+            return self.head(self.body(x))
+        for block in self.body:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("way", ["list", "sequential", "called"])
+def test_a_module_leaves_under_all_its_names(way):
+    torch.manual_seed(0)
+    model, x = Named(way), noise(3, 5)
+    layers = sglp.find_layers(model, x)
+    assert [layer.name for layer in layers] == ["stem", "first", "second", "third"]
+    plan = plan_without(layers, ["second"])
+    small, target = sglp.prune(model, plan), torch.tensor([0, 1, 1])
+    assert torch.equal(logits(small, x), logits(bypassed(model, plan), x))
+    assert len(small.body) == 2
+    assert count_parameters(model) - count_parameters(small) == layers[2].parameters == 30
+    assert Cost("parameters", model, layers, x).share(plan) == count_parameters(small) / count_parameters(model)
+    score = sglp.find_criterion("loss")(model, layers, [(x, target)])
+    assert score((), ()) == pytest.approx(-nn.functional.cross_entropy(logits(model, x), target).item())
+    assert score((), (2,)) == pytest.approx(-nn.functional.cross_entropy(logits(small, x), target).item())
+
+
+def test_an_activation_that_is_shared_stays_where_it_is():
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    model, x = nn.Sequential(nn.Linear(5, 5), relu, nn.Linear(5, 5), relu, nn.Linear(5, 5)), noise(3, 5)
+    for layer in sglp.find_layers(model, x):
+        plan = sglp.Plan([], [layer.name])
+        assert torch.equal(logits(sglp.prune(model, plan), x), logits(bypassed(model, plan), x))
+
+
 @pytest.mark.parametrize(("make", "removed"), [("units", ["0+1+2", "6+7+8"]), ("Listed", ["blocks.1", "blocks.3"])])
 def test_a_random_twin_of_a_pruned_network_has_its_shape_and_the_dense_draws(make, removed):
     model = sglp.build(f"{__name__}:{make}", seed=0)
     layers = sglp.find_layers(model, IMAGE if make == "units" else VECTOR)
     twin = random_twin(sglp.prune(model, plan_without(layers, removed)), seed=3)
-    expected = sglp.prune(sglp.build(f"{__name__}:{make}", seed=3), plan_without(layers, removed)).state_dict()
+    expected = sglp.prune(
+        sglp.build(f"{__name__}:{make}", seed=seed_of_twin(3)), plan_without(layers, removed)
+    ).state_dict()
     assert list(twin.state_dict()) == list(expected)
     assert all(torch.equal(value, expected[key]) for key, value in twin.state_dict().items())
 

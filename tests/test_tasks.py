@@ -11,11 +11,11 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 import sglp
-from sglp.errors import DataError
+from sglp.errors import DataError, SGLPError
 from sglp.tasks import image_classification, task
 from sglp.tasks.image_classification import calibration_batches
 from sglp.tasks.image_workload import Finetuning, ImagePreparation
-from sglp.tasks.images import Images
+from sglp.tasks.images import Images, stack
 from sglp.tasks.samples import TrainingImages
 from sglp.tasks.training import _Trainer, train
 from sglp.tasks.workload import Source
@@ -109,7 +109,7 @@ def test_evaluation_equals_scikit_learn(images):
 
 def test_calibration_draws_without_replacement_by_its_seed(images):
     first, again, other = (list(calibration_batches(images, 100, 32, seed)) for seed in (0, 0, 1))
-    assert [len(labels) for _, labels in first] == [32, 32, 32, 4]
+    assert [len(labels) for _, labels in first] == [25, 25, 25, 25]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
     whole = torch.cat([inputs for inputs, _ in calibration_batches(images, len(images), 500, 0)])
@@ -165,7 +165,12 @@ def test_the_best_weights_on_the_held_out_share_are_kept(images, tmp_path, optim
     network = fresh()
     rate = 0.05 if optimizer == "sgd" else 0.01
     rows = train(
-        network, image_classification, images, recipe(optimizer=optimizer, keep="best", learning_rate=rate), 0, tmp_path
+        network,
+        image_classification,
+        images,
+        recipe(optimizer=optimizer, keep="best", learning_rate=rate, momentum=0.9 if optimizer == "sgd" else 0.0),
+        0,
+        tmp_path,
     )
     held = np.random.default_rng(0).permutation(len(images))[-287:]
     inputs, labels = images.batch(sorted(held.tolist()))
@@ -181,9 +186,20 @@ def test_nothing_is_held_out_that_calibration_has_seen(images, tmp_path, monkeyp
     )
     train(fresh(), image_classification, images, recipe(samples=200), 7, tmp_path)
     trained, held = parts
-    assert (len(trained), len(held)) == (160, 40)
-    assert trained == set(image_classification.draw(len(images), 160, 7, ""))
-    assert not trained & held
+    drawn = np.random.default_rng(7).permutation(len(images)).tolist()
+    assert (trained, held) == (set(drawn[:160]), set(drawn[-40:]))
+    assert not held & set(image_classification.draw(len(images), 200, 7, "")), "calibration on as many samples"
+
+
+def test_a_training_that_diverges_ends_at_once_and_leaves_nothing_to_go_on_from(images, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(image_classification, "collate", lambda pairs: (steps.append(1), stack(pairs))[1])
+    with pytest.raises(SGLPError, match="training diverged, its loss is not finite: learning_rate=1e\\+20 is too high"):
+        train(
+            fresh(), image_classification, images, recipe(learning_rate=1e20, epochs=9, holdout=0.0), 0, tmp_path / "r"
+        )
+    assert len(steps) < 30  # of 207
+    assert not (tmp_path / "r").exists()
 
 
 def test_training_learns(images, tmp_path):

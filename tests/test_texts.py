@@ -10,7 +10,7 @@ from language import byte_tokenizer, prose, tiny_llama
 from sglp.errors import DataError
 from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks import causal_lm
-from sglp.tasks.language_workload import TextPreparation
+from sglp.tasks.language_workload import TextEvaluation, TextPreparation
 from sglp.tasks.perplexity import continuations, perplexity
 from sglp.tasks.texts import Texts
 from sglp.tasks.topics import Topics
@@ -100,6 +100,19 @@ def test_perplexity_is_its_definition(length, stride, batch_size, prefix):
     assert found["tokens"] == len(losses) == len(tokens) - (not prefix)
     assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
+
+
+def test_windows_may_stand_side_by_side():
+    settings = {"length": 8, "stride": 8, "tokens": None, "batch_size": 1, "tasks": [], "questions": None}
+    TextEvaluation.model_validate(settings | {"prompts": [], "continuation": 1})
+    network, tokens = tiny_llama(), torch.tensor([byte + 3 for byte in prose(12).encode()])
+    begin, losses = torch.tensor([1]), []
+    for block in tokens.split(7):
+        ids = torch.cat([begin, block])[None]
+        with torch.no_grad():
+            losses += [float(network(input_ids=ids, labels=ids).loss)] * len(block)
+    found = perplexity(network, tokens, length=8, stride=8, prefix=begin)
+    assert (found["tokens"], found["loss"]) == (len(tokens), pytest.approx(sum(losses) / len(losses), rel=1e-5))
 
 
 def test_continuations_are_the_most_likely_tokens_one_by_one():

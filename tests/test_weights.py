@@ -15,7 +15,6 @@ from sglp.batches import call, logits_of
 from sglp.errors import CheckpointError
 from sglp.tasks import causal_lm, image_classification
 from sglp.tasks.image_workload import Finetuning
-from sglp.tasks.language_workload import OURS
 from sglp.tasks.training import train
 from sglp.tasks.workload import Architecture, Weights
 from sglp.warm_start import warm_start
@@ -23,6 +22,7 @@ from stages.support.tables import read_rows
 from stages.support.userfiles import checksum
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
+CAUSAL_LM = "sglp.tasks.language_models:causal_lm"
 FILE = Weights(source="file", kwargs={}, train=False)
 
 
@@ -47,7 +47,7 @@ ROUNDS = {
         Architecture(factory="torchvision.models:resnet18", kwargs={"num_classes": 4}),
         torch.ones(2, 3, 32, 32),
     ),
-    "llama": (causal_lm, Architecture(factory=OURS, kwargs={}), {"input_ids": torch.arange(12).view(2, 6)}),
+    "llama": (causal_lm, Architecture(factory=CAUSAL_LM, kwargs={}), {"input_ids": torch.arange(12).view(2, 6)}),
 }
 
 

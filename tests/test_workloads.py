@@ -23,6 +23,7 @@ from pipeline import (
 )
 
 import sglp
+from sglp.batches import slices
 from sglp.tasks.task import schema_of
 from stages.support.layers import read_layers
 from stages.support.params import ParameterError, check
@@ -38,6 +39,7 @@ DIALS = {
     "method": "tail",
     "prune": {"recalibration": SAMPLES},
 }
+ALIAS = {"split": "train[:100%]"}  # the same images, under another name
 SIZES = {
     "calibration": {"samples": SAMPLES, "batch_size": SAMPLES},
     "scoring": {"batch_size": 4, "max_combinations": 0},
@@ -86,11 +88,11 @@ def tiny_data(workload: dict, folder: Path) -> dict:
         )
         folder.mkdir(parents=True)
         datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images.parquet")
-        workload["data"] |= {"train": {}, "test": {"split": "train"}}
+        workload["data"] |= {"train": {}, "test": ALIAS}
         workload["data"]["source"] |= {"name": "parquet", "revision": None}
         folder = folder / "images.parquet"
     if source["name"] == "imagefolder":
-        workload["data"]["test"] = {"split": "train"}  # the same images, under another name
+        workload["data"]["test"] = ALIAS
         prepare["classes"] = 4
     for split in ("train", "test"):
         workload["files"][split] = {"path": str(folder), "sha256": None}
@@ -154,6 +156,91 @@ def test_every_workload_runs(name, project):
     run_pipeline(project, workload)
     dense, tuned = sglp.load(project / "data/dense"), sglp.load(project / "data/finetuned")
     assert sum(p.numel() for p in tuned.parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+def refusal(name: str, changes: dict) -> str | None:
+    """What is said of a shipped workload with other values, by keys with dots; None where it is valid."""
+    path = ROOT / f"models/{name}.yaml"
+    content = read_yaml(path)
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        group = content
+        for part in groups:
+            group = group[part]
+        group[last] = value
+    try:
+        check(schema_of(content), content, path)
+    except ParameterError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "factory"),
+    [
+        ("qwen3-4b", "sglp.tasks.language_models:causal_lm"),
+        ("vit-digits", "sglp.tasks.vision_models:image_classifier"),
+    ],
+)
+def test_weights_from_the_hub_are_pinned_to_a_commit(name, factory, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where there is a folder of the name "models"
+    for pretrained, revision in (
+        ("me/model", "main"),
+        ("me/model", None),
+        ("models", "0" * 40),
+        ("me/model", "0" * 40),
+    ):
+        kwargs = {"pretrained": pretrained} | ({"revision": revision} if revision else {})
+        said = refusal(
+            name,
+            {
+                "architecture": {"factory": factory, "kwargs": {}},
+                "weights": {"source": "factory", "kwargs": kwargs, "train": False},
+            },
+        )
+        if (pretrained, revision) == ("me/model", "0" * 40):
+            assert said is None
+        else:
+            assert f"weights.kwargs={kwargs} is wrong: it must be pretrained, a name on the hub, and revision" in said
+
+
+@pytest.mark.parametrize("key", ["root", "data_dir", "data_files"])
+def test_data_without_a_checksum(key):
+    said = refusal("resnet20-fashion-mnist", {f"data.test.{key}": "data/raw"})
+    assert f"{key} has no checksum: give the path as files.train and files.test" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "overlap"),
+    [
+        ("train", "train[:5000]", True),
+        ("train[:40000]", "train[39999:]", True),
+        ("train[10:20]", "train[:11]", True),
+        ("train[:50%]", "train[:50%]", True),
+        ("train[:40000]", "train[40000:45000]", False),
+        ("train", "test", False),
+        ("train[:50%]", "train[50%:]", False),
+    ],
+)
+def test_splits_that_share_samples(train, test, overlap):
+    said = refusal("resnet56-cifar10", {"data.train.split": train, "data.test.split": test})
+    assert (said is not None and "data.train and data.test overlap" in said) == overlap
+    elsewhere = {"data.train": {"split": train}, "data.test": {"split": test, "name": "other"}}
+    assert refusal("resnet56-cifar10", elsewhere) is None
+
+
+@pytest.mark.parametrize(("samples", "size"), [(64, 32), (65, 32), (8, 4), (9, 4), (9, 5), (5, 4), (11, 4), (4, 4)])
+def test_cka_needs_four_samples_in_every_batch(samples, size):
+    said = refusal("resnet20-digits", {"calibration.samples": samples, "calibration.batch_size": size})
+    smallest = min(part.stop - part.start for part in slices(samples, size))
+    assert (said is None) == (smallest >= 4)
+    assert said is None or f"make one of {smallest}, which is too small" in said
+
+
+def test_all_code_of_tasks_is_declared():
+    declared = {dep for dep in stage_entry(ROOT, "pretrain")["deps"] if dep.startswith("sglp/tasks/")}
+    # Folders with weights are opened by scripts alone.
+    scripts = {"sglp/tasks/opening.py"}
+    assert declared == {path.relative_to(ROOT).as_posix() for path in (ROOT / "sglp/tasks").glob("*.py")} - scripts
 
 
 @pytest.mark.parametrize("layers", [[], "", 5, [1], ["layer1.*", ""], True, {"layer1": 1}])

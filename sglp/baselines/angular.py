@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sglp.activations import first_tensor
 from sglp.baselines.ranking import check_keep
-from sglp.batches import at_least_one, call, device_of, eval_mode, inputs_of, to_device
+from sglp.batches import at_least_one, call, device_of, inputs_of, to_device, watched
 from sglp.errors import ScoringError
 from sglp.layers import Layer
 from sglp.plan import Plan
@@ -104,16 +104,12 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
             handles.append(first.register_forward_pre_hook(partial(before, i), with_kwargs=True))
             handles.append(last.register_forward_hook(partial(after, i)))
     device = device_of(network)
-    try:
-        with eval_mode(network), torch.no_grad():
-            for batch in at_least_one(batches):
-                inputs = to_device(inputs_of(batch), device)
-                reads_tokens = not first_tensor(inputs).is_floating_point()
-                call(network, inputs)
-                samples += len(first_tensor(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(network, handles):
+        for batch in at_least_one(batches):
+            inputs = to_device(inputs_of(batch), device)
+            reads_tokens = not first_tensor(inputs).is_floating_point()
+            call(network, inputs)
+            samples += len(first_tensor(inputs))
     means = {run: float(total) / samples for run, total in sums.items()}
     for (first, last), mean in means.items():
         if not math.isfinite(mean):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sglp.activations import first_tensor
 from sglp.baselines.ranking import check_keep, keep_best
-from sglp.batches import at_least_one, call, device_of, eval_mode, inputs_of, to_device
+from sglp.batches import at_least_one, call, device_of, inputs_of, to_device, watched
 from sglp.layers import Layer
 from sglp.plan import Plan
 from sglp.scoring import Combination
@@ -58,13 +58,9 @@ def influences(network: nn.Module, layers: Sequence[Layer], batches) -> list[flo
         handles.append(network.get_submodule(layer.modules[0]).register_forward_pre_hook(before, with_kwargs=True))
         handles.append(network.get_submodule(layer.modules[-1]).register_forward_hook(after))
     device = device_of(network)
-    try:
-        with eval_mode(network), torch.no_grad():
-            for batch in at_least_one(batches):
-                call(network, to_device(inputs_of(batch), device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(network, handles):
+        for batch in at_least_one(batches):
+            call(network, to_device(inputs_of(batch), device))
     return [1 - float(total) / count if count else 0.0 for total, count in zip(sums, counts, strict=True)]
 
 

@@ -14,6 +14,7 @@ network, where gradients are small, and knows nothing of what two layers do toge
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from sglp.baselines.magnitude import weights_of
@@ -41,7 +42,7 @@ def saliences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
     """The sum of |w dL/dw| over the weights of every layer; 0 for one that can't go."""
     weights = [weights_of(network, layer) if layer.removable else [] for layer in layers]
     device, count = device_of(network), 0
-    with eval_mode(network), _gradients(network, [weight for part in weights for weight in part]):
+    with eval_mode(network), torch.enable_grad(), _gradients(network, [weight for part in weights for weight in part]):
         for batch in at_least_one(batches):
             inputs, target = to_device(batch, device)
             backward(cross_entropy(call(network, inputs), target))

@@ -6,10 +6,11 @@ ones. The score is the norm of the loss's gradient in one pass in train mode, sq
 
 Source: SGLP (arXiv 2410.14720), section III. The published code never resets the network between combinations and draws
 a new batch for each; here all combinations see the same random networks and the same batches.
-Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, and the memory of a
-network.
-Use: as the criterion of the paper, and as what others are held against. It asks about layers among random ones, not
-about the network that is left, and depends on the draw of the random weights: average over several (`score.draws`).
+Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, the memory of a
+network, and that of what its pass keeps for gradients, of every batch.
+Use: as the criterion of the paper, and as what others are held against; with `score.search: alone` or `in_turn`. It
+asks about a segment's layers among random ones, not about the network that is left, and depends on the draw of the
+random weights: average over several (`score.draws`).
 """
 
 import math
@@ -19,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import at_least_one, backward, call, device_of, inputs_of, to_device
+from sglp.batches import at_least_one, backward, call, device_of, inputs_of, seeded, to_device
 from sglp.batchnorm import batch_statistics
 from sglp.bypass import Bypass
 from sglp.errors import ScoringError
@@ -39,13 +40,14 @@ class GradNorm:
         layers: what `find_layers` found.
         batches: pairs (inputs, target); the score is the mean over them.
         loss: of the network's output and the target; cross-entropy by default.
-        seed: of the random weights, and of the random state in which every pass runs (dropout).
+        seed: of the random weights (see `random_twin`), and of the random state in which every pass runs (dropout).
         draws: number of random networks (seeds `seed`, `seed + 1`, ...) over which the score is averaged.
 
     Raises:
         ScoringError: there is no batch.
     """
 
+    of_segment = True
     leaks = False
 
     def __init__(
@@ -90,8 +92,8 @@ class GradNorm:
 
     def _score(self, twin: "_Twin", number: int, states: list[tuple[bool, bool]]) -> float:
         inputs, target = self.batches[number]
-        with torch.random.fork_rng(), twin.prefix.resumed(number, states):
-            torch.manual_seed(self.seed)
+        place = device_of(twin.network)
+        with torch.enable_grad(), seeded(self.seed, place), twin.prefix.resumed(number, states):
             backward(self.loss(call(twin.network.train(), inputs), target), again=True)
         return self._of(twin.taken_norms())
 
@@ -103,8 +105,8 @@ class GradNorm:
 class _Twin:
     """A random network whose layers can be given the trained weights and take back their own.
 
-    It costs the memory of one network: a layer is lent the trained parameters themselves, and every gradient is dropped
-    as soon as its norm is taken.
+    Its weights cost the memory of one network: a layer is lent the trained parameters themselves, and every gradient is
+    dropped as soon as its norm is taken. The graphs of the last passes, one a batch, stay (`Prefix`).
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, inputs):

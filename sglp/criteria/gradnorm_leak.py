@@ -4,8 +4,8 @@ The score is that of `gradnorm`, but the trained layers of one combination stay 
 is scored in: weights pile up, and the order of the combinations decides.
 
 Source: the code published with SGLP (arXiv 2410.14720).
-Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, and the memory of a
-network.
+Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, the memory of a
+network, and that of what its pass keeps for gradients, of every batch.
 Use: to be compared with, and for nothing else.
 """
 

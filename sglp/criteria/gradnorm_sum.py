@@ -4,8 +4,8 @@ The network is that of `gradnorm`. The score is the sum over matrices and convol
 norms' and biases' gradients are added. Embeddings do not count, unless they are the output's weights too.
 
 Source: grad_norm of Zero-Cost Proxies for Lightweight NAS (Abdelfattah et al. 2021, arXiv 2101.08134), section 3.1.
-Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, and the memory of a
-network.
+Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, the memory of a
+network, and that of what its pass keeps for gradients, of every batch.
 Use: as the form of GradNorm known from architecture search: without squares the largest gradients count less. What is
 said at `gradnorm` holds.
 """

@@ -58,7 +58,7 @@ class SynFlow:
             ScoringError: it is not finite: the network is too deep for double precision.
         """
         weights = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
-        with self.bypass.without({*gone, *before}):
+        with torch.enable_grad(), self.bypass.without({*gone, *before}):
             backward(logits_of(call(self.network, self.ones)).sum())
         score = sum(float((weight.detach() * weight.grad).sum()) for weight in weights if weight.grad is not None)
         self.network.zero_grad()

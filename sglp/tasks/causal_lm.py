@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import sglp
 from sglp.architecture import remember
-from sglp.batches import call, device_of, to_device
+from sglp.batches import call, device_of, slices, to_device
 from sglp.cost import count_macs
 from sglp.errors import DataError, SGLPError
 from sglp.processes import ALL
@@ -83,8 +83,8 @@ def calibration_batches(
     """
     what = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
     drawn = draw(len(data), samples, seed, what)
-    for first in range(0, samples, batch_size)[part]:
-        yield data.batch(drawn[first : first + batch_size])
+    for some in slices(samples, batch_size)[part]:
+        yield data.batch(drawn[some])
 
 
 def check_fit(network: nn.Module, data: Texts) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sglp
 from sglp import processes
 from sglp.architecture import remember
-from sglp.batches import call, device_of, logits_of
+from sglp.batches import call, device_of, logits_of, slices
 from sglp.cost import count_macs
 from sglp.errors import DataError, first_line
 from sglp.pretrained import CONFIG
@@ -85,7 +85,7 @@ def calibration_batches(
     Args:
         images: the training split: calibration never sees the test split.
         samples: how many in all.
-        batch_size: how many a batch; the last one may be smaller.
+        batch_size: how many a batch at most; see `slices`.
         seed: of the draw.
         part: which of the batches.
 
@@ -93,8 +93,8 @@ def calibration_batches(
         DataError: there are fewer samples.
     """
     drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
-    for first in range(0, samples, batch_size)[part]:
-        yield images.batch(drawn[first : first + batch_size])
+    for some in slices(samples, batch_size)[part]:
+        yield images.batch(drawn[some])
 
 
 def check_fit(network: nn.Module, images: Images) -> None:

@@ -54,15 +54,15 @@ def train(
         data: the training split, as the task opens it.
         recipe: how; with `distillation` and `temperature` where there is a teacher.
         seed: of the order of samples, augmentation, dropout and the held-out share.
-        resume: folder for checkpoints; what a killed run left there is gone on with.
+        resume: folder for checkpoints; what a killed run left there is gone on with. Gone where training diverges.
         teacher: the network to distil from, or None.
 
     Returns:
         One row a point of the log: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
 
     Raises:
-        SGLPError: the loss is not finite at some point, several GPUs are visible to one process, or the processes
-            can't share a batch alike.
+        SGLPError: the loss is not finite (told as soon as it is logged), several GPUs are visible to one process, or
+            the processes can't share a batch alike.
         DataError: a sample can't be prepared, or there are fewer than the recipe asks for.
     """
     if recipe.batch_size % processes.count():
@@ -71,11 +71,12 @@ def train(
             "them that divides it"
         )
     count = len(data) if recipe.samples is None else recipe.samples
-    chosen = np.array(draw(len(data), count, seed, f"samples to train on in {data.name}"))
-    # Held out are the last: calibration draws the first with the same seed, and what judges may not have been seen.
-    used = count - math.ceil(recipe.holdout * count)
-    held = chosen[used:]
-    samples = task.training_samples(data, np.sort(chosen[:used]), recipe, seed)
+    judging = math.ceil(recipe.holdout * count)
+    chosen = draw(len(data), count, seed, f"samples to train on in {data.name}")[: count - judging]
+    # Held out are the last of all there are: calibration draws the first with the same seed, and what judges may not
+    # have been seen.
+    held = draw(len(data), len(data), seed, "samples")[len(data) - judging :]
+    samples = task.training_samples(data, np.sort(chosen), recipe, seed)
     further = task.trainer_arguments(recipe)
     batches = math.ceil(len(samples) / recipe.batch_size)
     steps_an_epoch = math.ceil(batches / further.get("gradient_accumulation_steps", 1))
@@ -146,10 +147,7 @@ def train(
     # Where the Trainer computes in half precision, it has put another forward into the network.
     extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
-    rows = _history(trainer.state.log_history)
-    if not all(math.isfinite(row.get("loss", 0.0)) for row in rows):
-        raise SGLPError(f"training diverged, its loss is not finite: learning_rate={recipe.learning_rate} is too high")
-    return rows
+    return _history(trainer.state.log_history)
 
 
 class _Trainer(Trainer):
@@ -210,12 +208,21 @@ class _Trainer(Trainer):
 
 
 class _Marks(TrainerCallback):
-    """A point in the log at the very end, and a mark in each checkpoint that stands whole."""
+    """A point in the log at the very end, an end to what diverges, a mark in each checkpoint that stands whole."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if not math.isfinite(logs.get("loss", 0.0)):
+            if processes.rank() == 0:
+                shutil.rmtree(args.output_dir)  # going on from there would end the same way
+            processes.wait()  # the first to end ends the others
+            raise SGLPError(
+                f"training diverged, its loss is not finite: learning_rate={args.learning_rate} is too high"
+            )
 
     def on_save(self, args, state, control, **kwargs):
         # A kill can fall into the writing of a checkpoint; what has this mark is whole.

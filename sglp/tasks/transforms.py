@@ -21,6 +21,10 @@ def make_transforms(entries: Sequence[dict]) -> list[Callable]:
         kind = getattr(v2, name, None)
         if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
             raise DataError(f"{name!r} is no transform of torchvision.transforms.v2")
+        if kind is v2.RandomErasing and arguments.get("value") == "random":
+            raise DataError(
+                "RandomErasing can't take value: random, noise around 0, as pixels here are 0 to 255: give a number"
+            )
         try:
             made.append(kind(**arguments))
         except (TypeError, ValueError) as error:

@@ -1,5 +1,8 @@
 """What every workload file holds: a network, its weights, its data, its recipes. Nothing is guessed or ignored."""
 
+import math
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,9 +13,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
-
 # What `load_dataset` makes of the user's own files.
 LOCAL_FORMATS = ("parquet", "imagefolder", "json", "text")
+# What brings networks of transformers, from the hub or a folder.
+FETCHING = ("sglp.tasks.language_models:causal_lm", "sglp.tasks.vision_models:image_classifier")
 
 
 class Strict(BaseModel):
@@ -88,7 +92,7 @@ class Data(Strict):
     @model_validator(mode="after")
     def _files_stand_in_files(self):
         for split in (self.train, self.test):
-            for key in ("data_files", "data_dir"):
+            for key in ("data_files", "data_dir", "root"):
                 if key in split:
                     raise ValueError(f"{key} has no checksum: give the path as files.train and files.test")
         return self
@@ -115,6 +119,7 @@ class Recipe(Strict):
     """How a network is trained.
 
     samples: how many of the training split, drawn by the seed; null for all.
+    holdout: share of them that is not trained on but judged by, drawn apart from what calibration draws.
     keep: which weights, the last ones or those best on a held-out share.
     """
 
@@ -137,6 +142,12 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _adamw_has_no_momentum(self):
+        if self.optimizer == "adamw" and self.momentum:
+            raise ValueError(f"momentum={self.momentum:g} is for sgd alone: with optimizer: adamw it must be 0.0")
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_holdout(self):
         if self.keep == "best" and not self.holdout:
             raise ValueError("keep: best needs a holdout above 0, the share of the training split to choose on")
@@ -156,6 +167,16 @@ class Calibration(Strict):
     samples: Annotated[int, Field(ge=4)]
     batch_size: Annotated[int, Field(ge=4)]
     pooling: Literal["flatten", "mean", "last", "tokens"]
+
+    @model_validator(mode="after")
+    def _batches_are_large_enough(self):
+        smallest = self.samples // math.ceil(self.samples / self.batch_size)  # as all are about the same size
+        if smallest < 4:
+            raise ValueError(
+                f"samples={self.samples} in batches of at most {self.batch_size} make one of {smallest}, which is too "
+                "small: CKA needs 4 or more"
+            )
+        return self
 
 
 class Scoring(Strict):
@@ -189,9 +210,30 @@ class Workload(Strict):
         return layers
 
     @model_validator(mode="after")
-    def _test_is_another_split(self):
-        files = self.files
-        same = files.train.path == files.test.path or (files.train.sha256 or 0) == files.test.sha256
-        if self.data.train == self.data.test and same:
-            raise ValueError("data.train and data.test are the same split: the test split must be another")
+    def _weights_are_pinned(self):
+        kwargs = self.weights.kwargs
+        if self.weights.source == "factory" and self.architecture.factory in FETCHING:
+            pinned = set(kwargs) == {"pretrained", "revision"} and re.fullmatch("[0-9a-f]{40}", str(kwargs["revision"]))
+            if not pinned or Path(str(kwargs["pretrained"])).exists():
+                raise ValueError(
+                    f"weights.kwargs={kwargs} is wrong: it must be pretrained, a name on the hub, and revision, a "
+                    "commit of 40 hexadecimal digits; a folder stands in files.weights.path, with weights.source: file"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _test_is_another_split(self):
+        files, splits = self.files, (self.data.train, self.data.test)
+        same = files.train.path == files.test.path or (files.train.sha256 or 0) == files.test.sha256
+        train, test = ({**split, "split": None} for split in splits)
+        (name, first, end), (other, start, stop) = (_rows(str(split.get("split", "train"))) for split in splits)
+        if same and train == test and name == other and max(first, start) < min(end, stop):
+            raise ValueError("data.train and data.test overlap: the test split must hold other samples")
+        return self
+
+
+def _rows(split: str) -> tuple[str, int, float]:
+    """Name, first row and end of a split "NAME" or "NAME[a:b]"; any other form is a name of its own."""
+    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    name, first, end = found.groups() if found else (split, None, None)
+    return name, int(first or 0), int(end) if end else math.inf

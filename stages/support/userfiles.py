@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -21,6 +23,25 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
     Raises:
         ParameterError: the file is not there, has no checksum, or another one.
     """
+    found = there(model, name, sha256)
+    if found is None:
+        return None
+    actual = checksum(found)
+    if actual != sha256:
+        source = workload_path(model)
+        raise ParameterError(
+            f"{source}: {found} has the sha256 {actual}, but files.{name}.sha256={sha256}: it is another file or a "
+            f"broken one; if it is right, run 'python -m stages.checksums {source}'"
+        )
+    return str(found)
+
+
+def there(model: str, name: str, sha256: str | None) -> Path | None:
+    """What `locate` finds, its content not read.
+
+    Raises:
+        ParameterError: the file is not there, or has no checksum.
+    """
     source = workload_path(model)
     path = read_yaml(source)["files"][name]["path"]
     if path is None:
@@ -32,27 +53,31 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
         raise ParameterError(f"{source}: files.{name}.path={path} is not there")
     if sha256 is None:
         raise ParameterError(f"{source}: files.{name}.sha256 is empty: run 'python -m stages.checksums {source}'")
-    actual = checksum(found)
-    if actual != sha256:
-        raise ParameterError(
-            f"{source}: {path} has the sha256 {actual}, but files.{name}.sha256={sha256}: it is another file or a "
-            f"broken one; if it is right, run 'python -m stages.checksums {source}'"
-        )
-    return str(found)
+    return found
 
 
 def find(path: str) -> Path | None:
-    """A file or folder, from the project's folder; DVC's copies of it for experiments lie below .dvc/tmp/exps."""
+    """A file or folder, from the folder that the stage runs in or the project's."""
+    return next((p for p in (Path.cwd() / path, project() / path) if p.exists()), None)
+
+
+def project() -> Path:
+    """The project's folder; DVC's copies of it for experiments, in which stages run, lie in it below .dvc/tmp/exps."""
     here = Path.cwd()
-    project = next((p.parent for p in (here, *here.parents) if p.name == ".dvc"), here)
-    return next((p for p in (here / path, project / path) if p.exists()), None)
+    return next((p.parent for p in (here, *here.parents) if p.name == ".dvc"), here)
 
 
 def checksum(path: Path) -> str:
-    """The sha256 of a file, or of a folder: of its files' relative paths and checksums, in order."""
+    """The sha256 of a file, or of a folder: of its files' relative paths and checksums, in order; links are followed.
+
+    Raises:
+        ParameterError: the folder holds no file.
+    """
     if path.is_file():
         return _of_file(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    files = sorted(p for p in _inside(path) if p.is_file() and "__pycache__" not in p.parts)
+    if not files:
+        raise ParameterError(f"{path} is a folder without a file: its checksum would say nothing")
     stats = [(p.relative_to(path).as_posix(), *_touched(p)) for p in files]
     # Reading a large folder for every stage would take longer than the stage: as long as no file in it was touched,
     # its checksum is the one that was read last.
@@ -66,6 +91,14 @@ def checksum(path: Path) -> str:
     with new_file(known) as new:
         new.write_text(digest.hexdigest(), encoding="utf-8")
     return digest.hexdigest()
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """All files below a folder, in folders that it links to as well."""
+    for folder, folders, names in os.walk(path, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+        real = Path(folder).resolve()
+        folders[:] = [name for name in folders if not real.is_relative_to((real / name).resolve())]  # a link back up
 
 
 def _touched(path: Path) -> tuple[int, int, int, int]:

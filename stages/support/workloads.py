@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 import sglp
+from sglp.architecture import resolve
 from sglp.tasks.task import find_task
 from sglp.tasks.workload import Source
 from stages.support.params import ParameterError, View
-from stages.support.userfiles import locate
+from stages.support.userfiles import locate, project
 
 OURS = ("sglp", "stages")
 
@@ -21,27 +22,33 @@ def device() -> torch.device:
 
 
 def use_code(params: View, workload: View, *names: str) -> None:
-    """Import the user's Python file or package, its checksum verified, and nothing that lies beside it.
+    """Import the user's Python file or package, its checksum verified, and modules by name; no code beside it.
+
+    What a function imports only when it is called is not seen.
 
     Args:
         params, workload: what the stage declares.
         names: dotted names that the stage is going to use, "package.module:attribute".
 
     Raises:
-        ParameterError: one of the names would be found in the project's folder without a checksum.
+        ParameterError: this imported code in the project's folder that has no checksum.
+        ArchitectureError: there is no such module or attribute.
     """
+    before = set(sys.modules)
     path = locate(params.model, "code", workload.files.code.sha256)
     if path is not None:
         _import(Path(path))
     for name in names:
-        package = name.partition(":")[0].partition(".")[0]
-        if ":" not in name or package in OURS or package in sys.modules:
-            continue
-        found = importlib.util.find_spec(package)
-        if found and found.origin and Path(found.origin).is_relative_to(Path.cwd()) and ".venv" not in found.origin:
+        if ":" in name:
+            resolve(name)
+    root, *checked = (Path(folder) for folder in (project(), sys.prefix, path) if folder)
+    for name in [name for name in sys.modules if name not in before and name.partition(".")[0] not in OURS]:
+        file = Path(getattr(sys.modules[name], "__file__", None) or "built-in")
+        if file.is_relative_to(root) and not any(file.is_relative_to(known) for known in checked):
             raise ParameterError(
-                f"{name} is code in the project's folder without a checksum: give {package} as files.code.path in "
-                f"models/{params.model}.yaml and run 'python -m stages.checksums models/{params.model}.yaml'"
+                f"{name} ({file.name}) is code in the project's folder without a checksum: give it, with all that goes "
+                f"with it in one package, as files.code.path in models/{params.model}.yaml and run 'python -m "
+                f"stages.checksums models/{params.model}.yaml'"
             )
 
 
