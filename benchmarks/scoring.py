@@ -12,6 +12,7 @@ from sglp.batchnorm import batch_statistics
 from sglp.criteria.gradnorm import GradNorm
 from sglp.criteria.loss import CalibrationLoss
 from sglp.sharing import share
+from sglp.twin import seed_of_twin
 
 TITLE = "Scoring"
 ROUNDS = 5
@@ -36,7 +37,7 @@ def _gradnorm(case, depth: int, count: int, rounds: int, what: str) -> Row:
     """The first combinations of every segment."""
     network, layers, segments, batch = case
     asked = [one for segment in segments for one in islice(_combinations(layers, segment), count)]
-    weights, random = network.state_dict(), sglp.build(FACTORY, {"depth": depth}, seed=0).state_dict()
+    weights, random = network.state_dict(), sglp.build(FACTORY, {"depth": depth}, seed=seed_of_twin(0)).state_dict()
     prefixes = [tuple(f"{path}." for path in layer.modules) for layer in layers]
     criterion = GradNorm(network, layers, [batch], seed=0)
 

@@ -16,6 +16,13 @@ import sglp
 # Networks this small gain nothing from more threads, and lose minutes where other programs run beside.
 torch.set_num_threads(1)
 
+# They take minutes, and one of them alone at the end would leave all workers but its own without work.
+FIRST = ("test_dvc.py", "test_workloads.py", "test_processes.py", "test_sweep.py", "test_stages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:

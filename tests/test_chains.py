@@ -167,6 +167,7 @@ def test_a_start_is_a_valid_workload_without_what_the_folder_brings(project, tmp
     copy(ROOT / f"models/{name}.yaml", project / f"models/{name}.yaml")
     snapshot = Snapshot.take()
     (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/architecture.json").write_text("{}")
     dials = chain.start_from(tmp_path / "saved", name, snapshot, train=False) | {"model": name}
     check([dials], snapshot)
     _, workload = chain.files(dials, snapshot)
