@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import sglp
+from experiments import runs
 from experiments.chain import files, network
 from experiments.outcomes import Comparison
 from experiments.records import Record
@@ -27,7 +28,7 @@ from sglp.methods import criterion_names
 from sglp.tasks.task import find_task
 from stages.support.workloads import load_network, load_split
 
-KNOWN = Path("reports/foresight.json")  # scores of plans by criterion: no plan is scored twice
+KNOWN = Path("docs/foresight.json")  # scores of plans, kept with the project as docs/results.jsonl is
 SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has
 NOT_ASKED = ("random", "gradnorm_leak")  # one knows nothing, the other depends on what it was asked before
 
@@ -58,7 +59,7 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
     """The score of every plan by every criterion; what is known is not asked again."""
     known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.is_file() else {}
     names = [name for name in criterion_names() if name not in NOT_ASKED]
-    of = " ".join([snapshot.baseline, *snapshot.edits(), found.records[0].dials["model"]])
+    of = found.records[0].dials["model"]
     wanted = {name: [f"{of} {name} {' '.join(map(str, plan))}" for plan in removed] for name in names}
     if any(key not in known for keys in wanted.values() for key in keys):
         dense, layers, batches = _dense(found.records[0], snapshot)
@@ -69,7 +70,7 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
                 if key not in known:
                     known[key] = criterion([i for i in range(len(layers)) if i not in plan], plan, ())
             with new_file(KNOWN) as new:
-                new.write_text(json.dumps(known), encoding="utf-8")
+                new.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     return {name: [known[key] for key in keys] for name, keys in wanted.items()}
 
 
@@ -100,7 +101,8 @@ def _dense(record: Record, snapshot: Snapshot):
     workload = SimpleNamespace(
         **vars(content) | {"data": SimpleNamespace(**content.data), "files": SimpleNamespace(**files_of)}
     )
-    folder, task = network(record.name, snapshot, "dense"), find_task(workload.task)
+    made = runs.run({"model": record.dials["model"]}, target="pretrain", snapshot=snapshot)
+    folder, task = network(made, snapshot, "dense"), find_task(workload.task)
     dense = load_network(str(folder), params, workload)
     split = load_split("train", params, workload, task.processor(folder, workload.architecture))
     batches = list(task.calibration_batches(split, SAMPLES, SAMPLES, SEED))

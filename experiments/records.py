@@ -108,6 +108,12 @@ def _read(repo: Repo, baseline: str) -> Reading:
     return Reading(records, left_out, {model: committed.dials(model) for model in models if committed.has(model)})
 
 
+def dials_of(params: dict, workload: dict) -> dict:
+    """A record's dials, from the content of params.yaml and of the workload. Where files lie is nobody's business."""
+    keys = flat(workload, "workload.")
+    return flat(params) | {k: v for k, v in keys.items() if not re.fullmatch(r"workload\.files\..*\.path", k)}
+
+
 def _record(name: str, run: "_Run") -> Record:
     dials = run.dials()
     metrics = {network: flat(run.json(f"reports/metrics/{network}.json")) for network in NETWORKS}
@@ -156,16 +162,12 @@ class _Run:
         return self.files.exists(f"models/{model}.yaml")
 
     def dials(self, model: str | None = None) -> dict:
-        """The commit's dials, of its own model or another one. Where files lie is nobody's business."""
+        """The commit's dials, of its own model or another one."""
         params = _yaml(self._text("params.yaml"))
         model = model or params["model"]
         if not self.has(model):
             raise ExperimentError(f"models/{model}.yaml is not in its commit")
-        workload = flat(_yaml(self._text(f"models/{model}.yaml")), "workload.")
-        workload = {
-            key: value for key, value in workload.items() if not re.fullmatch(r"workload\.files\..*\.path", key)
-        }
-        return flat(params) | {"model": model} | workload
+        return dials_of(params | {"model": model}, _yaml(self._text(f"models/{model}.yaml")))
 
     def rows(self, path: str) -> list[dict]:
         """A CSV output."""

@@ -1,12 +1,14 @@
 """docs/results.md: every part of experiments/results.yaml, run and written down. ``python -m experiments.results``.
 
-Runs that are known are not run again, and the page is written after every part: it can be killed and started again.
-All parts are run on samples held out of training first, on which defaults are chosen; the test split is read after
-that, by the same networks: only their evaluation runs again.
+Runs that docs/results.jsonl knows are not run again, and both are written after every step: it can be killed and
+started again, in another clone too.
+Defaults are chosen by ``python -m experiments.results heldout``, on samples held out of training; the test split is for
+the table of what was chosen. Where both are asked for, a network is judged by both as soon as it is there.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ from ruamel.yaml import YAML
 from experiments import runs
 from experiments.cells import amount, number, with_spread
 from experiments.foresight import SAMPLES, table
+from experiments.git import RunError
 from experiments.grid import check, parse
+from experiments.ledger import LEDGER, Ledger
 from experiments.outcomes import Comparison, compare
 from experiments.page import cost_of
 from experiments.records import Record, read
@@ -151,8 +155,12 @@ def _passes(setting: Setting) -> str:
 
 
 def write(found: list[Part], snapshot: Snapshot) -> None:
-    """Write the page of what is known by now."""
-    records = {runs.identity(record.name): record for record in read(snapshot.baseline).records}
+    """Write the page of what is known by now, and the ledger before it."""
+    ledger, asked = Ledger(), _all(found)
+    new = asked.keys() & set(runs.known(snapshot.baseline))
+    if any(name not in ledger for name in new):
+        ledger.add((one for one in read(snapshot.baseline).records if one.name in new), snapshot.baseline)
+    records = ledger.records(asked, snapshot)
     sections = []
     for part in found:
         tables, foresight = {}, None
@@ -161,7 +169,7 @@ def write(found: list[Part], snapshot: Snapshot) -> None:
             foresight = table(next(iter(splits.values())), snapshot) if part.foresight else None
         section = {"title": part.title, "text": part.text, "missing": _missing(part, records), "tables": tables}
         sections.append(section | {"foresight": foresight})
-    content = {"sections": sections, "commit": snapshot.baseline[:7], "samples": SAMPLES}
+    content = {"sections": sections, "commits": ledger.commits(asked), "samples": SAMPLES}
     text = render(Path(__file__).with_name("results.md.jinja"), content)
     with new_file(PAGE) as new:
         new.write_text(text, encoding="utf-8")
@@ -171,14 +179,19 @@ def _missing(part: Part, records: dict[str, Record]) -> int:
     return sum(runs.identity(name) not in records for points in part.points.values() for name in points)
 
 
-def _steps(found: list[Part], split: str) -> list[tuple[Part, int]]:
-    """Seed by seed, part by part: what is killed has told something of everything."""
-    steps = {
-        (dials.get("seed", 0), number)
-        for number, part in enumerate(found)
-        for dials in part.points.get(split, {}).values()
-    }
-    return [(found[number], seed) for seed, number in sorted(steps)]
+def _all(found: list[Part], splits: Sequence[str] = SPLITS) -> dict[str, dict]:
+    """The dials of all runs by their names."""
+    return {name: dials for part in found for split in splits for name, dials in part.points.get(split, {}).items()}
+
+
+def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
+    """The runs seed by seed, part by part: what is killed has told something of everything."""
+    steps: dict[tuple[int, int], dict[str, dict]] = {}
+    for number, part in enumerate(found):
+        for split in splits:
+            for name, dials in part.points.get(split, {}).items():
+                steps.setdefault((dials.get("seed", 0), number), {})[name] = dials
+    return [steps[key] for key in sorted(steps)]
 
 
 def main() -> None:
@@ -191,15 +204,15 @@ def main() -> None:
     try:
         snapshot = Snapshot.take()
         found = parts(snapshot)
-        check((dials for part in found for points in part.points.values() for dials in points.values()), snapshot)
+        check(_all(found).values(), snapshot)
+        if edits := snapshot.edits():
+            raise RunError(f"{LEDGER} says which commit measured a run: commit {edits[0].split()[-1]} first")
         with alone():
-            for split in arguments.split or SPLITS:
-                for part, seed in _steps(found, split):
-                    known = set(runs.known(snapshot.baseline))
-                    asked = {n: dials for n, dials in part.points[split].items() if dials.get("seed", 0) == seed}
-                    new = {name: dials for name, dials in asked.items() if name not in known}
-                    failures |= sweep(new, snapshot, arguments.workers)
-                    write(found, snapshot)
+            for asked in _steps(found, arguments.split or SPLITS):
+                ledger, here = Ledger(), set(runs.known(snapshot.baseline))
+                new = {name: dials for name, dials in asked.items() if name not in ledger and name not in here}
+                failures |= sweep(new, snapshot, arguments.workers)
+                write(found, snapshot)
     except SGLPError as error:
         sys.exit(f"results: {error}")
     except KeyboardInterrupt:

@@ -87,11 +87,13 @@ def _side_by_side(points: Points, snapshot: Snapshot, workers: int) -> dict[str,
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
-    """What tells each worker its GPU; where there are not several, nothing has to."""
+    """What tells each worker its GPU, or without one its share of the cores: together they would wait for each other."""
     import torch  # takes seconds, which one worker need not wait for
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    if not names:
+        return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))}] * workers
     if len(names) < 2:
         return [{}] * workers
     return [{"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} for worker in range(workers)]

@@ -4,6 +4,8 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 from pipeline import ROOT
@@ -23,8 +25,8 @@ def project(tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
+    who = (("config", "user.name", "a"), ("config", "user.email", "a@b"))
+    for command in (("init", "-q"), *who, ("add", "."), ("commit", "-qm", "all")):
         subprocess.run(["git", *command], cwd=folder, check=True)
     monkeypatch.chdir(folder)
     return folder
@@ -130,9 +132,67 @@ def test_a_part_without_runs_has_no_table():
     assert compared(Part("title", "text", {"heldout": {"a": {}}}), {}) == {}
 
 
-def test_seeds_come_before_parts():
-    points = [{f"{part}{seed}": {"seed": seed} for seed in range(2)} for part in "ab"]
-    found = [Part(name, "", {"heldout": of}) for name, of in zip("ab", points, strict=True)]
-    steps = results._steps(found, "heldout")
-    assert [(part.title, seed) for part, seed in steps] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert results._steps(found, "test") == []
+def test_seeds_come_before_parts_and_a_network_meets_all_its_judges_at_once():
+    def points(part, split):
+        return {f"{part}-{split}-{seed}": {"seed": seed} for seed in range(2)}
+
+    found = [
+        Part("a", "", {"heldout": points("a", "heldout"), "test": points("a", "test")}),
+        Part("b", "", {"test": points("b", "test")}),
+    ]
+    both = [list(step) for step in results._steps(found, ("heldout", "test"))]
+    assert both == [["a-heldout-0", "a-test-0"], ["b-test-0"], ["a-heldout-1", "a-test-1"], ["b-test-1"]]
+    assert [list(step) for step in results._steps(found, ("heldout",))] == [["a-heldout-0"], ["a-heldout-1"]]
+
+
+@pytest.fixture
+def measured(project, monkeypatch):
+    """The project asks for four runs; what `sweep` ran, step by step."""
+    (project / "experiments/results.yaml").write_text(
+        "base: {model: resnet20-digits}\nheldout: {}\n"
+        "parts: [{title: A part, text: Of it., splits: [test], grids: ['seed=0,1 k=2,3']}]\n"
+    )
+    subprocess.run(["git", "commit", "-qam", "four"], cwd=project, check=True)
+    ran, here = [], []
+
+    def sweep(points, snapshot, workers):
+        ran.append(sorted(dials["k"] for dials in points.values()))
+        for name, dials in points.items():
+            snapshot_dials = {"quality": 0.9, "seed": dials["seed"], "k": dials["k"], "removed": (1, 2)}
+            here.append(record(name, **snapshot_dials))
+        return {}
+
+    monkeypatch.setattr(results, "sweep", sweep)
+    monkeypatch.setattr(results.runs, "known", lambda baseline="HEAD": [one.name for one in here])
+    monkeypatch.setattr(results, "read", lambda baseline: SimpleNamespace(records=here))
+    monkeypatch.setattr(sys, "argv", ["results"])
+    return SimpleNamespace(ran=ran, here=here)
+
+
+def main() -> object:
+    with pytest.raises(SystemExit) as stopped:
+        results.main()
+    return stopped.value.code
+
+
+def test_what_was_measured_is_not_measured_again_in_another_clone(project, measured):
+    assert main() == 0
+    assert measured.ran == [[2, 3], [2, 3]]
+    page = results.PAGE.read_text()
+    assert "| sglp · k=2 | 2 | 90.00 ± 0.00 % |" in page
+    assert "not there yet" not in page
+    measured.ran.clear()
+    measured.here.clear()  # another clone has no experiments, and another commit
+    subprocess.run(["git", "commit", "-qm", "later", "--allow-empty"], cwd=project, check=True)
+    results.PAGE.unlink()
+    assert main() == 0
+    assert [asked for asked in measured.ran if asked] == []
+    assert results.PAGE.read_text() == page
+
+
+def test_runs_of_code_that_is_not_committed_are_not_kept(project, measured):
+    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# a comment\n")
+    assert main() == 0
+    dvc_yaml = project / "dvc.yaml"
+    dvc_yaml.write_text(dvc_yaml.read_text() + "# a comment\n")
+    assert main() == "results: docs/results.jsonl says which commit measured a run: commit dvc.yaml first"

@@ -133,6 +133,19 @@ def test_two_workers_find_the_same_and_time_alone(project, monkeypatch, tmp_path
     assert [event[0] for event in events[first:]] == ["begin", "end"] * 5
 
 
+def test_workers_without_a_gpu_share_the_cores(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert sweep._environments(4) == [{"OMP_NUM_THREADS": "1"}] * 4
+    assert sweep._environments(2) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert sweep._environments(8) == [{"OMP_NUM_THREADS": "1"}] * 8
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert sweep._environments(2) == [{}, {}]
+
+
 def _but_timed(checksums: dict[str, str]) -> dict[str, str]:
     return {
         path: value

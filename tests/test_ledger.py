@@ -1,0 +1,74 @@
+"""What runs came to outlasts the clone that measured it."""
+
+import json
+
+import pytest
+from synthetic_runs import record
+
+from experiments import runs
+from experiments.ledger import LEDGER, Ledger
+from experiments.records import dials_of
+from experiments.snapshot import Snapshot
+
+POINTS = {"k=3-aaaaaaaaaa": {"k": 3, "seed": 1}, "k=4-bbbbbbbbbb": {"k": 4, "seed": 0}}
+SNAPSHOT = Snapshot("root", "c0ffee" * 7, "tree")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """An empty project, whose parameter files are the dials and a word."""
+    monkeypatch.chdir(tmp_path)
+    workload = {"files": {"train": {"path": "/mine", "sha256": "of it"}}}
+    files = {"params.yaml": {"model": "net"}, "models/net.yaml": workload}
+    monkeypatch.setattr(Snapshot, "values", lambda self, dials: files | {"params.yaml": {"model": "net"} | dials})
+
+
+def test_what_is_written_down_comes_back(monkeypatch):
+    one = record("k=3-aaaaaaaaaa", removed=(2, 5), quality=0.875)
+    Ledger().add([one], SNAPSHOT.baseline)
+    found = Ledger().records(POINTS, SNAPSHOT)
+    assert list(found) == ["aaaaaaaaaa"]
+    back = found["aaaaaaaaaa"]
+    assert (back.removed, back.metrics, back.cost) == (one.removed, one.metrics, one.cost)
+    assert back.dials == {"model": "net", "k": 3, "seed": 1, "workload.files.train.sha256": "of it"}
+    assert "/mine" not in LEDGER.read_text()
+
+
+def test_a_run_is_known_by_its_hash_and_measured_once():
+    Ledger().add([record("k=3-aaaaaaaaaa", quality=0.5)], SNAPSHOT.baseline)
+    ledger = Ledger()
+    assert "another_name-aaaaaaaaaa" in ledger
+    assert "k=3-bbbbbbbbbb" not in ledger
+    ledger.add([record("again-aaaaaaaaaa", quality=0.9), record("k=4-bbbbbbbbbb", quality=0.6)], "decade" * 7)
+    lines = [json.loads(line) for line in LEDGER.read_text().splitlines()]
+    assert [(line["run"], line["commit"]) for line in lines] == [
+        ("k=3-aaaaaaaaaa", "c0ffeec"),
+        ("k=4-bbbbbbbbbb", "decaded"),
+    ]
+    assert lines[0]["metrics"]["finetuned"]["accuracy"] == 0.5
+    assert Ledger().commits(POINTS) == ["c0ffeec", "decaded"]
+    assert Ledger().commits(["k=4-bbbbbbbbbb", "k=5-cccccccccc"]) == ["decaded"]
+
+
+def test_the_same_runs_make_the_same_file():
+    some = [record(name) for name in POINTS]
+    Ledger().add(some, SNAPSHOT.baseline)
+    text = LEDGER.read_text()
+    LEDGER.unlink()
+    Ledger().add(reversed(some), SNAPSHOT.baseline)
+    assert LEDGER.read_text() == text
+
+
+def test_dials_are_those_of_experiments(tmp_path):
+    workload = {"task": "t", "files": {"code": {"path": None, "sha256": None}}, "data": {"prepare": {"mean": [0.5]}}}
+    assert dials_of({"k": 3, "cka": {"kernel": "rbf"}}, workload) == {
+        "k": 3,
+        "cka.kernel": "rbf",
+        "workload.task": "t",
+        "workload.files.code.sha256": None,
+        "workload.data.prepare.mean": [0.5],
+    }
+
+
+def test_identities_are_of_names():
+    assert runs.identity("k=3-method=sglp-0123456789") == "0123456789"
