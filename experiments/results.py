@@ -187,10 +187,10 @@ def _all(found: list[Part], splits: Sequence[str] = SPLITS) -> dict[str, dict]:
 def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
     """The runs seed by seed, part by part: what is killed has told something of everything."""
     steps: dict[tuple[int, int], dict[str, dict]] = {}
-    for number, part in enumerate(found):
+    for place, part in enumerate(found):
         for split in splits:
             for name, dials in part.points.get(split, {}).items():
-                steps.setdefault((dials.get("seed", 0), number), {})[name] = dials
+                steps.setdefault((dials.get("seed", 0), place), {})[name] = dials
     return [steps[key] for key in sorted(steps)]
 
 

@@ -87,7 +87,7 @@ def _side_by_side(points: Points, snapshot: Snapshot, workers: int) -> dict[str,
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
-    """What tells each worker its GPU, or without one its share of the cores: together they would wait for each other."""
+    """What tells each worker its GPU, or without one its share of the cores, which they would fight over."""
     import torch  # takes seconds, which one worker need not wait for
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
