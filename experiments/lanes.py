@@ -1,10 +1,10 @@
-"""What several workers do side by side, so that nothing is done twice: stage by stage, one run for all the points that
-ask the same of it. What is timed comes later, alone."""
+"""What several workers do side by side, so that nothing is done twice: one run for all the points that ask the same of
+some stages. What is timed comes later, alone."""
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.snapshot import PARAMS, Snapshot
@@ -24,52 +24,64 @@ class Stage:
 
 
 class Lanes:
-    """Points on their way through the stages.
+    """Points on their way through the stages, each as fast as it can.
 
     Args:
         snapshot: the project.
         points: dials by the names of runs.
+
+    Attributes:
+        steps: stages that a point goes through in one run, in order. Where points part, and where they may come
+            together, a step ends.
     """
 
     def __init__(self, snapshot: Snapshot, points: dict[str, dict[str, object]]):
         stages = _stages(snapshot.read("dvc.yaml"))
         self._makers = {out: stage for stage in stages for out in stage.outs}
-        self._stages = sorted(stages, key=self._depth)
         self._values = {name: snapshot.values(dials) for name, dials in points.items()}
         self._checksums: dict[str, dict[str, str]] = {name: {} for name in points}
-        self._outs: set[str] = set()  # of the step that is under way
+        self.steps = self._in_steps(sorted(stages, key=self._depth))
 
-    def step(self) -> tuple[list[str], list[list[str]]] | None:
-        """What comes next: the stages to run up to, and groups of points of which one has to; None at the end.
-
-        A step has all the stages in which the same points go together.
-        """
-        if not self._stages or not self._checksums:
-            return None
-        groups, step = self._groups(self._stages[0]), []
-        while self._stages and self._groups(self._stages[0]) == groups:
-            step.append(self._stages.pop(0))
-            if step[-1].name in MERGING:
-                break
-        self._outs = {path for stage in step for path in stage.outs}
+    def targets(self, step: Sequence[Stage]) -> list[str]:
+        """The names of the last stages of a step."""
         used = {path for stage in step for path in stage.deps}
-        return [stage.name for stage in step if not used & set(stage.outs)], groups
+        return [stage.name for stage in step if not used & set(stage.outs)]
 
-    def arrived(self, group: Iterable[str], checksums: dict[str, str]) -> None:
-        """One of a group has run: the outputs of the step, by path, are those of all."""
-        for name in group:
-            self._checksums[name] |= {path: checksums[path] for path in self._outs}
+    def question(self, name: str, step: Sequence[Stage]) -> str:
+        """All that the results of a step depend on: points with the same question have the same answer."""
+        return json.dumps([self._question(name, stage) for stage in step])
 
-    def failed(self, group: Iterable[str]) -> None:
-        """One of a group has failed: none of them goes on."""
-        for name in group:
-            del self._checksums[name]
+    def arrived(self, name: str, step: Sequence[Stage], checksums: dict[str, str]) -> dict[str, str]:
+        """A point is through a step.
+
+        Args:
+            name: of the point's run.
+            step: the stages.
+            checksums: of what they and others wrote, by path.
+
+        Returns:
+            The checksums of all that the point has by now.
+        """
+        self._checksums[name] |= {path: checksums[path] for stage in step for path in stage.outs}
+        return self._checksums[name]
+
+    def _in_steps(self, stages: Sequence[Stage]) -> list[list[Stage]]:
+        steps: list[list[Stage]] = []
+        before = None
+        for stage in stages:
+            groups = self._groups(stage)
+            if groups != before:
+                steps.append([])
+            steps[-1].append(stage)
+            before = None if stage.name in MERGING else groups
+        return steps
 
     def _depth(self, stage: Stage) -> int:
         """How many stages have to run before one."""
         return 1 + max((self._depth(self._makers[path]) for path in stage.deps if path in self._makers), default=0)
 
     def _groups(self, stage: Stage) -> list[list[str]]:
+        """The points that ask the same, as far as is known before anything has run."""
         groups = defaultdict(list)
         for name in self._checksums:
             groups[self._question(name, stage)].append(name)

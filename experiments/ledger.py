@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from experiments.records import Record, dials_of
+from experiments.records import Record, asked_of
 from experiments.runs import identity
-from experiments.snapshot import PARAMS, Snapshot
+from experiments.snapshot import Snapshot
 from sglp.files import new_file
 
 LEDGER = Path("docs/results.jsonl")
@@ -56,12 +56,10 @@ class Ledger:
         return sorted({self._lines[identity(name)]["commit"] for name in points if name in self})
 
     def _record(self, name: str, dials: dict, snapshot: Snapshot) -> Record:
-        values, line = snapshot.values(dials), self._lines[identity(name)]
-        params = values.pop(PARAMS)
-        (workload,) = values.values()
+        line = self._lines[identity(name)]
         return Record(
             name=name,
-            dials=dials_of(params, workload),
+            dials=asked_of(dials, snapshot),
             layers=[],
             segments=[],
             scores=[],

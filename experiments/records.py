@@ -100,8 +100,8 @@ def _read(repo: Repo, baseline: str) -> Reading:
     records, left_out, root = [], {}, Path(repo.scm.root_dir)
     for name, revision in tqdm(found, desc="experiments", unit="", disable=None):
         try:
-            record = _record(name, _Run(repo, revision))
-            records.append(record._replace(dials=record.dials | _code(Snapshot(root, commit, revision))))
+            run = _Run(repo, revision)
+            records.append(_record(name, run.dials() | _code(Snapshot(root, commit, revision)), run))
         except ExperimentError as error:
             left_out[name] = str(error)
     committed, models = _Run(repo, commit), {record.dials["model"] for record in records}
@@ -114,8 +114,29 @@ def dials_of(params: dict, workload: dict) -> dict:
     return flat(params) | {k: v for k, v in keys.items() if not re.fullmatch(r"workload\.files\..*\.path", k)}
 
 
-def _record(name: str, run: "_Run") -> Record:
-    dials = run.dials()
+def record_of(name: str, dials: dict[str, object], checksums: dict[str, str], snapshot: Snapshot) -> Record:
+    """A run of the stages before those that are timed, which is no experiment.
+
+    Args:
+        name: of the run.
+        dials: that were turned.
+        checksums: of what its stages wrote, by path.
+        snapshot: the project that it ran in.
+
+    Raises:
+        ExperimentError: the cache has lost what it wrote.
+    """
+    with Repo() as repo:
+        return _record(name, asked_of(dials, snapshot), _Outputs(repo.cache.local, checksums))
+
+
+def asked_of(dials: dict[str, object], snapshot: Snapshot) -> dict:
+    """A record's dials, of a point in a snapshot."""
+    params, workload = snapshot.values(dials).values()
+    return dials_of(params, workload)
+
+
+def _record(name: str, dials: dict, run: "_Outputs") -> Record:
     metrics = {network: flat(run.json(f"reports/metrics/{network}.json")) for network in NETWORKS}
     for network, key in ((network, key) for network, found in metrics.items() for key in found):
         if metrics[network][key] != metrics[network][key]:
@@ -148,14 +169,43 @@ def _code(snapshot: Snapshot) -> dict[str, str]:
     return {"code": hashlib.sha256("\n".join(edits).encode()).hexdigest()[:7]} if edits else {}
 
 
-class _Run:
+class _Outputs:
+    """What stages wrote, by the checksums that DVC has of it."""
+
+    def __init__(self, store, checksums: dict[str, str]):
+        self.store, self.checksums = store, checksums
+
+    def rows(self, path: str) -> list[dict]:
+        """A CSV output."""
+        return list(csv.DictReader(self._output(path).splitlines()))
+
+    def json(self, path: str, needed: bool = True):
+        """A JSON output; None for one that is not needed and that the run did not make."""
+        return json.loads(self._output(path)) if needed or self._has(path) else None
+
+    def _has(self, path: str) -> bool:
+        return path in self.checksums
+
+    def _output(self, path: str) -> str:
+        if path not in self.checksums:
+            raise ExperimentError(f"it did not make {path}")
+        try:
+            return self.store.fs.cat_file(self.store.oid_to_path(self.checksums[path])).decode()
+        except FileNotFoundError as error:
+            raise ExperimentError(
+                f"{path} is not in the cache: 'dvc exp pull' brings what a colleague pushed"
+            ) from error
+
+
+class _Run(_Outputs):
     """What one commit says, and the outputs that belong to it."""
 
     def __init__(self, repo: Repo, revision: str):
-        self.files, self.store = repo.scm.get_fs(revision), repo.cache.local
+        self.files = repo.scm.get_fs(revision)
         self._text, self._answers = cache(self._text), cache(self._answers)  # every output asks for the same again
         self.stages = _stages(self._text("dvc.lock"))
         self.made = {out["path"]: (name, out) for name, stage in self.stages.items() for out in stage.get("outs") or []}
+        super().__init__(repo.cache.local, {path: out["md5"] for path, (_, out) in self.made.items()})
 
     def has(self, model: str) -> bool:
         """Whether the commit knows a workload."""
@@ -169,28 +219,13 @@ class _Run:
             raise ExperimentError(f"models/{model}.yaml is not in its commit")
         return dials_of(params | {"model": model}, _yaml(self._text(f"models/{model}.yaml")))
 
-    def rows(self, path: str) -> list[dict]:
-        """A CSV output."""
-        return list(csv.DictReader(self._output(path).splitlines()))
-
-    def json(self, path: str, needed: bool = True):
-        """A JSON output; None for one that is not needed and that the run did not make."""
-        if not needed and (path not in self.made or not self._answers(self.made[path][0])):
-            return None
-        return json.loads(self._output(path))
+    def _has(self, path: str) -> bool:
+        return super()._has(path) and self._answers(self.made[path][0])
 
     def _output(self, path: str) -> str:
-        if path not in self.made:
-            raise ExperimentError(f"it did not make {path}")
-        stage, out = self.made[path]
-        if not self._answers(stage):
-            raise ExperimentError(f"its {path} is an earlier run's: the stage {stage} did not run")
-        try:
-            return self.store.fs.cat_file(self.store.oid_to_path(out["md5"])).decode()
-        except FileNotFoundError as error:
-            raise ExperimentError(
-                f"{path} is not in the cache: 'dvc exp pull' brings what a colleague pushed"
-            ) from error
+        if path in self.made and not self._has(path):
+            raise ExperimentError(f"its {path} is an earlier run's: the stage {self.made[path][0]} did not run")
+        return super()._output(path)
 
     def _answers(self, name: str) -> bool:
         """Whether a stage's entry in dvc.lock is this run's: a run of some stages keeps the others' old entries."""

@@ -7,6 +7,7 @@ the table of what was chosen. Where both are asked for, a network is judged by b
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,11 @@ from experiments.grid import check, parse
 from experiments.ledger import LEDGER, Ledger
 from experiments.outcomes import Comparison, compare
 from experiments.page import cost_of
-from experiments.records import Record, read
+from experiments.records import Record, record_of
 from experiments.settings import Setting, begins
 from experiments.snapshot import Snapshot
 from experiments.statistics import spread
-from experiments.sweep import alone, sweep
+from experiments.sweep import alone, side_by_side
 from experiments.tables import Table
 from sglp.errors import SGLPError
 from sglp.files import new_file
@@ -155,11 +156,8 @@ def _passes(setting: Setting) -> str:
 
 
 def write(found: list[Part], snapshot: Snapshot) -> None:
-    """Write the page of what is known by now, and the ledger before it."""
+    """Write the page of what is known by now."""
     ledger, asked = Ledger(), _all(found)
-    new = asked.keys() & set(runs.known(snapshot.baseline))
-    if any(name not in ledger for name in new):
-        ledger.add((one for one in read(snapshot.baseline).records if one.name in new), snapshot.baseline)
     records = ledger.records(asked, snapshot)
     sections = []
     for part in found:
@@ -186,12 +184,14 @@ def _all(found: list[Part], splits: Sequence[str] = SPLITS) -> dict[str, dict]:
 
 def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
     """The runs seed by seed, part by part: what is killed has told something of everything."""
-    steps: dict[tuple[int, int], dict[str, dict]] = {}
+    steps: dict[tuple[int, int], list[tuple[int, str, dict]]] = {}
     for place, part in enumerate(found):
         for split in splits:
-            for name, dials in part.points.get(split, {}).items():
-                steps.setdefault((dials.get("seed", 0), place), {})[name] = dials
-    return [steps[key] for key in sorted(steps)]
+            for turn, (name, dials) in enumerate(part.points.get(split, {}).items()):
+                steps.setdefault((dials.get("seed", 0), place), []).append((turn, name, dials))
+    # One after the other what is asked of one network.
+    in_order = (sorted(steps[key], key=lambda point: point[0]) for key in sorted(steps))
+    return [{name: dials for _, name, dials in points} for points in in_order]
 
 
 def main() -> None:
@@ -209,14 +209,18 @@ def main() -> None:
             raise RunError(f"{LEDGER} says which commit measured a run: commit {edits[0].split()[-1]} first")
         with alone():
             for asked in _steps(found, arguments.split or SPLITS):
-                ledger, here = Ledger(), set(runs.known(snapshot.baseline))
-                new = {name: dials for name, dials in asked.items() if name not in ledger and name not in here}
-                failures |= sweep(new, snapshot, arguments.workers)
+                ledger = Ledger()
+                new = {name: dials for name, dials in asked.items() if name not in ledger}
+                for name, made in side_by_side(new, snapshot, arguments.workers):
+                    if isinstance(made, RunError):
+                        failures[name] = str(made)
+                    else:
+                        ledger.add([record_of(name, new[name], made, snapshot)], snapshot.baseline)
                 write(found, snapshot)
     except SGLPError as error:
         sys.exit(f"results: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        os._exit(130)  # what runs ends with this process, which would wait for it otherwise
     for name, why in failures.items():
         print(f"{name} failed: {why}")
     sys.exit(bool(failures))

@@ -8,10 +8,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -37,7 +38,8 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
     Returns:
         Why runs failed, by their names.
     """
-    failures = _side_by_side(points, snapshot, workers) if min(workers, len(points)) > 1 else {}
+    beside = side_by_side(points, snapshot, workers) if min(workers, len(points)) > 1 else ()
+    failures = {name: str(found) for name, found in beside if isinstance(found, RunError)}
     left = {name: dials for name, dials in points.items() if name not in failures}
     with tqdm(left.items(), desc="sweep", unit="point", disable=None) as bar:
         for name, dials in bar:
@@ -49,41 +51,55 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
     return failures
 
 
-def _side_by_side(points: Points, snapshot: Snapshot, workers: int) -> dict[str, str]:
+def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[tuple[str, dict[str, str] | RunError]]:
     """Run every stage that is not timed, once for all points that ask the same of it.
 
-    Returns:
-        Why points failed, by the names of their runs.
+    Args:
+        points: dials by the names of runs; the first are begun first.
+        snapshot: the project.
+        workers: how many runs go side by side.
+
+    Yields:
+        A point's name, and the checksums of what its stages wrote, by path, or why it failed; as points get there.
     """
-    lanes, failures = Lanes(snapshot, points), {}
+    lanes, answers, lock = Lanes(snapshot, points), {}, Lock()
     devices: SimpleQueue[dict[str, str]] = SimpleQueue()
     for environment in _environments(workers):
         devices.put(environment)
 
-    def work(dials: dict[str, object], targets: list[str]) -> str:
-        environment = devices.get()
-        try:
-            return runs.run(dials, target=targets, snapshot=snapshot, environment=environment)
-        finally:
-            devices.put(environment)
+    def answer(question: str, dials: dict[str, object], targets: list[str]) -> dict[str, str]:
+        """What stages wrote; the first point to ask runs them, others wait for it."""
+        with lock:
+            first, found = question not in answers, answers.setdefault(question, Future())
+        if first:
+            environment = devices.get()
+            try:
+                name = runs.run(dials, target=targets, snapshot=snapshot, environment=environment)
+                found.set_result(runs.checksums(name, snapshot.baseline))
+            except BaseException as error:
+                found.set_exception(error)
+            finally:
+                devices.put(environment)
+        return found.result()
 
-    pool = ThreadPoolExecutor(workers)
+    def go(name: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for step in lanes.steps:
+            made = answer(lanes.question(name, step), points[name], lanes.targets(step))
+            found = lanes.arrived(name, step, made)
+        return found
+
+    # More points are on their way than there are workers, as some only wait for what another one runs.
+    pool = ThreadPoolExecutor(4 * workers)
     try:
-        while step := lanes.step():
-            targets, groups = step
-            futures = {pool.submit(work, points[group[0]], targets): group for group in groups}
-            done = tqdm(as_completed(futures), desc=" ".join(targets), total=len(futures), unit="run", disable=None)
-            for future in done:
-                group = futures[future]
-                try:
-                    lanes.arrived(group, runs.checksums(future.result(), snapshot.baseline))
-                except RunError as error:
-                    failures |= dict.fromkeys(group, str(error))
-                    lanes.failed(group)
-    except KeyboardInterrupt:
-        os._exit(130)  # what runs ends with this process, which would wait for it otherwise
-    pool.shutdown()
-    return failures
+        futures = {pool.submit(go, name): name for name in points}
+        for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="point", disable=None):
+            try:
+                yield futures[future], future.result()
+            except RunError as error:
+                yield futures[future], error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
@@ -148,7 +164,7 @@ def main() -> None:
     except SGLPError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        os._exit(130)  # what runs ends with this process, which would wait for it otherwise
     print(_summary(points, snapshot.baseline, len(there), failures))
     sys.exit(bool(failures))
 

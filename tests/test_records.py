@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from pipeline import command_environment, read_yaml, write_yaml
 
-from experiments.records import ExperimentError, _stages, read
+from experiments.records import ExperimentError, _stages, read, record_of
+from experiments.runs import checksums
+from experiments.snapshot import Snapshot
 
 STAGE = """
 import json, pathlib, sys
@@ -147,6 +149,17 @@ def test_a_record_has_all_that_a_run_left(inside):
     assert two.cost == {"seconds": 0.5, "forward_passes": 2}
     assert two.benchmark["k"] == 2
     assert reading.defaults == {"tiny": two.dials}
+
+
+def test_a_run_without_what_is_timed_is_the_same_record(inside):
+    (two,) = (record for record in read().records if record.name == "two")
+    without = {path: md5 for path, md5 in checksums("two").items() if path != "reports/benchmark.json"}
+    found = record_of("two", {"k": 2}, without, Snapshot.take())
+    assert found == two._replace(benchmark=None)
+    with pytest.raises(ExperimentError, match=r"it did not make data/plan\.json"):
+        record_of("two", {"k": 2}, {path: md5 for path, md5 in without.items() if "plan" not in path}, Snapshot.take())
+    with pytest.raises(ExperimentError, match=r"plan\.json is not in the cache"):
+        record_of("two", {"k": 2}, without | {"data/plan.json": "0" * 32}, Snapshot.take())
 
 
 def test_what_an_earlier_run_left_is_not_taken(inside):

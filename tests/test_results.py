@@ -5,7 +5,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from pipeline import ROOT
@@ -145,6 +144,12 @@ def test_seeds_come_before_parts_and_a_network_meets_all_its_judges_at_once():
     assert [list(step) for step in results._steps(found, ("heldout",))] == [["a-heldout-0"], ["a-heldout-1"]]
 
 
+def test_a_network_is_judged_by_all_before_the_next_one():
+    points = {split: {f"{split}-{k}": {"k": k, "seed": 3} for k in range(2)} for split in ("heldout", "test")}
+    (step,) = results._steps([Part("a", "", points)], ("heldout", "test"))
+    assert list(step) == ["heldout-0", "test-0", "heldout-1", "test-1"]
+
+
 @pytest.fixture
 def measured(project, monkeypatch):
     """The project asks for four runs; what `sweep` ran, step by step."""
@@ -153,20 +158,16 @@ def measured(project, monkeypatch):
         "parts: [{title: A part, text: Of it., splits: [test], grids: ['seed=0,1 k=2,3']}]\n"
     )
     subprocess.run(["git", "commit", "-qam", "four"], cwd=project, check=True)
-    ran, here = [], []
+    ran = []
 
-    def sweep(points, snapshot, workers):
+    def side_by_side(points, snapshot, workers):
         ran.append(sorted(dials["k"] for dials in points.values()))
-        for name, dials in points.items():
-            snapshot_dials = {"quality": 0.9, "seed": dials["seed"], "k": dials["k"], "removed": (1, 2)}
-            here.append(record(name, **snapshot_dials))
-        return {}
+        return [(name, {}) for name in points]
 
-    monkeypatch.setattr(results, "sweep", sweep)
-    monkeypatch.setattr(results.runs, "known", lambda baseline="HEAD": [one.name for one in here])
-    monkeypatch.setattr(results, "read", lambda baseline: SimpleNamespace(records=here))
+    monkeypatch.setattr(results, "side_by_side", side_by_side)
+    monkeypatch.setattr(results, "record_of", lambda name, dials, checksums, snapshot: record(name))
     monkeypatch.setattr(sys, "argv", ["results"])
-    return SimpleNamespace(ran=ran, here=here)
+    return ran
 
 
 def main() -> object:
@@ -177,16 +178,15 @@ def main() -> object:
 
 def test_what_was_measured_is_not_measured_again_in_another_clone(project, measured):
     assert main() == 0
-    assert measured.ran == [[2, 3], [2, 3]]
+    assert measured == [[2, 3], [2, 3]]
     page = results.PAGE.read_text()
     assert "| sglp · k=2 | 2 | 90.00 ± 0.00 % |" in page
     assert "not there yet" not in page
-    measured.ran.clear()
-    measured.here.clear()  # another clone has no experiments, and another commit
+    measured.clear()
     subprocess.run(["git", "commit", "-qm", "later", "--allow-empty"], cwd=project, check=True)
     results.PAGE.unlink()
     assert main() == 0
-    assert [asked for asked in measured.ran if asked] == []
+    assert measured == [[], []]
     assert results.PAGE.read_text() == page
 
 
