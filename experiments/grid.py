@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from experiments.git import RunError
 from experiments.snapshot import PARAMS, Snapshot
-from sglp.tasks.task import find_task, schema_of
+from sglp.tasks.evaluation import find_evaluation
+from sglp.tasks.task import schema_of
 from stages.check import check_names
 from stages.support.dials import Params
 from stages.support.params import check as check_file
@@ -53,7 +54,7 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot) -> None:
         if "prune_ratio" in point and params["target"] is not None:
             raise RunError(f"prune_ratio changes nothing where target={params['target']}: add target=null to the grid")
         if repr(workload) not in workloads:
-            find_task(workload["task"]).check_workload(workload)
+            find_evaluation(workload["task"]).check_workload(workload)
             workloads.add(repr(workload))
     for dial in sorted(dials):
         file = dial.rpartition(":")[0] or PARAMS

@@ -7,7 +7,8 @@ from sglp.budget import check_target
 from sglp.errors import SGLPError
 from sglp.methods import check_shared, find_criterion, find_method
 from sglp.scoring import check_search
-from sglp.tasks.task import find_task, schema_of
+from sglp.tasks.evaluation import find_evaluation
+from sglp.tasks.task import schema_of
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
 from stages.support.userfiles import there
@@ -23,7 +24,7 @@ def main() -> None:
     check(schema_of(content), content, workload)
     for name, file in content["files"].items():
         there(params["model"], name, file["sha256"])
-    find_task(content["task"]).check_workload(content)
+    find_evaluation(content["task"]).check_workload(content)
     check_names(params)
     if params["target"] is not None:
         check_target(params["target"], params["score"]["budget"])

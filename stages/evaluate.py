@@ -6,6 +6,7 @@ from pathlib import Path
 from sglp import processes
 from sglp.cost import count_parameters
 from sglp.errors import SGLPError
+from sglp.tasks.evaluation import find_evaluation
 from sglp.tasks.task import find_task
 from stages.support import stage
 from stages.support.params import View
@@ -25,8 +26,9 @@ def main(params: View, workload: View) -> None:
     network, processor = load_network(str(folder), params, workload), task.processor(folder, workload.architecture)
     data = load_split("test", params, workload, processor)
     tasks = locate(params.model, "tasks", workload.files.tasks.sha256)
-    metrics, examples = task.evaluate(network, data, workload.evaluation, processor, tasks)
-    metrics |= task.macs(network, data) | {
+    judge = find_evaluation(workload.task)
+    metrics, examples = judge.evaluate(network, data, workload.evaluation, processor, tasks)
+    metrics |= judge.macs(network, data) | {
         "params": count_parameters(network),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }

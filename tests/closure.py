@@ -10,6 +10,7 @@ FIRST_PARTY = ("sglp", "stages")
 BY_NAME = {
     "sglp/architecture.py": ["sglp/networks/*.py", "sglp/tasks/vision_models.py"],
     "sglp/methods.py": ["sglp/baselines/*.py", "sglp/criteria/*.py"],
+    "sglp/tasks/evaluation/__init__.py": ["sglp/tasks/evaluation/*.py"],
     "sglp/tasks/sources.py": ["sglp/tasks/digits.py", "sglp/tasks/topics.py"],
     "sglp/tasks/task.py": ["sglp/tasks/image_classification.py", "sglp/tasks/causal_lm.py"],
 }

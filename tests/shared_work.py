@@ -12,6 +12,7 @@ from torch import nn
 import sglp
 from sglp import processes
 from sglp.tasks import causal_lm, image_classification
+from sglp.tasks.evaluation import find_evaluation
 from sglp.tasks.image_workload import Finetuning as ImageRecipe
 from sglp.tasks.image_workload import ImagePreparation
 from sglp.tasks.images import Images
@@ -124,7 +125,7 @@ def judged(images: Images) -> dict[str, list]:
     settings = {"batch_size": 8, "robustness": attacks}
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8, "in_channels": 1}, seed=0)
     images.labels = images.labels[:50]
-    metrics, _ = image_classification.evaluate(network, images, settings)
+    metrics, _ = find_evaluation("image_classification").evaluate(network, images, settings)
     return {"evaluation": [metrics]}
 
 

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 from pipeline import ROOT, command_environment, make_project, merged, read_yaml, stage_names, write_yaml
+from ruamel.yaml import YAML
 
 STAGES = stage_names(ROOT)
 BEFORE_SEGMENT = {"pretrain", "extract", "cka"}
+
+
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "models").glob("*.yaml"), ROOT / "params.yaml", ROOT / "dvc.yaml"], ids=lambda path: path.name
+)
+def test_dvc_reads_its_files_fast_and_no_otherwise(path):
+    fast, slow = YAML(typ="safe"), YAML(typ="safe", pure=True)
+    assert fast.Parser is not slow.Parser, "ruamel.yaml.clib is not installed"
+    text = path.read_text(encoding="utf-8")
+    assert repr(fast.load(text)) == repr(slow.load(text))
 
 
 class Team:

@@ -13,7 +13,7 @@ from torch import nn
 from sglp.attacks import pgd, random_start
 from sglp.corruptions import KINDS, corrupt
 from sglp.errors import DataError
-from sglp.tasks import image_classification
+from sglp.tasks.evaluation import image_classification
 from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
 from sglp.tasks.images import Images
 from sglp.tasks.robustness import SEED, robustness

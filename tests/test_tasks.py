@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 import sglp
 from sglp.errors import DataError, SGLPError
-from sglp.tasks import image_classification, task
+from sglp.tasks import evaluation, image_classification, task
 from sglp.tasks.image_classification import calibration_batches
 from sglp.tasks.image_workload import Finetuning, ImagePreparation
 from sglp.tasks.images import Images, stack
@@ -55,7 +55,9 @@ def recipe(**changes) -> Finetuning:
 
 
 def evaluate(network, images, batch_size: int) -> dict:
-    metrics, examples = image_classification.evaluate(network, images, {"batch_size": batch_size, "robustness": None})
+    metrics, examples = evaluation.find_evaluation("image_classification").evaluate(
+        network, images, {"batch_size": batch_size, "robustness": None}
+    )
     assert examples == []
     return metrics
 
@@ -224,9 +226,10 @@ def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature(images
 
 @pytest.mark.parametrize("name", ["image_classification", "causal_lm"])
 def test_a_task_has_every_function_that_stages_call(name):
-    listed = re.findall(r"^    (\w+)\(", task.__doc__, flags=re.MULTILINE)
-    assert len(listed) == 16
-    assert [function for function in listed if not callable(getattr(task.find_task(name), function, None))] == []
+    for of, find, count in ((task, task.find_task, 12), (evaluation, evaluation.find_evaluation, 4)):
+        listed = re.findall(r"^    (\w+)\(", of.__doc__, flags=re.MULTILINE)
+        assert len(listed) == count
+        assert [function for function in listed if not callable(getattr(find(name), function, None))] == []
 
 
 def test_a_recipe_can_take_a_part_of_the_samples(images, tmp_path):

@@ -10,6 +10,7 @@ from language import byte_tokenizer, prose, tiny_llama
 from sglp.errors import DataError
 from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks import causal_lm
+from sglp.tasks.evaluation import causal_lm as evaluation
 from sglp.tasks.language_workload import TextEvaluation, TextPreparation
 from sglp.tasks.perplexity import continuations, perplexity
 from sglp.tasks.texts import Texts
@@ -130,7 +131,7 @@ def test_the_cost_of_a_token():
     projections = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32  # q, k and v (one head of eight), o, three of the MLP
     attention = 2 * 8 * 16  # every token with all eight of a sequence, twice
     expected = 4 * (projections + attention) + 16 * 259
-    assert causal_lm.macs(tiny_llama(), texts) == {"macs_per_token": expected, "flops_per_token": 2 * expected}
+    assert evaluation.macs(tiny_llama(), texts) == {"macs_per_token": expected, "flops_per_token": 2 * expected}
 
 
 def test_what_is_timed_is_a_prompt_and_tokens_after_it():
@@ -139,7 +140,7 @@ def test_what_is_timed_is_a_prompt_and_tokens_after_it():
     network.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    prefill, decode = causal_lm.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
+    prefill, decode = evaluation.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
     assert (prefill.units, decode.units) == (20, 6)
     lengths.clear()
     with torch.inference_mode():
@@ -184,7 +185,7 @@ def test_a_prompt_that_leaves_no_room():
     texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
     settings = {"length": 8, "stride": 4, "tokens": 50, "batch_size": 1, "tasks": [], "questions": None}
     settings |= {"prompts": ["the fox"], "continuation": 122}
-    assert complaint(causal_lm.evaluate, tiny_llama(), texts, settings, byte_tokenizer(), None) == (
+    assert complaint(evaluation.evaluate, tiny_llama(), texts, settings, byte_tokenizer(), None) == (
         "evaluation.continuation and a prompt together=129 is too long: LlamaForCausalLM takes sequences of at most "
         "128 tokens"
     )

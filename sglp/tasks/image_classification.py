@@ -1,38 +1,25 @@
 """The task of image classification; see `sglp.tasks.task`."""
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sglp
-from sglp import processes
 from sglp.architecture import remember
-from sglp.batches import call, device_of, logits_of, slices
-from sglp.cost import count_macs
+from sglp.batches import call, logits_of, slices
 from sglp.errors import DataError, first_line
 from sglp.pretrained import CONFIG
 from sglp.processes import ALL
 from sglp.record import ARCHITECTURE, saved_architecture
 from sglp.tasks.draws import draw
-from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
+from sglp.tasks.image_workload import ImagePreparation
 from sglp.tasks.images import Images, stack
 from sglp.tasks.samples import TrainingImages
-from sglp.tasks.transforms import make_transforms
-from sglp.tasks.work import Work
 from sglp.tasks.workload import Architecture, Source, Weights
 from sglp.warm_start import warm_start
-
-
-def check_workload(content: dict) -> None:
-    """Check that all transforms can be made."""
-    recipes = (content["pretrain"]["augment"], content["finetune"]["augment"])
-    for entries in (content["data"]["prepare"]["transforms"], *recipes):
-        make_transforms(entries)
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
@@ -138,51 +125,3 @@ def trainer_arguments(recipe) -> dict:
 def adapt(network: nn.Module, recipe, seed: int) -> tuple[nn.Module, Callable[[], nn.Module]]:
     """All of the network is trained itself."""
     return network, lambda: network
-
-
-def evaluate(
-    network: nn.Module, images: Images, settings: dict, processor: None = None, tasks: str | None = None
-) -> tuple[dict, list]:
-    """Accuracy (top-1 and top-5, shares of 1) and mean cross-entropy over a whole split, in eval mode.
-
-    Where the settings ask for it, "robustness" has what `sglp.tasks.robustness` measures on a part of the split.
-
-    Raises:
-        DataError: the outputs are not finite.
-    """
-    dials = ImageEvaluation.model_validate(settings)
-    batch_size = dials.batch_size
-    network.eval()
-    device = device_of(network)
-
-    def judge(first: int) -> tuple[int, int, float]:
-        inputs, labels = images.batch(range(first, min(first + batch_size, len(images))))
-        with torch.no_grad():
-            logits = logits_of(call(network, inputs.to(device))).double().cpu()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        return int(best[:, 0].sum()), int(best.sum()), float(F.cross_entropy(logits, labels, reduction="sum"))
-
-    judged = processes.shared_map(judge, range(0, len(images), batch_size), desc="evaluate", unit="batch")
-    top1, top5, loss = (sum(column) for column in zip(*judged, strict=True))
-    if not math.isfinite(loss):
-        raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
-    count = len(images)
-    metrics = {"accuracy": top1 / count, "accuracy_top5": top5 / count, "loss": loss / count, "samples": count}
-    if dials.robustness is not None:
-        from sglp.tasks.robustness import robustness  # and what corrupts images, which other stages don't need
-
-        metrics["robustness"] = robustness(network, images, dials.robustness, batch_size)
-    return metrics, []
-
-
-def macs(network: nn.Module, images: Images) -> dict[str, int]:
-    """Multiply-accumulates and floating-point operations of one image."""
-    count = count_macs(network, example(images).to(device_of(network)))
-    return {"macs": count, "flops": 2 * count}
-
-
-def work(network: nn.Module, images: Images, settings: dict, size: int) -> list[Work]:
-    """One forward pass of a batch."""
-    image = example(images).to(device_of(network))
-    inputs = image.expand(size, *image.shape[1:]).contiguous()
-    return [Work("forward", lambda: network(inputs), size, "samples", inputs)]

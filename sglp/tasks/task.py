@@ -1,9 +1,9 @@
 """Tasks by name, and the schema of each one's workload.
 
-A task is a module of this package with these functions; stages know no task but by them. A batch is a pair (inputs,
+A task is a module of this package with these functions; stages know no task but by them, and by how its networks are
+judged (`sglp.tasks.evaluation`). A batch is a pair (inputs,
 target): a tensor or a dict of arguments, and the class of every row of the network's logits (-100 where there is none).
 
-    check_workload(content)                       an error for what its schema can't tell
     build(architecture, weights, path, seed)      the dense network, with the weights that are not trained here
     processor(folder, architecture)               what goes with a network and prepares its data (a tokenizer), or None
     first_processor(architecture, weights, path, prepare)    the dense network's, before there is a folder
@@ -16,9 +16,6 @@ target): a tensor or a dict of arguments, and the class of every row of the netw
     collate(samples)                              a batch of them
     trainer_arguments(recipe)                     what the Trainer needs besides what all tasks need
     adapt(network, recipe, seed)                  what is trained in the network's place, and how to get it back
-    evaluate(network, data, settings, processor, tasks)    metrics, and examples to show
-    macs(network, data)                           names and figures of the cost of a forward pass
-    work(network, data, settings, size)           what is timed, the forward pass first (`Work`)
 """
 
 from importlib import import_module

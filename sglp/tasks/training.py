@@ -5,7 +5,6 @@ of them draws for itself.
 """
 
 import math
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sglp import processes
@@ -26,6 +25,7 @@ from sglp.errors import SGLPError
 from sglp.hugging_face import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
 from sglp.tasks.channels_last import channels_last
+from sglp.tasks.checkpoints import Marks, last_complete
 from sglp.tasks.draws import EpochSampler, Parts, draw
 from sglp.tasks.whole_batch import whole_batch
 from sglp.tasks.workload import Recipe
@@ -34,7 +34,6 @@ from sglp.total import total
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
 # after a resume is what an undisturbed run would have logged.
 POINTS = 25
-COMPLETE = "complete"
 
 
 def train(
@@ -129,7 +128,7 @@ def train(
         train_dataset=samples,
         eval_dataset=task.training_samples(data, np.sort(held), None, seed) if len(held) else None,
         data_collator=collate,
-        callbacks=[_Marks()],
+        callbacks=[Marks()],
     )
     trainer.remove_callback(PrinterCallback)
     if not caches:  # the Trainer notes it in any config
@@ -143,7 +142,7 @@ def train(
         torch.manual_seed(seed + processes.rank())  # of dropout: no two processes the same
     some, _ = task.collate([samples[0, 0]] * 2)
     with channels_last(network, to_device(some, device_of(network))):
-        trainer.train(resume_from_checkpoint=processes.of_first(lambda: _last_complete(resume)))
+        trainer.train(resume_from_checkpoint=processes.of_first(lambda: last_complete(resume)))
     # Where the Trainer computes in half precision, it has put another forward into the network.
     extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
@@ -205,39 +204,6 @@ class _Trainer(Trainer):
         student = F.log_softmax(logits[counted].float() / temperature, dim=-1)
         distance = F.kl_div(student, F.log_softmax(target, dim=-1), log_target=True, reduction="batchmean")
         return distance * temperature**2
-
-
-class _Marks(TrainerCallback):
-    """A point in the log at the very end, an end to what diverges, a mark in each checkpoint that stands whole."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == state.max_steps:
-            control.should_log = True
-            control.should_evaluate = args.eval_strategy != "no"
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if not math.isfinite(logs.get("loss", 0.0)):
-            if processes.rank() == 0:
-                shutil.rmtree(args.output_dir)  # going on from there would end the same way
-            processes.wait()  # the first to end ends the others
-            raise SGLPError(
-                f"training diverged, its loss is not finite: learning_rate={args.learning_rate} is too high"
-            )
-
-    def on_save(self, args, state, control, **kwargs):
-        # A kill can fall into the writing of a checkpoint; what has this mark is whole.
-        processes.wait()
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def _last_complete(resume: Path) -> str | None:
-    """The newest checkpoint that stands whole; those that don't go."""
-    found = sorted(resume.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    whole = [folder for folder in found if (folder / COMPLETE).exists()]
-    for folder in found:
-        if folder not in whole:
-            shutil.rmtree(folder)
-    return str(whole[-1]) if whole else None
 
 
 def _history(log: list[dict]) -> list[dict]:
