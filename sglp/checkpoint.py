@@ -21,7 +21,7 @@ from sglp.files import new_folder
 from sglp.hugging_face import is_pretrained, reads_images
 from sglp.model_card import CARD, card_of
 from sglp.plan import Plan
-from sglp.pretrained import CONFIG, LIBRARY, from_config, load_pretrained, save_pretrained
+from sglp.pretrained import CONFIG, LIBRARY, architecture_in, from_config, load_pretrained, save_pretrained
 from sglp.record import ARCHITECTURE, Architecture, record_text, recorded
 from sglp.surgery import drop_modules, prune
 from sglp.tensor_files import WEIGHTS
@@ -117,7 +117,7 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
     """Load a network that `save` wrote; it gives the same outputs to the bit. It comes in eval mode, on the CPU.
 
     Args:
-        folder: what `save` wrote.
+        folder: what `save` wrote, or `save_pretrained` of a network of transformers.
         trust: whether code outside torchvision, timm, transformers and sglp may run that the folder names or brings:
             True for all of it, or the factories ("package.module:function") that the folder may name.
         dtype: another data type for the weights than they were saved in; networks of transformers only.
@@ -127,11 +127,13 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
         CheckpointError: something is missing or broken, or the folder names or brings code that is not trusted.
     """
     folder = Path(folder)
-    architecture, shared, versions = recorded(folder)
     if (folder / CONFIG).is_file():
+        architecture, ours = architecture_in(folder)
         network = load_pretrained(folder, architecture, trust, dtype, device_map)
-        remember(network, architecture)
+        if ours:
+            remember(network, architecture)
         return network
+    architecture, shared, versions = recorded(folder)
     if dtype is not None or device_map is not None:
         raise CheckpointError(
             f"{folder} is no folder for from_pretrained: load it without dtype and device_map and move it with to()"

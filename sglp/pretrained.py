@@ -17,7 +17,7 @@ from sglp.errors import CheckpointError
 from sglp.files import new_folder
 from sglp.hugging_face import configs_of, reads_images
 from sglp.model_card import CARD, model_card
-from sglp.record import Architecture
+from sglp.record import ARCHITECTURE, Architecture, saved_architecture
 
 CONFIG = "config.json"
 LIBRARY = "transformers:"
@@ -46,6 +46,21 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
             raise CheckpointError(f"{name} would not be the same after from_pretrained: {difference}")
         for file, text in {**files, CARD: card}.items():
             (new / file).write_text(text, encoding="utf-8")
+
+
+def architecture_in(folder: Path) -> tuple[Architecture, bool]:
+    """How to read a folder for `from_pretrained`, and whether `sglp.save` wrote it; else its config names the class.
+
+    Raises:
+        CheckpointError: the folder holds no network.
+    """
+    if not (folder / ARCHITECTURE).exists() and (folder / CONFIG).is_file():
+        try:
+            names = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"]
+            return Architecture(f"{LIBRARY}{names[0]}"), False
+        except (ValueError, LookupError, TypeError):
+            pass  # it is no config of transformers
+    return saved_architecture(folder), True
 
 
 def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype, device_map) -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sglp.architecture import architecture_of
+from sglp.architecture import architecture_of, remember
 from sglp.comparison import difference_of_skeletons
 from sglp.cost import count_parameters
 from sglp.errors import CheckpointError
@@ -14,8 +14,8 @@ from sglp.files import new_folder
 from sglp.hugging_face import stack_of
 from sglp.model_card import CARD, model_card
 from sglp.plan import Plan
-from sglp.pretrained import CONFIG, errors_alone
-from sglp.record import ARCHITECTURE, record_text, saved_architecture
+from sglp.pretrained import CONFIG, architecture_in, errors_alone
+from sglp.record import ARCHITECTURE, record_text
 from sglp.skeleton import in_files, save_config, saved_state, skeleton
 from sglp.surgery import prune
 from sglp.tensor_files import INDEX, SHARD, StoredTensor, stored_tensors, write_tensors
@@ -24,14 +24,14 @@ INSTEAD = "use sglp.load, sglp.prune and sglp.save"
 
 
 def prune_folder(folder, plan: Plan, target, trust: bool = False, shard: int = SHARD) -> None:
-    """Prune a network of transformers that `save` wrote, from folder to folder, without loading it.
+    """Prune a network of transformers, from folder to folder, without loading it.
 
     The result is the folder that `load`, `prune` and `save` would write. The network is built without memory, from its
     config, and tells which tensors stay and under which names. They are copied one at a time: memory is needed for
     the largest one, not for the network. All other files of the folder are taken along.
 
     Args:
-        folder: what `save` wrote.
+        folder: what `save` or `save_pretrained` wrote, in safetensors.
         plan: names as `find_layers` gave them for the network.
         target: where to; an existing folder is replaced. It appears whole or not at all.
         trust: whether code that the folder brings may run, as for `load`.
@@ -43,11 +43,13 @@ def prune_folder(folder, plan: Plan, target, trust: bool = False, shard: int = S
         PlanError: the network has no such layer, or can't do without it.
     """
     folder = Path(folder)
-    architecture = saved_architecture(folder)
+    architecture, ours = architecture_in(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is no folder for from_pretrained (it has no {CONFIG}): {INSTEAD}")
     with stored_tensors(folder) as stored:
         dense = skeleton(folder, architecture, trust, {name: tensor.meta for name, tensor in stored.items()})
+        if ours:
+            remember(dense, architecture)
         pruned = prune(dense, plan)
         kept = _kept(dense, pruned, plan, stored, folder)
         known = architecture_of(pruned)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sglp.architecture import remember
 from sglp.errors import CheckpointError
 from sglp.pretrained import CONFIG, detached, quiet, read, reader_of, sentence
 from sglp.record import Architecture
@@ -21,7 +20,7 @@ def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Map
 
     Args:
         folder: for `from_pretrained`; its weights are not read.
-        architecture: how the network was built.
+        architecture: which class reads it.
         trust: whether code that the folder brings may run.
         tensors: what is in its files, by name, on the meta device.
 
@@ -41,9 +40,7 @@ def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Map
     except Exception as error:  # whatever transformers raises, the user needs one sentence
         raise CheckpointError(f"{folder / CONFIG} makes no {kind.__name__}: {sentence(error)}") from error
     arguments = {"config": config, "state_dict": dict(tensors), "device_map": "meta"}
-    network = read(kind, folder, pretrained_model_name_or_path=None, **arguments).eval()
-    remember(network, architecture)
-    return network
+    return read(kind, folder, pretrained_model_name_or_path=None, **arguments).eval()
 
 
 def saved_state(network: nn.Module) -> dict[str, Tensor]:

@@ -62,6 +62,25 @@ def test_networks_that_read_images_too(family, tmp_path):
     assert copied == saved
 
 
+@pytest.mark.parametrize("family", ["Llama", "Mixtral", "ViT", "ResNet"])
+def test_folders_that_transformers_wrote(family, tmp_path):
+    if family in FAMILIES:
+        network, removal = make(family), plan(family, REMOVED[0])
+    else:
+        network, _, layers = vision.made(family)
+        removal = vision.plan(layers, [layer.name for layer in layers if layer.removable][::2])
+    network.save_pretrained(tmp_path / "dense", max_shard_size=30_000)
+    before = files(tmp_path / "dense")
+    loaded = sglp.load(tmp_path / "dense")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+    theirs = type(network).from_pretrained(tmp_path / "dense")
+    assert architecture_of(loaded) == architecture_of(theirs)
+    sglp.save(sglp.prune(theirs, removal), tmp_path / "saved")
+    prune_folder(tmp_path / "dense", removal, tmp_path / "copied")
+    assert files(tmp_path / "copied") == files(tmp_path / "saved")
+    assert files(tmp_path / "dense") == before
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["Llama", "Gemma3"])
 def test_half_precision_stays(family, dtype, tmp_path):
@@ -227,6 +246,13 @@ def with_an_index_alone(content):
     return damage
 
 
+def nobodys(folder):
+    """A config that names no class, and no record."""
+    (folder / "architecture.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -242,7 +268,7 @@ def with_an_index_alone(content):
             r"is no folder for from_pretrained \(it has no config\.json",
         ),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json is broken"),
-        (lambda folder: (folder / "architecture.json").unlink(), "is no saved network: it has no architecture.json"),
+        (nobodys, "is no saved network: it has no architecture.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights: neither model\.safetensors nor mod"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), r"model\.safetensors is missing or broken"),
         (with_an_index_alone('{"weight_map": {"a": "gone.safetensors"}}'), r"gone\.safetensors is missing or broken"),
