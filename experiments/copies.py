@@ -114,14 +114,19 @@ def _fill(copy: Path, snapshot: Snapshot, parameters: dict[str, str]) -> None:
 
 def _share_cache(copy: Path, root: Path) -> None:
     """Give a copy the project's own settings of DVC, and the project's cache."""
-    from dvc.config import Config  # takes half a second, which a run that is known need not wait for
+    from dvc.config import Config
 
     project = Config(str(root / ".dvc"))
     with Config(str(copy / ".dvc")).edit("local") as local:
         local.update(project.read("local"))
-        local["cache"] = local["cache"] | {
-            "dir": str(Path(project["cache"].get("dir") or root / ".dvc/cache").resolve())
-        }
+        local["cache"] = local["cache"] | {"dir": str(cache_folder(root))}
+
+
+def cache_folder(root: Path) -> Path:
+    """Where a project's cache is."""
+    from dvc.config import Config  # takes half a second, which not everyone needs
+
+    return Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc/cache").resolve()
 
 
 def _complaint(log: Path) -> str:

@@ -4,6 +4,7 @@ On the way to a plan criteria see other sets of layers, each method others; here
 dense network, samples that no method was given, and plans of every method, good and bad.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments import runs
 from experiments.chain import files, network
 from experiments.outcomes import Comparison
 from experiments.records import Record
+from experiments.settings import begins
 from experiments.snapshot import Snapshot
 from experiments.statistics import partial_correlation, rank_correlation
 from experiments.tables import Table
@@ -30,6 +32,11 @@ from stages.support.workloads import load_network, load_split
 
 KNOWN = Path("docs/foresight.json")  # scores of plans, kept with the project as docs/results.jsonl is
 SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has
+OF_THE_DENSE = (
+    *(f"workload.{name}" for name in ("architecture", "weights", "pretrain")),
+    *(f"workload.data.{name}" for name in ("source", "train", "prepare")),
+    *(f"workload.files.{name}" for name in ("train", "weights", "code")),
+)
 NOT_ASKED = ("random", "gradnorm_leak")  # one knows nothing, the other depends on what it was asked before
 
 
@@ -59,7 +66,7 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
     """The score of every plan by every criterion; what is known is not asked again."""
     known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.is_file() else {}
     names = [name for name in criterion_names() if name not in NOT_ASKED]
-    of = found.records[0].dials["model"]
+    of = _model(found.records[0])
     wanted = {name: [f"{of} {name} {' '.join(map(str, plan))}" for plan in removed] for name in names}
     if any(key not in known for keys in wanted.values() for key in keys):
         dense, layers, batches = _dense(found.records[0], snapshot)
@@ -72,6 +79,12 @@ def scores(found: Comparison, removed: Sequence[tuple[int, ...]], snapshot: Snap
             with new_file(KNOWN) as new:
                 new.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     return {name: [known[key] for key in keys] for name, keys in wanted.items()}
+
+
+def _model(record: Record) -> str:
+    """The workload, and a hash of all that the dense network and the samples depend on."""
+    of = sorted((key, value) for key, value in record.dials.items() if begins(key, OF_THE_DENSE))
+    return f"{record.dials['model']} {hashlib.sha256(json.dumps(of).encode()).hexdigest()[:7]}"
 
 
 def table(found: Comparison, snapshot: Snapshot) -> Table | None:

@@ -12,9 +12,10 @@ from experiments.git import RunError
 from experiments.snapshot import PARAMS, Snapshot
 from sglp.tasks.evaluation import find_evaluation
 from sglp.tasks.task import schema_of
-from stages.check import check_names
+from stages.check import check_dials
 from stages.support.dials import Params
 from stages.support.params import check as check_file
+from stages.support.userfiles import there
 
 COMMA = re.compile(r",(?![^\[]*\])")  # but not the commas of a list
 
@@ -38,8 +39,13 @@ def parse(arguments: Sequence[str]) -> list[dict[str, object]]:
     return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
 
 
-def check(points: Iterable[dict[str, object]], snapshot: Snapshot) -> None:
+def check(points: Iterable[dict[str, object]], snapshot: Snapshot, files_too: bool = True) -> None:
     """Check the parameters of all points as stages do, before anything runs.
+
+    Args:
+        points: their dials.
+        snapshot: the project.
+        files_too: whether the user's files have to be there.
 
     Raises:
         SGLPError: one sentence on the first fault.
@@ -50,10 +56,12 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot) -> None:
         files, dials = files | {path}, dials | point.keys()
         check_file(Params, params, Path(PARAMS))
         check_file(schema_of(workload), workload, Path(path))
-        check_names(params)
+        check_dials(params)
         if "prune_ratio" in point and params["target"] is not None:
             raise RunError(f"prune_ratio changes nothing where target={params['target']}: add target=null to the grid")
         if repr(workload) not in workloads:
+            for name, file in workload["files"].items() if files_too else ():
+                there(Path(path), name, file)
             find_evaluation(workload["task"]).check_workload(workload)
             workloads.add(repr(workload))
     for dial in sorted(dials):

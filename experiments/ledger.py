@@ -21,14 +21,14 @@ class Ledger:
     """The lines that there are, by `experiments.runs.identity`."""
 
     def __init__(self):
-        text = LEDGER.read_text(encoding="utf-8") if LEDGER.exists() else ""
-        self._lines = {identity(line["run"]): line for line in map(json.loads, text.splitlines())}
+        self._lines = _read()
 
     def __contains__(self, name: str) -> bool:
         return identity(name) in self._lines
 
     def add(self, records: Iterable[Record], commit: str) -> None:
-        """Write down what is new of the runs of a commit."""
+        """Write down what is new of the runs of a commit, beside what the file has by now."""
+        self._lines = _read()
         for record in records:
             if record.name not in self:
                 self._lines[identity(record.name)] = {
@@ -68,3 +68,8 @@ class Ledger:
             benchmark=None,
             cost=line["cost"],
         )
+
+
+def _read() -> dict[str, dict]:
+    text = LEDGER.read_text(encoding="utf-8") if LEDGER.exists() else ""
+    return {identity(line["run"]): line for line in map(json.loads, text.splitlines())}

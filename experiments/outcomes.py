@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         records: all of them.
-        settings: the best first.
+        settings: the best first, by the seeds that all have, if there are such.
         reference: the setting that ablations start from.
         quality: what is compared.
         dense: the dense network's metrics.
@@ -93,7 +93,14 @@ def compare(records: Sequence[Record], default: dict | None = None) -> Compariso
     quality = Quality(key, METRICS[key].label.partition(" (")[0], SIGNS[key], METRICS[key].form == "share")
     found, dense = settings(records), records[0].metrics["dense"]
     start = reference(found, default)
-    found.sort(key=lambda s: -quality.sign * spread([r.metrics["finetuned"][key] for r in s.records]).mean)
+    seeds = [{record.dials["seed"] for record in setting.records} for setting in found]
+    common = set.intersection(*seeds) or set.union(*seeds)  # a seed can be a lucky one of all settings
+
+    def value(setting: Setting) -> float:
+        of = [record for record in setting.records if record.dials["seed"] in common]
+        return quality.sign * spread([record.metrics["finetuned"][key] for record in of]).mean
+
+    found.sort(key=value, reverse=True)
     return Comparison(list(records), found, start, quality, dense, _costs(found, dense))
 
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +21,14 @@ from experiments.cells import amount, number, with_spread
 from experiments.foresight import SAMPLES, table
 from experiments.git import RunError
 from experiments.grid import check, parse
-from experiments.ledger import LEDGER, Ledger
+from experiments.ledger import Ledger
 from experiments.outcomes import Comparison, compare
 from experiments.page import cost_of
 from experiments.records import Record, record_of
 from experiments.settings import Setting, begins
 from experiments.snapshot import Snapshot
 from experiments.statistics import spread
-from experiments.sweep import alone, side_by_side
+from experiments.sweep import add_workers, alone, side_by_side
 from experiments.tables import Table
 from sglp.errors import SGLPError
 from sglp.files import new_file
@@ -194,28 +195,33 @@ def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
     return [{name: dials for _, name, dials in points} for points in in_order]
 
 
+def _checked(made: dict[str, str] | RunError) -> dict[str, str]:
+    """What a run wrote, if it did not fail."""
+    if isinstance(made, RunError):
+        raise made
+    return made
+
+
 def main() -> None:
     """Run what is not known, part by part."""
     parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
     parser.add_argument("split", nargs="*", choices=[[], *SPLITS], help="only on these samples (default: both)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side, one a GPU")
+    add_workers(parser)
     arguments = parser.parse_args()
     failures: dict[str, str] = {}
     try:
-        snapshot = Snapshot.take()
-        found = parts(snapshot)
-        check(_all(found).values(), snapshot)
-        if edits := snapshot.edits():
-            raise RunError(f"{LEDGER} says which commit measured a run: commit {edits[0].split()[-1]} first")
+        snapshot = Snapshot.take().committed()  # each line of the ledger says which commit measured it
+        found, ledger = parts(snapshot), Ledger()
+        check((dials for name, dials in _all(found).items() if name not in ledger), snapshot)
         with alone():
             for asked in _steps(found, arguments.split or SPLITS):
-                ledger = Ledger()
                 new = {name: dials for name, dials in asked.items() if name not in ledger}
-                for name, made in side_by_side(new, snapshot, arguments.workers):
-                    if isinstance(made, RunError):
-                        failures[name] = str(made)
-                    else:
-                        ledger.add([record_of(name, new[name], made, snapshot)], snapshot.baseline)
+                with closing(side_by_side(new, snapshot, arguments.workers)) as outcomes:
+                    for name, made in outcomes:
+                        try:
+                            ledger.add([record_of(name, new[name], _checked(made), snapshot)], snapshot.baseline)
+                        except SGLPError as error:
+                            failures[name] = str(error)
                 write(found, snapshot)
     except SGLPError as error:
         sys.exit(f"results: {error}")

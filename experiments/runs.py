@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from experiments.copies import run_in, working_copy
+from experiments.copies import cache_folder, run_in, working_copy
 from experiments.git import RunError, git
 from experiments.snapshot import Snapshot
 from sglp.files import new_folder
@@ -40,13 +40,13 @@ def run(
     snapshot = snapshot or Snapshot.take()
     name = name_of(dials, target=target, snapshot=snapshot)
     namespace = PARTIAL if target else FINISHED
-    if name in _names(snapshot.root, namespace, snapshot.baseline):
+    if name in _names(snapshot.root, namespace, snapshot.baseline) and _is_whole(name, snapshot):
         return name
     with working_copy(snapshot, snapshot.texts(dials)) as copy:
         run_in(copy, name, _targets(target), environment or {})
         made, kept = (_ref(space, snapshot.baseline, name) for space in (FINISHED, namespace))
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
-        git(snapshot.root, "fetch", *options, str(copy), f"{made}:{kept}")
+        git(snapshot.root, "fetch", *options, str(copy), f"+{made}:{kept}")
         git(copy, "update-ref", "-d", made)
     return name
 
@@ -82,9 +82,18 @@ def checksums(name: str, baseline: str = "HEAD") -> dict[str, str]:
     Raises:
         RunError: there is no such experiment.
     """
-    lock = git(Path.cwd(), "show", f"{_commit(name, baseline)}:dvc.lock")
+    return _listed(git(Path.cwd(), "show", f"{_commit(name, baseline)}:dvc.lock"))
+
+
+def _listed(lock: str) -> dict[str, str]:
     found = re.findall(r"^\s+- path: (\S+)\n(?:\s+hash: md5\n)?\s+md5: (\S+)$", lock, flags=re.MULTILINE)
     return {path: checksum.strip("'") for path, checksum in found}
+
+
+def _made(name: str, baseline: str) -> dict[str, str]:
+    """The checksums of outputs alone."""
+    lock = git(Path.cwd(), "show", f"{_commit(name, baseline)}:dvc.lock")
+    return _listed("\n".join(re.findall(r"^    outs:\n((?:    [ -] .*\n?)+)", lock, flags=re.MULTILINE)))
 
 
 def read(name: str, path: str, baseline: str = "HEAD") -> str:
@@ -116,6 +125,12 @@ def fetch(name: str, path: str, folder: str | Path, baseline: str = "HEAD") -> N
     with new_folder(folder) as new:
         new.rmdir()
         files.get(path, str(new), recursive=True)
+
+
+def _is_whole(name: str, snapshot: Snapshot) -> bool:
+    """Whether the cache has all that a run wrote: it may be another cache now, or have been cleaned."""
+    cache = cache_folder(snapshot.root) / "files/md5"
+    return all((cache / md5[:2] / md5[2:]).exists() for md5 in _made(name, snapshot.baseline).values())
 
 
 def _targets(target: str | Sequence[str] | None) -> list[str]:

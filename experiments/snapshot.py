@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,10 @@ class Snapshot:
             git(root, "add", "--update", index=index)
             git(root, "add", "--force", PARAMS, *map(str, sorted(Path("models").glob("*.yaml"))), index=index)
             return cls(root, baseline, git(root, "write-tree", index=index))
+
+    def committed(self) -> "Snapshot":
+        """The same without what is not committed."""
+        return replace(self, tree=git(self.root, "rev-parse", f"{self.baseline}^{{tree}}"))
 
     def read(self, path: str) -> dict:
         """The content of a file in YAML.

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
+from threading import Event, Lock
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from experiments import runs
 from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.lanes import Lanes
-from experiments.snapshot import Snapshot
+from experiments.snapshot import PARAMS, Snapshot
 from sglp.errors import SGLPError
 
 Points = dict[str, dict[str, object]]  # dials by the names of runs
@@ -38,7 +38,8 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
     Returns:
         Why runs failed, by their names.
     """
-    beside = side_by_side(points, snapshot, workers) if min(workers, len(points)) > 1 else ()
+    untimed = {name: dials for name, dials in points.items() if not _times(dials, snapshot)}
+    beside = side_by_side(untimed, snapshot, workers) if min(workers, len(untimed)) > 1 else ()
     failures = {name: str(found) for name, found in beside if isinstance(found, RunError)}
     left = {name: dials for name, dials in points.items() if name not in failures}
     with tqdm(left.items(), desc="sweep", unit="point", disable=None) as bar:
@@ -49,6 +50,11 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
             except RunError as error:
                 failures[name] = str(error)
     return failures
+
+
+def _times(dials: dict[str, object], snapshot: Snapshot) -> bool:
+    """Whether the way to a plan times networks."""
+    return "latency" in (snapshot.values(dials)[PARAMS]["target"] or {})
 
 
 def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[tuple[str, dict[str, str] | RunError]]:
@@ -62,9 +68,9 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
     Yields:
         A point's name, and the checksums of what its stages wrote, by path, or why it failed; as points get there.
     """
-    lanes, answers, lock = Lanes(snapshot, points), {}, Lock()
+    lanes, answers, lock, stopped = Lanes(snapshot, points), {}, Lock(), Event()
     devices: SimpleQueue[dict[str, str]] = SimpleQueue()
-    for environment in _environments(workers):
+    for environment in _environments(min(workers, max(1, len(points)))):
         devices.put(environment)
 
     def answer(question: str, dials: dict[str, object], targets: list[str]) -> dict[str, str]:
@@ -74,6 +80,8 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
         if first:
             environment = devices.get()
             try:
+                if stopped.is_set():
+                    raise RunError("stopped")
                 name = runs.run(dials, target=targets, snapshot=snapshot, environment=environment)
                 found.set_result(runs.checksums(name, snapshot.baseline))
             except BaseException as error:
@@ -98,8 +106,9 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
                 yield futures[future], future.result()
             except RunError as error:
                 yield futures[future], error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    finally:  # what runs now comes to its end, nothing else begins
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
@@ -130,6 +139,17 @@ def _summary(points: Points, baseline: str, skipped: int, failures: dict[str, st
     return "\n".join([*lines, "Side by side: make compare"])
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the option --workers."""
+
+    def number(text: str) -> int:
+        if not text.isdigit() or not int(text):
+            raise argparse.ArgumentTypeError(f"{text} is wrong: it must be a whole number, 1 or more")
+        return int(text)
+
+    parser.add_argument("--workers", type=number, default=1, metavar="N", help="runs side by side, one a GPU")
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Two sweeps at a time would compute the same twice, and measure latency beside one another."""
@@ -149,11 +169,9 @@ def main() -> None:
     parser.add_argument(
         "grid", nargs="+", metavar="DIAL=VALUES", help="as k=2..8, method=sglp,tail or score.budget=null"
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side, one a GPU")
+    add_workers(parser)
     arguments = parser.parse_args()
     try:
-        if arguments.workers < 1:
-            raise RunError(f"--workers={arguments.workers} is wrong: it must be 1 or more")
         snapshot = Snapshot.take()
         points = {runs.name_of(dials, snapshot=snapshot): dials for dials in parse(arguments.grid)}
         there = points.keys() & set(runs.known(snapshot.baseline))

@@ -1,7 +1,7 @@
 """Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -45,24 +45,30 @@ def gram_matrices(
     grams: dict[int, Tensor] = {}
     device = device_of(model)
     for batch in batches:
+        inputs = to_device(inputs_of(batch), device)
+        samples = len(first_tensor(inputs))
+
+        def keep(i: int, value, samples=samples) -> None:
+            grams[i] = _gram(samples_first(first_tensor(value), samples), pooling)
+
         # Batch by batch: what fails outside, while this waits, would leave the network with the hooks.
-        with watched(model, [_watch(model, layers, i, grams, pooling) for i in range(len(layers))]):
-            call(model, to_device(inputs_of(batch), device))
+        with watched(model, [_watch(model, layers, i, keep) for i in range(len(layers))]):
+            call(model, inputs)
         yield torch.stack([grams[i] for i in range(len(layers))])
 
 
-def _watch(model: nn.Module, layers: Sequence[Layer], i: int, grams: dict[int, Tensor], pooling: str):
+def _watch(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable):
     """Hook a layer's output. The stem's is the first block's input, after what is no module."""
     if layers[i].is_stem and i + 1 < len(layers):
         following = model.get_submodule(layers[i + 1].modules[0])
 
         def before(module, args, kwargs):
-            grams[i] = _gram(first_tensor(args or kwargs), pooling)
+            keep(i, args or kwargs)
 
         return following.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module, args, output):
-        grams[i] = _gram(first_tensor(output), pooling)
+        keep(i, output)
 
     return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
 
@@ -71,6 +77,12 @@ def first_tensor(value) -> Tensor:
     """The first tensor of what a module was given or returned."""
     value = dict(value) if isinstance(value, Mapping) else value
     return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def samples_first(activation: Tensor, samples: int) -> Tensor:
+    """[samples, tokens, ...] of what may be [tokens, samples, ...], as `nn.MultiheadAttention` has it by default."""
+    turned = activation.ndim > 2 and len(activation) != samples and activation.shape[1] == samples
+    return activation.transpose(0, 1) if turned else activation
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:

@@ -2,11 +2,13 @@
 
 import importlib
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from sglp.batches import seeded
 from sglp.errors import ArchitectureError, SGLPError, first_line
 from sglp.hugging_face import config_entries, hub_name, is_pretrained, reads_images
 from sglp.record import GENERIC, KNOWN_LIBRARIES, Architecture, of_known_library
@@ -33,9 +35,8 @@ def build(factory: str, kwargs: dict | None = None, *, seed: int | None = None, 
     if fetching:
         raise ArchitectureError(f"the argument {fetching[0]!r} of {factory} fetches weights: give it as one of weights")
     make = resolve(factory)
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    # Of the CPU alone: to look at the states of all GPUs takes time.
+    with nullcontext() if seed is None else seeded(seed, torch.device("cpu")):
         try:
             network = make(**kwargs, **(weights or {}))
         except SGLPError:

@@ -76,12 +76,18 @@ def backward(loss: Tensor, again: bool = False) -> None:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module is in the mode that it was in."""
+    """Eval mode for a while; afterwards every module is in the mode that it was in.
+
+    Without attention's fast path, which hands layers nested tensors, or nothing at all to modules inside of them.
+    """
     training = {module: module.training for module in network.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         network.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training.items():
             module.training = mode
 
@@ -141,7 +147,7 @@ def to_device(batch, device: torch.device):
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
+        return tuple(to_device(value, device) for value in batch)
     return batch
 
 

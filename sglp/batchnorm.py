@@ -41,6 +41,9 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         for batch in at_least_one(batches, "take batch norm's statistics from"):
             with torch.no_grad():
                 call(network, to_device(inputs_of(batch), device))
+        for norm, state in zip(norms, before, strict=True):
+            if not norm.num_batches_tracked:  # it runs in training alone, as that of an auxiliary head
+                norm.load_state_dict(state)
     except BaseException:
         for norm, state in zip(norms, before, strict=True):
             norm.load_state_dict(state)

@@ -102,7 +102,10 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
         else:
             shared[name] = first
     versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
-    text = record_text(architecture, shared, versions, reason)
+    unsaved = {name: buffer.dtype for name, buffer in model.named_buffers() if name not in state}
+    floating = {name: dtype for name, dtype in unsaved.items() if dtype.is_floating_point and dtype != torch.float32}
+    precisions = {name: str(dtype).removeprefix("torch.") for name, dtype in floating.items()}
+    text = record_text(architecture, shared, versions, reason, precisions)
     with new_folder(folder) as new:
         save_file(tensors, new / WEIGHTS)
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
@@ -133,7 +136,7 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
         if ours:
             remember(network, architecture)
         return network
-    architecture, shared, versions = recorded(folder)
+    architecture, shared, versions, precisions = recorded(folder)
     if dtype is not None or device_map is not None:
         raise CheckpointError(
             f"{folder} is no folder for from_pretrained: load it without dtype and device_map and move it with to()"
@@ -145,6 +148,11 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if name in state:  # as it was saved, in half precision too
             tensor.data = tensor.data.to(state[name].dtype)
+        elif name in precisions:
+            dtype = getattr(torch, precisions[name], None)
+            if not isinstance(dtype, torch.dtype):
+                raise CheckpointError(f"{folder / ARCHITECTURE} is broken: there is no precision {precisions[name]}")
+            tensor.data = tensor.data.to(dtype)
     metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
     fill(network, state, metadata, folder / WEIGHTS)
     return network.eval()

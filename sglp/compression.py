@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.activations import Pooling, gram_matrices
-from sglp.batches import call, device_of, eval_mode, logits_of, one_sample, seeded, to_device
+from sglp.batches import call, device_of, eval_mode, logits_of, one_sample, seeded, slices, to_device
 from sglp.batchnorm import has_statistics, recalibrate
 from sglp.budget import check_removable, check_target, layers_to_keep
 from sglp.cka import cka_matrix
@@ -125,7 +125,12 @@ def compress(
         segments = table.segments(number_of_segments(k, table.losses, method))
 
         def ask(keep: int) -> tuple[Plan, list[Combination]]:
-            return way(model, layers, segments, similarity, scored, keep, seed, **options)
+            try:
+                return way(model, layers, segments, similarity, scored, keep, seed, **options)
+            except (SGLPError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of a network's output that has no logits, of a method or a criterion of yours
+                raise ScoringError(f"method={method} can't score this network: {first_line(error)}") from error
 
         if goal is None:
             (plan, scores), left = ask(keep), None
@@ -165,6 +170,11 @@ def _sizes(**sizes) -> dict[str, tuple[int, int]]:
             raise SGLPError(
                 f"{name}={size} is wrong: it must be how many samples, and how many at a time, as (64, 16), each "
                 f"{fewest} or more"
+            )
+        smallest = min((part.stop - part.start for part in slices(*size)), default=fewest)
+        if smallest < fewest:
+            raise SGLPError(
+                f"{name}={size} is wrong: of its batches the smallest has {smallest} samples, and CKA needs {fewest}"
             )
     return sizes
 

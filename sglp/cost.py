@@ -70,20 +70,17 @@ def peak_memory(network: nn.Module, example) -> int:
 
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients for a while, and attention as single operations, which the counter knows."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    """Eval mode without gradients for a while."""
     # The counter follows modules by their gradients, and stumbles over a parameter that one is handed without any.
     learning = [p for p in network.parameters() if p.requires_grad]
     try:
         for parameter in learning:
             parameter.requires_grad_(False)
-        torch.backends.mha.set_fastpath_enabled(False)
         with eval_mode(network), torch.no_grad():
             yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _LiveBytes(TorchDispatchMode):

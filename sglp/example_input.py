@@ -35,7 +35,7 @@ def example_input(network: nn.Module, shape: Sequence[int] | None = None):
             "--input 3x224x224 (in a script, an example)"
         )
     else:
-        example = torch.randn(1, *shape, generator=drawn)
+        example = torch.randn(1, *shape, generator=drawn).to(_precision(network))
     check_takes(network, example)
     return example
 
@@ -80,7 +80,11 @@ def _of_config(network: nn.Module, shape: Sequence[int] | None, drawn: torch.Gen
             f"the config of this {type(network).__name__} does not say which inputs it takes: give the shape of one "
             "sample, as --input 3x224x224 (in a script, an example)"
         )
-    return {name: torch.randn(1, *shape, generator=drawn)}
+    return {name: torch.randn(1, *shape, generator=drawn).to(_precision(network))}
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _stated(network: nn.Module, name: str):

@@ -63,8 +63,13 @@ def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = N
 
     Raises:
         LayerError: no layers can be told apart, or they need each other; a path is not there, does not run, or is
-            inside of another one.
+            inside of another one; the network is compiled.
     """
+    if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()):
+        raise LayerError(
+            f"this {type(model).__name__} is compiled, and can't be watched so: give the module as it was before, and "
+            "compile what is left of it"
+        )
     ties = ties_between_layers(model) if is_pretrained(model) else ""
     if ties:
         raise LayerError(ties)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sglp.architecture import runs_in_a_row
-from sglp.batches import call, eval_mode
+from sglp.batches import call, device_of, eval_mode, seeded
 from sglp.bypass import Bypass
 from sglp.surgery import drop_modules
 
@@ -36,19 +36,28 @@ def in_numbered_lists(network: nn.Module, layers: Sequence, ran: Container[nn.Mo
     with eval_mode(network), torch.no_grad():
         for inside in members:
             with bypass.without(inside[:1]):
-                expected = _tensors(call(network, example))
+                expected = _outputs(network, example)
             with _taken_out(network, layers[inside[0]].modules):
                 try:
-                    left = _tensors(call(network, example))
+                    left = _outputs(network, example)
                 except Exception:  # whatever the network raises without it
                     left = []
-            if len(left) != len(expected) or not all(map(torch.equal, left, expected)):
+            if _same(left, expected):
+                continue
+            with bypass.without(inside[:1]):
+                draws = not _same(expected, _outputs(network, example, seed=1))
+            if not draws or len(left) != len(expected):  # of one that draws in eval mode too nothing else can be told
                 found.update(inside)
     return found
 
 
-def _tensors(output) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+def _outputs(network: nn.Module, example, seed: int = 0) -> list[Tensor]:
+    with seeded(seed, device_of(network)):
+        return [leaf for leaf in tree_leaves(call(network, example)) if isinstance(leaf, Tensor)]
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 @contextmanager

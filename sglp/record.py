@@ -35,8 +35,22 @@ class Architecture:
         return [path for name in self.removed for path in name.split("+")]
 
 
-def record_text(architecture: Architecture, shared: dict[str, str], versions: dict[str, int], reason: str = "") -> str:
-    """What stands in architecture.json."""
+def record_text(
+    architecture: Architecture,
+    shared: dict[str, str],
+    versions: dict[str, int],
+    reason: str = "",
+    precisions: dict[str, str] | None = None,
+) -> str:
+    """What stands in architecture.json.
+
+    Args:
+        architecture: how the network is built.
+        shared: names of tensors that are others under a second name.
+        versions: of modules, by their paths.
+        reason: why the folder is not one for plain `from_pretrained`.
+        precisions: of buffers that are not saved, by name, where it is not float32.
+    """
     content = {
         "factory": architecture.factory,
         "kwargs": architecture.kwargs,
@@ -47,6 +61,8 @@ def record_text(architecture: Architecture, shared: dict[str, str], versions: di
     }
     if architecture.base_model:
         content["base_model"] = architecture.base_model
+    if precisions:
+        content["precisions"] = precisions
     if reason:
         content["not_plain"] = reason
     try:
@@ -67,22 +83,24 @@ def saved_architecture(folder) -> Architecture:
     return recorded(Path(folder))[0]
 
 
-def recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int]]:
-    """What `record_text` has written: the architecture, the names of shared tensors, the versions of the modules."""
+def recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int], dict[str, str]]:
+    """What `record_text` has written: the architecture, shared tensors, versions of modules, precisions of buffers."""
     try:
         content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
         kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
+        precisions = content.get("precisions", {})
         architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
-        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in (kwargs, shared, versions))):
+        of_names = (kwargs, shared, versions, precisions)
+        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in of_names)):
             raise TypeError("wrong kinds of values")
-        if not all(isinstance(name, str) for name in (*kept, *removed, *shared.values())):
+        if not all(isinstance(name, str) for name in (*kept, *removed, *shared.values(), *precisions.values())):
             raise TypeError("wrong kinds of names")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
-    return architecture, shared, versions
+    return architecture, shared, versions, precisions
 
 
 def of_known_library(factory: str) -> bool:

@@ -39,12 +39,13 @@ def warm_start(network: nn.Module, folder) -> tuple[nn.Module, list[str]]:
         raise CheckpointError(f"{differ} it makes no {lacking[0]}")
     started = prune(network, Plan(other.kept, other.removed))
     state = saved.state_dict()
+    precisions = {name: tensor.dtype for name, tensor in (*saved.named_parameters(), *saved.named_buffers())}
     strange = sorted(set(state) ^ set(started.state_dict()))
     if strange:
         raise CheckpointError(f"{differ} it makes other modules, as {strange[0]} shows")
     for name, tensor in (*started.named_parameters(), *started.named_buffers()):
-        if name in state:  # in the precision that it was saved in
-            tensor.data = tensor.data.to(state[name].dtype)
+        if name in precisions:  # in the precision that it was saved in
+            tensor.data = tensor.data.to(precisions[name])
     fresh = {name: tensor for name, tensor in started.state_dict().items() if tensor.shape != state[name].shape}
     parameters = [name for name, _ in started.named_parameters()]
     count = sum(name in fresh for name in parameters)

@@ -23,17 +23,13 @@ def main() -> None:
     content = read_yaml(workload)
     check(schema_of(content), content, workload)
     for name, file in content["files"].items():
-        there(params["model"], name, file["sha256"])
+        there(workload, name, file)
     find_evaluation(content["task"]).check_workload(content)
-    check_names(params)
-    if params["target"] is not None:
-        check_target(params["target"], params["score"]["budget"])
-    if params["method"] == "sglp":  # others have no budget a segment
-        check_shared(params["score"]["budget"], params["score"]["search"])
+    check_dials(params)
 
 
-def check_names(params: dict) -> None:
-    """Check that there are a method and a criterion of these names, which the search can ask.
+def check_dials(params: dict) -> None:
+    """Check what the schema can't tell: that there are a method and a criterion of these names, and what goes together.
 
     A user's own are looked up when they are used.
     """
@@ -42,6 +38,10 @@ def check_names(params: dict) -> None:
             find(name)
     if params["method"] == "sglp" and ":" not in params["score"]["criterion"]:
         check_search(params["score"]["search"], find_criterion(params["score"]["criterion"]))
+    if params["target"] is not None:
+        check_target(params["target"], params["score"]["budget"])
+    if params["method"] == "sglp":  # others have no budget a segment
+        check_shared(params["score"]["budget"], params["score"]["search"])
 
 
 if __name__ == "__main__":

@@ -84,6 +84,10 @@ def test_no_plan_is_scored_twice(found, asked):
     assert len(json.loads(foresight.KNOWN.read_text())) == count
     foresight.table(found, Snapshot("root", "decade" * 7, "tree"))  # as runs that a commit before this one measured
     assert len(asked) == count
+    other = {"workload.files.train.sha256": "of other images"}
+    changed = found._replace(records=[one._replace(dials=one.dials | other) for one in found.records])
+    foresight.table(changed, SNAPSHOT)
+    assert len(asked) == 2 * count
 
 
 def test_few_plans_tell_nothing(found, asked):

@@ -50,6 +50,17 @@ def test_a_run_is_known_by_its_hash_and_measured_once():
     assert Ledger().commits(["k=4-bbbbbbbbbb", "k=5-cccccccccc"]) == ["decaded"]
 
 
+def test_lines_that_came_or_went_meanwhile_stay_so():
+    ledger = Ledger()
+    ledger.add([record("k=3-aaaaaaaaaa")], SNAPSHOT.baseline)
+    Ledger().add([record("k=4-bbbbbbbbbb")], SNAPSHOT.baseline)
+    ledger.add([record("k=5-cccccccccc")], SNAPSHOT.baseline)
+    assert len(LEDGER.read_text().splitlines()) == 3
+    LEDGER.write_text("".join(line for line in LEDGER.read_text().splitlines(keepends=True) if "k=3" not in line))
+    ledger.add([], SNAPSHOT.baseline)
+    assert len(LEDGER.read_text().splitlines()) == 2
+
+
 def test_the_same_runs_make_the_same_file():
     some = [record(name) for name in POINTS]
     Ledger().add(some, SNAPSHOT.baseline)

@@ -12,6 +12,7 @@ from synthetic_runs import record
 
 from experiments import results, runs
 from experiments.grid import check
+from experiments.records import ExperimentError
 from experiments.results import Part, compared, parts, rows
 from experiments.snapshot import Snapshot
 
@@ -35,7 +36,7 @@ def test_every_run_that_is_asked_for_is_possible(project):
     snapshot = Snapshot.take()
     found = parts(snapshot)
     points = [dials for part in found for of_split in part.points.values() for dials in of_split.values()]
-    check(points, snapshot)
+    check(points, snapshot, files_too=False)
     assert len(points) > 50
 
 
@@ -95,6 +96,14 @@ def test_settings_are_compared_seed_by_seed():
     assert best["against random, held out"] == f"{(10 + 18) / 2:+.2f} ± {error:.2f} (2)"
     assert chance["against the best, held out"] == f"{-(10 + 18) / 2:+.2f} ± {error:.2f} (2)"
     assert chance["against random, held out"] == best["against the best, held out"] == ""
+
+
+def test_lucky_seeds_of_all_settings_do_not_make_the_best():
+    found = runs_of("a", [0.9, 0.5, 0.5], score__criterion="loss") + runs_of("a", [0.8], method="random")
+    _, first, second = table(heldout=found)
+    assert first["setting"].startswith("sglp"), "0.9 against 0.8 for the seed that both have"
+    assert first["accuracy, held out"].startswith("63.33")
+    assert second["against the best, held out"] == "-10.00 (1)"
 
 
 def test_settings_of_another_depth_are_no_measure():
@@ -190,9 +199,33 @@ def test_what_was_measured_is_not_measured_again_in_another_clone(project, measu
     assert results.PAGE.read_text() == page
 
 
-def test_runs_of_code_that_is_not_committed_are_not_kept(project, measured):
-    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# a comment\n")
+def test_what_is_not_committed_changes_no_figure(project, measured):
     assert main() == 0
-    dvc_yaml = project / "dvc.yaml"
-    dvc_yaml.write_text(dvc_yaml.read_text() + "# a comment\n")
-    assert main() == "results: docs/results.jsonl says which commit measured a run: commit dvc.yaml first"
+    measured.clear()
+    for path, old, new in (("params.yaml", "seed: 0", "seed: 1"), ("dvc.yaml", "stages:", "# mine\nstages:")):
+        text = (project / path).read_text()
+        assert old in text
+        (project / path).write_text(text.replace(old, new))
+    (project / "models/resnet20-digits.yaml").write_text("nonsense: true\n")
+    assert main() == 0
+    assert measured == [[], []]
+
+
+def test_a_run_whose_outputs_are_lost_stops_no_other(project, measured, monkeypatch, capsys):
+    def record_of(name, dials, checksums, snapshot):
+        if dials["k"] == 2:
+            raise ExperimentError("data/plan.json is not in the cache")
+        return record(name)
+
+    monkeypatch.setattr(results, "record_of", record_of)
+    assert main() == 1
+    assert measured == [[2, 3], [2, 3]]
+    assert capsys.readouterr().out.count("failed: data/plan.json is not in the cache") == 2
+    assert "2 runs of this part are not there yet" in results.PAGE.read_text()
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_workers_are_a_number(project, monkeypatch, capsys, workers):
+    monkeypatch.setattr(sys, "argv", ["results", f"--workers={workers}"])
+    assert main() == 2
+    assert f"{workers} is wrong: it must be a whole number, 1 or more" in capsys.readouterr().err

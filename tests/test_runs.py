@@ -157,6 +157,15 @@ def test_files_of_runs(project, tmp_path):
             runs.fetch(part, path, tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir() if "other" in path.name] == []
 
+    before, plan = project.ran(), runs.checksums(part)["data/plan.json"]
+    kept = project.folder / ".dvc/cache/files/md5" / plan[:2] / plan[2:]
+    kept.chmod(0o644)
+    kept.unlink()  # as `dvc gc` does, which knows nothing of parts
+    assert runs.run({"k": 4}, target="finetune") == part
+    assert runs.read(part, "data/plan.json") == "0.5  2"
+    assert runs.run({"k": 4}, target="finetune") == part
+    assert project.ran() - before == {"score": 1}, "DVC takes the rest from its cache"
+
     project.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "more")
     assert runs.known() == []
     assert runs.known("HEAD~1") == [whole]

@@ -133,6 +133,49 @@ def test_two_workers_find_the_same_and_time_alone(project, monkeypatch, tmp_path
     assert [event[0] for event in events[first:]] == ["begin", "end"] * 5
 
 
+def test_what_is_not_begun_does_not_begin_after_an_error(monkeypatch):
+    points = {f"k={k}-{k:010}": {"k": k} for k in range(40)}
+    began = []
+
+    class Lanes:
+        steps = ("one", "two")
+
+        def __init__(self, snapshot, points):
+            pass
+
+        def question(self, name, step):
+            return f"{name} {step}"
+
+        def targets(self, step):
+            return [step]
+
+        def arrived(self, name, step, checksums):
+            return checksums
+
+    def run(dials, target, snapshot, environment):
+        began.append(dials["k"])
+        time.sleep(0.05)
+        if dials["k"] == 1:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(sweep, "Lanes", Lanes)
+    monkeypatch.setattr(sweep.runs, "run", run)
+    monkeypatch.setattr(sweep.runs, "checksums", lambda name, baseline: {})
+    with pytest.raises(OSError, match="disk full"):
+        list(sweep.side_by_side(points, runs.Snapshot("root", "commit", "tree"), 2))
+    count = len(began)
+    assert count < 20
+    time.sleep(0.3)
+    assert len(began) == count
+
+
+def test_targets_of_latency_are_timed_alone(project):
+    snapshot = runs.Snapshot.take()
+    assert sweep._times({"target": {"latency": 0.5}}, snapshot)
+    assert not sweep._times({"target": {"macs": 0.5}}, snapshot)
+    assert not sweep._times({"target": None}, snapshot)
+
+
 def test_workers_without_a_gpu_share_the_cores(monkeypatch):
     import torch
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.activations import first_tensor
+from sglp.activations import first_tensor, samples_first
 from sglp.baselines.ranking import check_keep
 from sglp.batches import at_least_one, call, device_of, inputs_of, to_device, watched
 from sglp.errors import ScoringError
@@ -84,16 +84,16 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
     """The mean angular distance of every run of layers that can go, by its (first, last), in 0..1."""
     sums: dict[tuple[int, int], Tensor] = {}
     entering: dict[int, Tensor] = {}  # what came in to the layers that ran in a row
-    handles, samples, reads_tokens = [], 0, False
+    handles, samples, size, reads_tokens = [], 0, 0, False
 
     def before(i: int, module, args, kwargs) -> None:
-        state = _state(first_tensor(args or kwargs), reads_tokens)
+        state = _state(samples_first(first_tensor(args or kwargs), size), reads_tokens)
         if i - 1 not in entering or entering[i - 1].shape != state.shape:
             entering.clear()  # a layer that stays is in between, or something that changes the shape
         entering[i] = state
 
     def after(i: int, module, args, output) -> None:
-        leaving = _state(first_tensor(output), reads_tokens)
+        leaving = _state(samples_first(first_tensor(output), size), reads_tokens)
         for first, state in entering.items():
             cosines = F.cosine_similarity(state, leaving, dim=-1).clamp(-1, 1)
             sums[first, i] = sums.get((first, i), 0) + (torch.arccos(cosines) / math.pi).sum()
@@ -107,9 +107,9 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
     with watched(network, handles):
         for batch in at_least_one(batches):
             inputs = to_device(inputs_of(batch), device)
-            reads_tokens = not first_tensor(inputs).is_floating_point()
+            reads_tokens, size = not first_tensor(inputs).is_floating_point(), len(first_tensor(inputs))
             call(network, inputs)
-            samples += len(first_tensor(inputs))
+            samples += size
     means = {run: float(total) / samples for run, total in sums.items()}
     for (first, last), mean in means.items():
         if not math.isfinite(mean):
@@ -118,5 +118,6 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
 
 
 def _state(activation: Tensor, reads_tokens: bool) -> Tensor:
-    """[samples, values] in float64: of the last token where there are tokens."""
-    return (activation[:, -1] if reads_tokens and activation.ndim == 3 else activation.flatten(1)).double()
+    """[samples, values] in float64: of the last token where there are tokens. A copy: a layer may work in place."""
+    state = activation[:, -1] if reads_tokens and activation.ndim == 3 else activation.flatten(1)
+    return state.to(torch.float64, copy=True)

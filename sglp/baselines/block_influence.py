@@ -48,7 +48,7 @@ def influences(network: nn.Module, layers: Sequence[Layer], batches) -> list[flo
             continue
 
         def before(module, args, kwargs, i=i):
-            entering[i] = first_tensor(args if args else kwargs)
+            entering[i] = first_tensor(args if args else kwargs).clone()  # a layer may work in place
 
         def after(module, args, output, i=i):
             cosines = _cosines(entering.pop(i), first_tensor(output))

@@ -132,6 +132,7 @@ class _Twin:
 
     def train(self, kept: Iterable[int]) -> None:
         """Give these layers what was trained."""
+        torch.clear_autocast_cache()  # which knows a parameter, and not that its data are others now
         self.trained.update(kept)
         for i in kept:
             for parameter, data in self.layers[i]:
@@ -141,6 +142,7 @@ class _Twin:
 
     def reset(self) -> None:
         """Everything as it was drawn: the order of the combinations must not matter."""
+        torch.clear_autocast_cache()
         self.trained.clear()
         for parameter, data in self.random:
             parameter.data = data

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
+from sglp.batches import to_device
 from sglp.checkpoint import load
 from sglp.errors import CheckpointError
 from sglp.example_input import check_takes, example_input
@@ -123,6 +125,7 @@ def _example(network: nn.Module, example):
     """One input of a network: what was given, with the name of its argument where that must be told, or one made."""
     if example is None or (isinstance(example, Sequence) and not isinstance(example, str)):
         return example_input(network, example)
+    example = to_device(example, torch.device("cpu"))  # where the network is by now
     if is_pretrained(network) and not isinstance(example, Mapping):
         example = {network.main_input_name: example}
     check_takes(network, example)

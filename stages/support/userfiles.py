@@ -23,12 +23,12 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
     Raises:
         ParameterError: the file is not there, has no checksum, or another one.
     """
-    found = there(model, name, sha256)
+    source = workload_path(model)
+    found = there(source, name, read_yaml(source)["files"][name] | {"sha256": sha256})
     if found is None:
         return None
     actual = checksum(found)
     if actual != sha256:
-        source = workload_path(model)
         raise ParameterError(
             f"{source}: {found} has the sha256 {actual}, but files.{name}.sha256={sha256}: it is another file or a "
             f"broken one; if it is right, run 'python -m stages.checksums {source}'"
@@ -36,14 +36,18 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
     return str(found)
 
 
-def there(model: str, name: str, sha256: str | None) -> Path | None:
+def there(source: Path, name: str, file: dict) -> Path | None:
     """What `locate` finds, its content not read.
+
+    Args:
+        source: the workload's file, for the error.
+        name: which of its files.
+        file: its "path" and "sha256".
 
     Raises:
         ParameterError: the file is not there, or has no checksum.
     """
-    source = workload_path(model)
-    path = read_yaml(source)["files"][name]["path"]
+    path, sha256 = file["path"], file["sha256"]
     if path is None:
         if sha256 is not None:
             raise ParameterError(f"{source}: files.{name} has a sha256 but no path: write where the file is")
