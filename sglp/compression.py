@@ -171,7 +171,7 @@ def _sizes(**sizes) -> dict[str, tuple[int, int]]:
                 f"{name}={size} is wrong: it must be how many samples, and how many at a time, as (64, 16), each "
                 f"{fewest} or more"
             )
-        smallest = min((part.stop - part.start for part in slices(*size)), default=fewest)
+        smallest = fewest if unused else min(part.stop - part.start for part in slices(*size))
         if smallest < fewest:
             raise SGLPError(
                 f"{name}={size} is wrong: of its batches the smallest has {smallest} samples, and CKA needs {fewest}"

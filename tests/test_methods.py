@@ -14,7 +14,7 @@ import sglp
 from sglp.baselines.angular import distances, ways_out
 from sglp.baselines.ranking import keep_best, remove_one_by_one
 from sglp.baselines.taylor import saliences
-from sglp.batches import counted
+from sglp.batches import counted, eval_mode
 from sglp.errors import BudgetError, ScoringError
 from sglp.layers import Layer
 from sglp.methods import method_names
@@ -285,7 +285,7 @@ def test_the_tokens_of_an_image_are_one_activation():
     block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True)
     model = nn.Sequential(copy.deepcopy(block), copy.deepcopy(block), nn.Flatten(), nn.Linear(24, 5)).eval()
     x = torch.randn(4, 3, 8)
-    with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         expected = distance(*(state.flatten(1).double().numpy() for state in (x, model[0](x))))
     assert distances(model, sglp.find_layers(model, x), [x])[0, 0] == pytest.approx(expected, abs=1e-9)
 

@@ -171,7 +171,7 @@ def measured(project, monkeypatch):
 
     def side_by_side(points, snapshot, workers):
         ran.append(sorted(dials["k"] for dials in points.values()))
-        return [(name, {}) for name in points]
+        yield from ((name, {}) for name in points)
 
     monkeypatch.setattr(results, "side_by_side", side_by_side)
     monkeypatch.setattr(results, "record_of", lambda name, dials, checksums, snapshot: record(name))
