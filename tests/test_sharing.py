@@ -14,7 +14,7 @@ from sglp.errors import BudgetError, ScoringError
 from sglp.methods import criterion_names, find_criterion
 from sglp.methods import sglp as sglp_method
 from sglp.sharing import share
-from stages.check import check_names
+from stages.check import check_dials
 
 SEGMENTS = [(0, 2), (3, 6), (7, 7), (8, 11)]
 REMOVABLE = [i not in (0, 5) for i in range(12)]
@@ -125,12 +125,13 @@ def test_a_criterion_that_scores_one_segment_is_refused(case):
     of_segment = {"gradnorm", "gradnorm_leak", "gradnorm_sum"}
     message = r"^search=together compares layers .* scores one segment: use search=alone or in_turn$"
     for name in criterion_names():
-        asked = {"method": "sglp", "score": {"criterion": name, "search": "together"}}
-        for ask in (lambda name=name: together(case, case.segments, 6, name), lambda asked=asked: check_names(asked)):
+        score = {"criterion": name, "search": "together", "budget": None}
+        asked = {"method": "sglp", "target": None, "score": score}
+        for ask in (lambda name=name: together(case, case.segments, 6, name), lambda asked=asked: check_dials(asked)):
             with pytest.raises(ScoringError, match=message) if name in of_segment else nullcontext():
                 ask()
-        check_names({"method": "sglp", "score": {"criterion": name, "search": "in_turn"}})
-        check_names(asked | {"method": "tail"})
+        check_dials(asked | {"score": score | {"search": "in_turn"}})
+        check_dials(asked | {"method": "tail"})
 
 
 @pytest.fixture
