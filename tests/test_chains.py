@@ -169,7 +169,7 @@ def test_a_start_is_a_valid_workload_without_what_the_folder_brings(project, tmp
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/architecture.json").write_text("{}")
     dials = chain.start_from(tmp_path / "saved", name, snapshot, train=False) | {"model": name}
-    check([dials], snapshot)
+    check([dials], snapshot, files_too=False)
     _, workload = chain.files(dials, snapshot)
     assert workload["weights"] == {"source": "file", "kwargs": {}, "train": False}
     kwargs = {} if workload["task"] == "causal_lm" else {"num_classes": 1000}
