@@ -6,7 +6,7 @@ import sys
 from benchmarks.side_by_side import Row, Timing, in_turn
 
 TITLE = "Start-up"
-ROUNDS = 5
+ROUNDS = 3
 WITHOUT_TORCH = {"segment": 0.7, "report": 0.7}  # seconds that they may take
 TASK = "sglp.tasks.image_classification, sglp.tasks.digits"  # imported by what opens data, knowing its workload
 OPENING, JUDGING = ("extract", "score", "prune"), ("evaluate", "benchmark")
