@@ -8,6 +8,7 @@ from benchmarks.side_by_side import Row, Timing, in_turn
 TITLE = "Start-up"
 ROUNDS = 3
 WITHOUT_TORCH = {"segment": 0.7, "report": 0.7}  # seconds that they may take
+NOTES = {"report": "two thirds of it are matplotlib, which draws the plots"}
 TASK = "sglp.tasks.image_classification, sglp.tasks.digits"  # imported by what opens data, knowing its workload
 OPENING, JUDGING = ("extract", "score", "prune"), ("evaluate", "benchmark")
 WITH_TORCH = (
@@ -25,16 +26,16 @@ def measure(small: bool) -> list[Row]:
         if "torch" in _imported(stage):
             raise AssertionError(f"the stage {stage} imports torch")
         timing = in_turn(lambda stage=stage: _import(f"stages.{stage}"), int, rounds)
-        rows.append(_row(stage, f"{WITHOUT_TORCH[stage]} s", timing, WITHOUT_TORCH[stage]))
+        rows.append(_row(stage, f"{WITHOUT_TORCH[stage]} s", timing, WITHOUT_TORCH[stage], NOTES.get(stage, "")))
     for stage, modules in () if small else WITH_TORCH.items():
         timing = in_turn(lambda modules=modules: _import(modules), lambda: _import("torch"), rounds)
         rows.append(_row(stage, f"importing torch, and {MORE:g} s", timing, timing.other + MORE))
     return rows
 
 
-def _row(stage: str, other: str, timing: Timing, bound: float) -> Row:
+def _row(stage: str, other: str, timing: Timing, bound: float, note: str = "") -> Row:
     ratio = bound / timing.ours
-    return Row(f"imports of the stage {stage}", other, Timing(timing.ours, bound, ratio, ratio, ratio), 1.0)
+    return Row(f"imports of the stage {stage}", other, Timing(timing.ours, bound, ratio, ratio, ratio), 1.0, note)
 
 
 def _import(module: str) -> str:
