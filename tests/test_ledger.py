@@ -7,7 +7,7 @@ from synthetic_runs import record
 
 from experiments import runs
 from experiments.ledger import LEDGER, Ledger
-from experiments.records import dials_of
+from experiments.outputs import dials_of
 from experiments.snapshot import Snapshot
 
 POINTS = {"k=3-aaaaaaaaaa": {"k": 3, "seed": 1}, "k=4-bbbbbbbbbb": {"k": 4, "seed": 0}}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pipeline import command_environment, read_yaml, write_yaml
 
-from experiments.records import ExperimentError, _stages, read, record_of
+from experiments.outputs import stages_in
+from experiments.records import ExperimentError, read, record_of
 from experiments.runs import checksums
 from experiments.snapshot import Snapshot
 
@@ -164,7 +165,7 @@ def test_a_run_without_what_is_timed_is_the_same_record(inside):
 
 def test_what_an_earlier_run_left_is_not_taken(inside):
     """The experiment's dvc.lock still lists the benchmark of the one before."""
-    assert "benchmark" in _stages(_lock(inside, "three"))
+    assert "benchmark" in stages_in(_lock(inside, "three"))
     (three,) = (record for record in read().records if record.name == "three")
     assert three.removed == (1,)
     assert three.metrics["dense"]["accuracy"] == 0.3
@@ -249,7 +250,7 @@ def test_what_is_left_of_the_lock_is_all_but_code(inside):
     text = _lock(inside, "two")
     (inside.folder / "dvc.lock.whole").write_text(text)
     whole = read_yaml(inside.folder / "dvc.lock.whole")["stages"]
-    found = _stages(text)
+    found = stages_in(text)
     assert found.keys() == whole.keys()
     for name, stage in whole.items():
         assert found[name]["outs"] == stage["outs"]
