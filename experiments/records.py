@@ -1,4 +1,4 @@
-"""Experiments as records: what every run was asked and what it found. Of the comparison only this and `outputs` know DVC.
+"""Experiments as records: what every run was asked and what it found. Only this and `outputs` know DVC.
 
 Files of parameters and dvc.lock come from the experiment's commit, outputs by their checksum from DVC's cache. This is
 faster than `dvc.api.DVCFileSystem`, which builds the index of every revision, and `dvc.api.exp_show` has no outputs.
