@@ -46,6 +46,7 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
     Raises:
         CheckpointError: it is not known how the network was built, it has been changed since, or it would not be the
             same when loaded.
+        SGLPError: `folder` is a file.
     """
     architecture = architecture_of(model)
     if is_pretrained(model):

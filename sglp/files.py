@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sglp.errors import SGLPError
+
 
 @contextmanager
 def new_folder(path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `path` when all is written and goes when something fails."""
+    """A folder to write into, which takes the place of `path` when all is written and goes when something fails.
+
+    Raises:
+        SGLPError: there is a file at `path`, before anything is written.
+    """
     target = Path(path)
+    if target.is_file():
+        raise SGLPError(f"{path} is a file: give a folder, or the name of one that is not there yet")
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -21,7 +21,7 @@ from stages.support.workloads import load_network, load_split, use_code
 
 
 def main(params: View, workload: View) -> None:
-    """Run the method on calibration batches of the training split."""
+    """Run the method on the scoring batches of the training split."""
     use_code(params, workload, params.method, params.score.criterion)
     method = find_method(params.method)
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")

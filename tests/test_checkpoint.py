@@ -114,6 +114,14 @@ def test_a_save_that_fails_leaves_the_old_folder(network, saved, digits, monkeyp
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
+def test_a_file_is_not_replaced_by_a_folder(network, tmp_path):
+    (tmp_path / "weights").write_text("mine")
+    with pytest.raises(SGLPError, match="weights is a file: give a folder"):
+        sglp.save(network, tmp_path / "weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert (tmp_path / "weights").read_text() == "mine"
+
+
 def test_networks_of_unknown_origin_are_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"not known how this Sequential was built: build it with sglp\.build"):
         sglp.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "saved")

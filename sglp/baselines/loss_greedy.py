@@ -1,6 +1,6 @@
 """Loss, greedy: the layer goes without which the loss is smallest, again and again.
 
-The score is the mean loss over the calibration batches, in eval mode, without the layer and those that went before. In
+The score is the mean loss over the scoring batches, in eval mode, without the layer and those that went before. In
 scores.csv the layers that go come first, in their order; a layer's score is the one of the last time that it was asked
 about.
 

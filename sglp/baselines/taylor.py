@@ -1,7 +1,7 @@
 """Taylor: layers go whose weights' removal would change the loss least, to first order.
 
 The score of a layer is the sum of |w dL/dw| over its matrices and convolutions (norms and biases do not count), with L
-the mean loss over the calibration batches, in eval mode.
+the mean loss over the scoring batches, in eval mode.
 
 Source: Shortened LLaMA (arXiv 2402.02834), section 3.1. Its Taylor+ keeps the first four and the last two layers
 whatever their score; here every layer that can go may go.

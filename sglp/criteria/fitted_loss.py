@@ -1,6 +1,6 @@
 """Fitted loss: the layers stay with which the loss is smallest once what tuning mends first is mended.
 
-The score is minus the mean over the calibration batches, in eval mode, without the segment's other layers, of the
+The score is minus the mean over the scoring batches, in eval mode, without the segment's other layers, of the
 smallest `loss(s * logits) + (ln s)^2 / (2 N)` over the scale s, where batch norms take the statistics of the batch; N
 counts its predictions. The scale is one number, as in temperature scaling, and the second term a standard normal prior
 of its logarithm: it fades as N grows, and decides where a batch is fitted without fault; there any larger scale would

@@ -1,6 +1,6 @@
 """Loss: the layers stay with which the loss is smallest, before any tuning.
 
-The score is minus the mean loss over the calibration batches, in eval mode, without the segment's other layers.
+The score is minus the mean loss over the scoring batches, in eval mode, without the segment's other layers.
 
 Source: the rule of SLEB (arXiv 2402.09025) and of Shortened LLaMA's perplexity (arXiv 2402.02834), asked inside a
 segment.
