@@ -13,15 +13,13 @@ from experiments.charts import draw_k, draw_layers, draw_outcome
 from experiments.outcomes import Comparison, compare
 from experiments.records import ExperimentError, Reading, Record, read
 from experiments.settings import begins, by_model, differing, distinct, settings
-from experiments.tables import Table, tables, tables_of
+from experiments.tables import Table, tables_of
 from sglp.errors import SGLPError
 from sglp.files import new_file
 from stages.report import measured_on
 from stages.support.pages import embedded, render
 from stages.support.params import flat
 from stages.support.tables import write_rows
-
-__all__ = ["Table", "main", "page", "rows", "tables"]
 
 # Columns of words.
 TEXTS = ("setting", "dial", "value", "experiment", "on the Pareto front of")

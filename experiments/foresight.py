@@ -1,7 +1,7 @@
 """Which score knows beforehand what a plan is worth? Every criterion is asked about whole plans whose runs have ended.
 
 On the way to a plan criteria see other sets of layers, each method others; here all of them are asked the same: the
-dense network, samples that no method was given, and plans of every method, good and bad.
+dense network, samples of a draw of their own, and plans of every method, good and bad.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ from sglp.tasks.task import find_task
 from stages.support.workloads import load_network, load_split
 
 KNOWN = Path("docs/foresight.json")  # scores of plans, kept with the project as docs/results.jsonl is
-SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has
+SEED, SAMPLES = 10_000, 128  # as many as a method is given, of a seed that no run has; a few may be a method's too
 OF_THE_DENSE = (
-    *(f"workload.{name}" for name in ("architecture", "weights", "pretrain")),
+    *(f"workload.{name}" for name in ("architecture", "layers", "weights", "pretrain")),
     *(f"workload.data.{name}" for name in ("source", "train", "prepare")),
     *(f"workload.files.{name}" for name in ("train", "weights", "code")),
 )
@@ -107,7 +107,7 @@ def table(found: Comparison, snapshot: Snapshot) -> Table | None:
 
 
 def _dense(record: Record, snapshot: Snapshot):
-    """The dense network of a run, its layers, and one batch of training samples that no method was given."""
+    """The dense network of a run, its layers, and one batch of training samples."""
     params, content = (SimpleNamespace(**values) for values in files({"model": record.dials["model"]}, snapshot))
     # What stages are handed of a workload: groups of which they read parts, and others as they stand.
     files_of = {name: SimpleNamespace(**file) for name, file in content.files.items()}

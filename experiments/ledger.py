@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from experiments.git import RunError
 from experiments.records import Record, asked_of
 from experiments.runs import identity
 from experiments.snapshot import Snapshot
@@ -72,4 +73,11 @@ class Ledger:
 
 def _read() -> dict[str, dict]:
     text = LEDGER.read_text(encoding="utf-8") if LEDGER.exists() else ""
-    return {identity(line["run"]): line for line in map(json.loads, text.splitlines())}
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RunError(f"{LEDGER}: line {number} is no JSON, but {line[:40]!r}: mend or delete it") from error
+        found[identity(content["run"])] = content
+    return found

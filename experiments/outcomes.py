@@ -55,13 +55,22 @@ class Comparison(NamedTuple):
         return spread([record.metrics[network][self.quality.key] for record in setting.records])
 
     def difference(self, setting: Setting, than: Setting | None = None) -> Spread | None:
-        """How much more the quality is than another setting's (else the reference's), over seeds that both have."""
+        """How much more the quality is than another setting's (else the reference's), over seeds that both have.
+
+        Runs of a seed that another kind of processor made do not count: their dense network is another one.
+        """
         ours, theirs = (
-            {record.dials["seed"]: record.metrics["finetuned"][self.quality.key] for record in other.records}
+            {(record.dials["seed"], self.of_dense(record)): record.metrics["finetuned"] for record in other.records}
             for other in (setting, than or self.reference)
         )
-        both = sorted(ours.keys() & theirs.keys())
-        return spread([ours[seed] - theirs[seed] for seed in both]) if both else None
+        both = [pair for pair in ours if pair in theirs]
+        return (
+            spread([ours[pair][self.quality.key] - theirs[pair][self.quality.key] for pair in both]) if both else None
+        )
+
+    def of_dense(self, record: Record) -> str:
+        """The quality of the dense network that a run started from, without the last digits, which are noise."""
+        return f"{record.metrics['dense'][self.quality.key]:.4g}"
 
     def front(self, cost: Cost) -> list[int | None]:
         """The Pareto front of a cost: numbers of settings, None for the dense network; the cheapest first."""

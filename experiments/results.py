@@ -14,25 +14,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from ruamel.yaml import YAML
-
 from experiments import runs
-from experiments.cells import amount, number, with_spread
-from experiments.foresight import SAMPLES, table
+from experiments.foresight import OF_THE_DENSE, SAMPLES, table
 from experiments.git import RunError
 from experiments.grid import check, parse
 from experiments.ledger import Ledger
 from experiments.outcomes import Comparison, compare
-from experiments.page import cost_of
 from experiments.records import Record, record_of
-from experiments.settings import Setting, begins
-from experiments.snapshot import Snapshot
-from experiments.statistics import spread
+from experiments.results_tables import WORDS, robustness, rows
+from experiments.settings import begins
+from experiments.snapshot import Snapshot, parsed
 from experiments.sweep import add_workers, alone, side_by_side
-from experiments.tables import Table
 from sglp.errors import SGLPError
 from sglp.files import new_file
-from stages.support.outcome import ranges
 from stages.support.pages import render
 
 WHAT, PAGE = Path("experiments/results.yaml"), Path("docs/results.md")
@@ -56,7 +50,7 @@ class Part(NamedTuple):
 
 def parts(snapshot: Snapshot) -> list[Part]:
     """What results.yaml asks for."""
-    content = YAML(typ="safe", pure=True).load(WHAT.read_text(encoding="utf-8"))
+    content = parsed(WHAT.read_text(encoding="utf-8"), str(WHAT))
     found = []
     for part in content["parts"]:
         points, base = {}, content["base"] | part.get("base", {})
@@ -69,8 +63,31 @@ def parts(snapshot: Snapshot) -> list[Part]:
                 for point in parse(grid.split())
             ]
             points[split] = {runs.name_of(one, snapshot=snapshot): one for one in dials}
+            if part.get("foresight"):
+                _check_dense(dials)
+        _check_held_out(points)
         found.append(Part(part["title"], part["text"], points, part.get("foresight", False)))
     return found
+
+
+def _check_held_out(points: dict[str, dict[str, dict]]) -> None:
+    """Refuse what would be measured on test samples and called held out."""
+    of_test = {runs.identity(name) for name in points.get("test", ())}
+    for name, dials in points.get("heldout", {}).items():
+        if runs.identity(name) in of_test:
+            raise RunError(
+                f"{WHAT}: no sample of {dials['model']} is held out, as its dials under 'heldout' are of other "
+                "workloads: say 'splits: [test]' in its part"
+            )
+
+
+def _check_dense(points: Sequence[dict]) -> None:
+    """Refuse other dense networks where criteria are asked about that of a workload as it stands."""
+    for dial in dict.fromkeys(dial for point in points for dial in point):
+        if begins(f"workload.{dial.rpartition(':')[2]}", OF_THE_DENSE):
+            raise RunError(
+                f"{WHAT}: {dial} makes another dense network, which foresight does not ask: leave it out there"
+            )
 
 
 def compared(part: Part, records: dict[str, Record]) -> dict[str, dict[str, Comparison]]:
@@ -82,78 +99,10 @@ def compared(part: Part, records: dict[str, Record]) -> dict[str, dict[str, Comp
     """
     groups: dict[str, dict[str, list[Record]]] = {}
     for split, points in part.points.items():
-        for record in (records[runs.identity(name)] for name in points if runs.identity(name) in records):
+        # Grids may meet: a run that has two names counts once.
+        for record in (records[one] for one in dict.fromkeys(map(runs.identity, points)) if one in records):
             groups.setdefault(record.dials["model"], {}).setdefault(split, []).append(record)
     return {model: {split: compare(of) for split, of in splits.items()} for model, splits in groups.items()}
-
-
-def rows(found: dict[str, Comparison]) -> Table:
-    """The table of a model: its settings, the best on held-out samples first.
-
-    Args:
-        found: what was measured on held-out samples, on the test split, or on both.
-    """
-    settings = {split: {_question(setting): setting for setting in one.settings} for split, one in found.items()}
-    first, names = next(iter(found.values())), list(dict.fromkeys(key for one in settings.values() for key in one))
-    last = list(found)[-1]
-    columns = ["setting", "runs", *(f"{first.quality.label}, {_WORDS[split]}" for split in found)]
-    columns += [f"against {what}, {_WORDS[last]}" for what in ("random", "the best")]
-    columns += ["before tuning", "MACs", "parameters", "passes", "layers that go (seed 0)"]
-    dense = ["dense network", "", *(number(one.quality, one.dense[one.quality.key]) for one in found.values())]
-    lines = [[*dense, "", "", "", amount(_macs(first.dense)), amount(first.dense["params"]), "", ""]]
-    for name in names:
-        here = {split: of[name] for split, of in settings.items() if name in of}
-        split, setting = next(iter(here.items()))
-        cells = [setting.label, str(len(setting.records))]
-        cells += [with_spread(one.quality, one.spread(here[s])) if s in here else "" for s, one in found.items()]
-        cells += _against(found[last], here[last]) if last in here else ["", ""]
-        cells.append(with_spread(first.quality, found[split].spread(setting, "pruned")))
-        sizes = [(_macs(one.metrics["finetuned"]), one.metrics["finetuned"]["params"]) for one in setting.records]
-        macs, params = (spread(values).mean for values in zip(*sizes, strict=True))
-        cells += [f"{100 * macs / _macs(first.dense):.1f} %", f"{100 * params / first.dense['params']:.1f} %"]
-        lines.append([*cells, _passes(setting), ranges(setting.records[0].removed)])
-    return Table(columns, lines)
-
-
-_WORDS = {"heldout": "held out", "test": "test"}
-
-
-def _question(setting: Setting) -> str:
-    """What tells settings of one split from each other, and is the same in the other."""
-    return repr(sorted((k, v) for k, v in setting.dials.items() if not begins(k, ("workload.data", "workload.files"))))
-
-
-def _macs(metrics: dict) -> float:
-    return metrics[cost_of(metrics)[0]]
-
-
-def _against(found: Comparison, setting: Setting) -> list[str]:
-    """How much better than random layers, and than the best setting, of those that keep as many layers.
-
-    Differences are those of the same seed, which draws the samples that networks are tuned with: their mean, its
-    standard error, and over how many seeds.
-    """
-    same = [other for other in found.settings if other.dials["prune_ratio"] == setting.dials["prune_ratio"]]
-    chance = [other for other in same if other.dials["method"] == "random"]
-    return [_difference(found, setting, other) for other in (*(chance[:1] or [setting]), same[0])]
-
-
-def _difference(found: Comparison, setting: Setting, other: Setting) -> str:
-    change = None if setting is other else found.difference(setting, other)
-    if change is None:
-        return ""
-    scale = 100 if found.quality.share else 1
-    error = "" if change.error is None else f" ± {scale * change.error:.2f}"
-    return f"{scale * change.mean:+.2f}{error} ({change.n})"
-
-
-def _passes(setting: Setting) -> str:
-    """Mean passes, forward and backward."""
-    costs = [record.cost for record in setting.records if record.cost]
-    if not costs:
-        return ""
-    forward, backward = (spread([cost[f"{kind}_passes"] for cost in costs]).mean for kind in ("forward", "backward"))
-    return f"{forward:.0f} + {backward:.0f}"
 
 
 def write(found: list[Part], snapshot: Snapshot) -> None:
@@ -162,12 +111,14 @@ def write(found: list[Part], snapshot: Snapshot) -> None:
     records = ledger.records(asked, snapshot)
     sections = []
     for part in found:
-        tables, foresight = {}, None
+        tables, foresight, judged_by = {}, None, ""
         for model, splits in compared(part, records).items():
-            tables[model] = rows(splits)
-            foresight = table(next(iter(splits.values())), snapshot) if part.foresight else None
+            tables[model] = [one for one in (rows(splits), robustness(splits)) if one.rows]
+            if part.foresight:
+                split, first = next(iter(splits.items()))
+                foresight, judged_by = table(first, snapshot), WORDS[split]
         section = {"title": part.title, "text": part.text, "missing": _missing(part, records), "tables": tables}
-        sections.append(section | {"foresight": foresight})
+        sections.append(section | {"foresight": foresight, "judged_by": judged_by})
     content = {"sections": sections, "commits": ledger.commits(asked), "samples": SAMPLES}
     text = render(Path(__file__).with_name("results.md.jinja"), content)
     with new_file(PAGE) as new:
@@ -175,7 +126,7 @@ def write(found: list[Part], snapshot: Snapshot) -> None:
 
 
 def _missing(part: Part, records: dict[str, Record]) -> int:
-    return sum(runs.identity(name) not in records for points in part.points.values() for name in points)
+    return len({runs.identity(name) for points in part.points.values() for name in points} - records.keys())
 
 
 def _all(found: list[Part], splits: Sequence[str] = SPLITS) -> dict[str, dict]:
@@ -195,6 +146,18 @@ def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
     return [{name: dials for _, name, dials in points} for points in in_order]
 
 
+def _check_committed(points: Sequence[dict], snapshot: Snapshot) -> None:
+    """Refuse workloads that were edited: who wrote the checksums of files into one wants them to count."""
+    now = Snapshot.take()
+    for model in sorted({point["model"] for point in points}):
+        path = f"models/{model}.yaml"
+        if now.read(path) != snapshot.read(path):
+            raise RunError(
+                f"{path} has changes that are not committed, and only what is committed is measured: commit them, or "
+                "undo them by 'git checkout'"
+            )
+
+
 def _checked(made: dict[str, str] | RunError) -> dict[str, str]:
     """What a run wrote, if it did not fail."""
     if isinstance(made, RunError):
@@ -212,9 +175,12 @@ def main() -> None:
     try:
         snapshot = Snapshot.take().committed()  # each line of the ledger says which commit measured it
         found, ledger = parts(snapshot), Ledger()
-        check((dials for name, dials in _all(found).items() if name not in ledger), snapshot)
+        splits = arguments.split or SPLITS
+        missing = [dials for name, dials in _all(found, splits).items() if name not in ledger]
+        _check_committed(missing, snapshot)
+        check(missing, snapshot)
         with alone():
-            for asked in _steps(found, arguments.split or SPLITS):
+            for asked in _steps(found, splits):
                 new = {name: dials for name, dials in asked.items() if name not in ledger}
                 with closing(side_by_side(new, snapshot, arguments.workers)) as outcomes:
                     for name, made in outcomes:

@@ -40,7 +40,7 @@ def run(
     snapshot = snapshot or Snapshot.take()
     name = name_of(dials, target=target, snapshot=snapshot)
     namespace = PARTIAL if target else FINISHED
-    if name in _names(snapshot.root, namespace, snapshot.baseline) and _is_whole(name, snapshot):
+    if name in _names(snapshot.root, namespace, snapshot.baseline) and is_whole(name, snapshot):
         return name
     with working_copy(snapshot, snapshot.texts(dials)) as copy:
         run_in(copy, name, _targets(target), environment or {})
@@ -74,6 +74,12 @@ def known(baseline: str = "HEAD") -> list[str]:
     """The names of the finished experiments on a commit."""
     root = Path.cwd()
     return _names(root, FINISHED, git(root, "rev-parse", baseline))
+
+
+def is_whole(name: str, snapshot: Snapshot) -> bool:
+    """Whether the cache has all that a run wrote: it may be another cache now, or have been cleaned."""
+    cache = cache_folder(snapshot.root) / "files/md5"
+    return all((cache / md5[:2] / md5[2:]).exists() for md5 in _made(name, snapshot.baseline).values())
 
 
 def checksums(name: str, baseline: str = "HEAD") -> dict[str, str]:
@@ -125,12 +131,6 @@ def fetch(name: str, path: str, folder: str | Path, baseline: str = "HEAD") -> N
     with new_folder(folder) as new:
         new.rmdir()
         files.get(path, str(new), recursive=True)
-
-
-def _is_whole(name: str, snapshot: Snapshot) -> bool:
-    """Whether the cache has all that a run wrote: it may be another cache now, or have been cleaned."""
-    cache = cache_folder(snapshot.root) / "files/md5"
-    return all((cache / md5[:2] / md5[2:]).exists() for md5 in _made(name, snapshot.baseline).values())
 
 
 def _targets(target: str | Sequence[str] | None) -> list[str]:

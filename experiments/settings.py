@@ -16,7 +16,8 @@ OF_ALL = ("score.batches",)
 # What makes the dense network and measures it: numbers compare where these are the same.
 OF_THE_MODEL = (
     "model",
-    *(f"workload.{name}" for name in ("task", "architecture", "weights", "data", "files", "pretrain", "evaluation")),
+    *(f"workload.{name}" for name in ("task", "architecture", "layers", "weights", "data", "files")),
+    *(f"workload.{name}" for name in ("pretrain", "evaluation")),
 )
 # What leads to a plan, and what is only timed: all else is what a plan then goes through.
 OF_THE_PLAN = (

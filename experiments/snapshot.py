@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from experiments.git import RunError, git
 
@@ -134,9 +134,21 @@ def _changed(content: dict, path: str, keys: dict[str, object]) -> dict:
     return content
 
 
+def parsed(text: str, path: str) -> dict:
+    """What a file in YAML holds.
+
+    Raises:
+        RunError: it is no YAML.
+    """
+    try:
+        return _yaml("safe").load(text)
+    except YAMLError as error:
+        raise RunError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
 @cache
 def _read(snapshot: Snapshot, path: str) -> dict:
-    return _yaml("safe").load(_text(snapshot, path))
+    return parsed(_text(snapshot, path), path)
 
 
 @cache

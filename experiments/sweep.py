@@ -7,7 +7,7 @@ killed goes on where it was when it is started again.
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +39,15 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
         Why runs failed, by their names.
     """
     untimed = {name: dials for name, dials in points.items() if not _times(dials, snapshot)}
-    beside = side_by_side(untimed, snapshot, workers) if min(workers, len(untimed)) > 1 else ()
+    beside = side_by_side(untimed, snapshot, workers) if workers > 1 else ()
     failures = {name: str(found) for name, found in beside if isinstance(found, RunError)}
     left = {name: dials for name, dials in points.items() if name not in failures}
+    environment = _environments(1)[0] if workers > 1 else {}
     with tqdm(left.items(), desc="sweep", unit="point", disable=None) as bar:
         for name, dials in bar:
             bar.set_postfix_str(name)
             try:
-                runs.run(dials, snapshot=snapshot)
+                runs.run(dials, snapshot=snapshot, environment=environment)
             except RunError as error:
                 failures[name] = str(error)
     return failures
@@ -70,7 +71,7 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
     """
     lanes, answers, lock, stopped = Lanes(snapshot, points), {}, Lock(), Event()
     devices: SimpleQueue[dict[str, str]] = SimpleQueue()
-    for environment in _environments(min(workers, max(1, len(points)))):
+    for environment in _environments(workers):
         devices.put(environment)
 
     def answer(question: str, dials: dict[str, object], targets: list[str]) -> dict[str, str]:
@@ -106,9 +107,9 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
                 yield futures[future], future.result()
             except RunError as error:
                 yield futures[future], error
-    finally:  # what runs now comes to its end, nothing else begins
+    finally:  # nothing else begins; what runs now goes on for as long as this process
         stopped.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
@@ -117,11 +118,17 @@ def _environments(workers: int) -> list[dict[str, str]]:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    if not names:
+    if names in ([], ["-1"]):
         return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))}] * workers
     if len(names) < 2:
         return [{}] * workers
     return [{"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} for worker in range(workers)]
+
+
+def _points(grid: Sequence[str], snapshot: Snapshot) -> Points:
+    """What a grid asks for; dials of a workload that a point does not use make no other point of it."""
+    named = [(runs.name_of(dials, snapshot=snapshot), dials) for dials in parse(grid)]
+    return dict({runs.identity(name): (name, dials) for name, dials in reversed(named)}.values())
 
 
 def _summary(points: Points, baseline: str, skipped: int, failures: dict[str, str]) -> str:
@@ -173,8 +180,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         snapshot = Snapshot.take()
-        points = {runs.name_of(dials, snapshot=snapshot): dials for dials in parse(arguments.grid)}
-        there = points.keys() & set(runs.known(snapshot.baseline))
+        points = _points(arguments.grid, snapshot)
+        there = {name for name in points.keys() & set(runs.known(snapshot.baseline)) if runs.is_whole(name, snapshot)}
         new = {name: dials for name, dials in points.items() if name not in there}
         check(new.values(), snapshot)
         with alone():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.cells import amount, error, number, with_spread
 from experiments.correlation import prediction
-from experiments.outcomes import Comparison, Quality, compare, latencies
+from experiments.outcomes import Comparison, Quality, latencies
 from experiments.records import Record
 from experiments.settings import Setting, changed, plain, series
 from experiments.statistics import shares, stability
@@ -25,21 +25,14 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def tables(records: Sequence[Record], default: dict | None = None) -> dict[str, Table]:
-    """All tables of one model's runs: outcome, metrics, k, ablations, layers, correlation, cost, runs.
+def tables_of(found: Comparison) -> dict[str, Table]:
+    """All tables of a comparison: outcome, metrics, k, ablations, layers, correlation, cost, runs.
 
     Columns without a value are not there; a table that has nothing to tell has no rows.
-
-    The arguments are those of `experiments.outcomes.compare`.
     """
-    return tables_of(compare(records, default))
-
-
-def tables_of(found: Comparison) -> dict[str, Table]:
-    """All tables of a comparison."""
     made = {
         "outcome": _outcome(found),
-        "metrics": _metrics(found),
+        "metrics": metrics(found, also_measured(found)),
         "k": _k(found),
         "ablations": _ablations(found),
         "layers": _layers(found),
@@ -89,10 +82,14 @@ def _latency(setting: Setting, name: str) -> str:
     return f"{amount(seconds, 's')} ({times:.2f} times)"
 
 
-def _metrics(found: Comparison) -> Table:
-    """What else was measured of the fine-tuned networks."""
+def also_measured(found: Comparison) -> list[str]:
+    """The metrics besides the quality that say how good fine-tuned networks are."""
     known = dict.fromkeys(key for record in found.records for key in record.metrics["finetuned"])
-    keys = [key for key in known if key not in (*NOT_MORE, found.quality.key) and not re.search(_COUNTS, key)]
+    return [key for key in known if key not in (*NOT_MORE, found.quality.key) and not re.search(_COUNTS, key)]
+
+
+def metrics(found: Comparison, keys: Sequence[str]) -> Table:
+    """What was measured of the fine-tuned networks, besides the quality."""
     measures = [_measure(key) for key in keys]
     rows = [["", "dense network", *(number(m, found.dense[m.key]) if m.key in found.dense else "" for m in measures)]]
     for place, setting in enumerate(found.settings):

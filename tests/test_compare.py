@@ -12,8 +12,10 @@ from PIL import Image
 from synthetic_runs import language, record
 
 from experiments import compare, outcomes
-from experiments.compare import page, rows, tables
+from experiments.compare import page, rows
 from experiments.records import ExperimentError, Reading
+from experiments.settings import by_model
+from experiments.tables import tables_of
 from stages.support.tables import read_rows
 
 SECTIONS = (
@@ -159,7 +161,7 @@ def test_robustness_is_shown_by_attack_and_severity():
     for metrics in run.metrics.values():
         metrics |= {"robustness.samples": 100, "robustness.fgsm.0.01": 0.5, "robustness.corruptions.3.fog": 0.4}
         metrics["robustness.corruptions.3.mean"] = 0.25
-    found = tables([run])["metrics"]
+    found = tables_of(outcomes.compare([run]))["metrics"]
     assert found.columns == ["#", "setting", "loss", "fgsm 0.01", "corruptions 3, mean"]
     assert found.rows[1] == ["1", "sglp", "1.100", "50.00 %", "25.00 %"]
     assert "finetuned.robustness.corruptions.3.fog" in rows([run])[0]
@@ -167,7 +169,7 @@ def test_robustness_is_shown_by_attack_and_severity():
 
 def test_what_the_score_cost_is_a_median(records):
     runs = [record(seed=s)._replace(cost={"seconds": c, "samples_a_pass": 8}) for s, c in enumerate((1.0, 9.0, 2.0))]
-    found = tables([*runs, record(k=2)._replace(cost=None)])["cost"]
+    found = tables_of(outcomes.compare([*runs, record(k=2)._replace(cost=None)]))["cost"]
     assert found.columns == ["#", "setting", "seconds", "samples a pass", "accuracy"]
     assert [row[1:4] for row in found.rows] == [["sglp · k=3", "2", "8"]]
 
@@ -176,7 +178,7 @@ def test_ablations_compare_seed_by_seed():
     runs = [record(quality=q, seed=s) for s, q in ((0, 0.90), (1, 0.80))]
     runs += [record(quality=q, seed=s, score__search="in_turn") for s, q in ((1, 0.83), (0, 0.92), (2, 0.1))]
     runs += [record(quality=0.5, seed=0, score__search="in_turn", k=2)]
-    found = tables(runs, record().dials)["ablations"]
+    found = tables_of(outcomes.compare(runs, record().dials))["ablations"]
     assert [row[:2] for row in found.rows] == [
         ["reference", "sglp · k=3 · search=alone"],
         ["score.search", "alone → in_turn"],
@@ -185,10 +187,22 @@ def test_ablations_compare_seed_by_seed():
     assert (row["change"], row["s.e. of the change"], row["seeds that both have"]) == ("+2.50 points", "0.50", "2")
 
 
+def test_runs_whose_layers_are_others_stand_apart():
+    """Numbers of layers mean nothing side by side where a pattern finds other ones."""
+    one, other = record(), record(seed=1)
+    groups = by_model(
+        [
+            one._replace(dials=one.dials | {"workload.layers": None}),
+            other._replace(dials=other.dials | {"workload.layers": "stage2.*"}),
+        ]
+    )
+    assert sorted(len(group) for group in groups.values()) == [1, 1]
+
+
 def test_layers_that_always_go_and_those_that_go_at_times():
     runs = [record(seed=0, removed=(1, 2, 3, 7)), record(seed=1, removed=(1, 2, 3, 9))]
-    assert tables(runs)["layers"].rows == [["1", "sglp", "2", "0.60", "1-3", "7, 9"]]
-    assert tables(runs[:1])["layers"].columns == ["#", "setting", "runs", "layers that always go"]
+    assert tables_of(outcomes.compare(runs))["layers"].rows == [["1", "sglp", "2", "0.60", "1-3", "7, 9"]]
+    assert tables_of(outcomes.compare(runs[:1]))["layers"].columns == ["#", "setting", "runs", "layers that always go"]
 
 
 def test_the_pareto_front_counts_the_dense_network():
@@ -249,7 +263,7 @@ def test_runs_without_a_common_measure_are_one_sentence():
     for metrics in run.metrics.values():
         del metrics["accuracy"], metrics["loss"]
     with pytest.raises(ExperimentError, match="accuracy or perplexity or loss"):
-        tables([run])
+        tables_of(outcomes.compare([run]))
 
 
 def test_main_writes_both_files_and_tells_what_it_left_out(monkeypatch, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 from synthetic_runs import record
 
 from experiments import runs
+from experiments.git import RunError
 from experiments.ledger import LEDGER, Ledger
 from experiments.outputs import dials_of
 from experiments.snapshot import Snapshot
@@ -48,6 +49,13 @@ def test_a_run_is_known_by_its_hash_and_measured_once():
     assert lines[0]["metrics"]["finetuned"]["accuracy"] == 0.5
     assert Ledger().commits(POINTS) == ["c0ffeec", "decaded"]
     assert Ledger().commits(["k=4-bbbbbbbbbb", "k=5-cccccccccc"]) == ["decaded"]
+
+
+def test_a_line_that_is_no_json_is_named():
+    Ledger().add([record("k=3-aaaaaaaaaa")], SNAPSHOT.baseline)
+    LEDGER.write_text(LEDGER.read_text() + "<<<<<<< HEAD\n")
+    with pytest.raises(RunError, match=r"docs/results.jsonl: line 2 is no JSON, but '<<<<<<< HEAD'"):
+        Ledger()
 
 
 def test_lines_that_came_or_went_meanwhile_stay_so():

@@ -12,6 +12,7 @@ from synthetic_runs import record
 
 from experiments import results, runs
 from experiments.grid import check
+from experiments.outcomes import compare as results_of
 from experiments.records import ExperimentError
 from experiments.results import Part, compared, parts, rows
 from experiments.snapshot import Snapshot
@@ -81,7 +82,7 @@ def test_a_row_has_means_over_seeds_on_both_kinds_of_samples():
     dense, best, chance = table(heldout=heldout, test=test)
     assert dense["accuracy, held out"] == dense["accuracy, test"] == "95.00 %"
     assert best["setting"].startswith("sglp")
-    assert (best["runs"], chance["runs"]) == ("2", "3")
+    assert (best["runs"], chance["runs"]) == ("2", "3 / 0")
     assert best["accuracy, held out"] == "85.00 ± 7.07 %"
     assert best["accuracy, test"] == "62.00 ± 2.83 %"
     assert chance["accuracy, test"] == ""
@@ -110,6 +111,57 @@ def test_settings_of_another_depth_are_no_measure():
     found = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random", prune_ratio=0.25)
     for row in table(heldout=found):
         assert row["against random, held out"] == row["against the best, held out"] == ""
+
+
+def test_every_kind_of_samples_says_how_many_runs_it_has():
+    heldout, test = (
+        runs_of("a", [0.8, 0.82, 0.84], score__criterion="loss"),
+        runs_of("b", [0.6], score__criterion="loss"),
+    )
+    _, row = table(heldout=heldout, test=test)
+    assert row["runs"] == "3 / 1"
+    assert (row["accuracy, held out"], row["accuracy, test"]) == ("82.00 ± 2.00 %", "60.00 %")
+    _, row = table(test=test)
+    assert row["runs"] == "1"
+    assert row["before tuning, test"]
+
+
+def test_another_processors_dense_network_is_no_measure():
+    found = runs_of("a", [0.8, 0.9], score__criterion="loss") + runs_of("a", [0.7, 0.7], method="random")
+    found[0].metrics["dense"]["accuracy"] = 0.94
+    dense, best, chance = table(heldout=found)
+    assert dense["accuracy, held out"] == "95.00 % or 94.00 %"
+    assert best["accuracy, held out"] == "85.00 ± 7.07 %"
+    assert best["against random, held out"] == "+20.00 (1)"
+    assert chance["against the best, held out"] == "-20.00 (1)"
+
+
+def test_a_run_with_two_names_counts_once():
+    made = runs_of("a", [0.8, 0.9], score__criterion="loss")
+    names = [prefix + runs.identity(one.name) for one in made for prefix in ("k=3-", "by=fisher-")]
+    part = Part("title", "text", {"heldout": {name: {} for name in names}})
+    found = compared(part, {runs.identity(one.name): one for one in made})
+    assert len(found["net"]["heldout"].records) == 2
+    assert results._missing(part, {}) == 2
+
+
+def test_robustness_has_a_table_of_its_own():
+    heldout = runs_of("a", [0.8])
+    made = runs_of("b", [0.6, 0.7], score__criterion="loss") + runs_of("b", [0.5], method="random")
+    for number, one in enumerate(made):
+        for metrics in one.metrics.values():
+            metrics |= {"robustness.samples": 100, "robustness.pgd.0.01": 0.1 * number + 0.2}
+            metrics |= {"robustness.corruptions.3.mean": 0.5, "robustness.corruptions.3.fog": 0.4}
+    found = results.robustness({name: results_of(group) for name, group in (("heldout", heldout), ("test", made))})
+    assert found.columns == ["setting", "pgd 0.01", "corruptions 3, mean"]
+    assert [row[1:] for row in found.rows] == [
+        ["20.00 %", "50.00 %"],
+        ["25.00 ± 7.07 %", "50.00 ± 0.00 %"],
+        ["40.00 %", "50.00 %"],
+    ]
+    del made[0].metrics["finetuned"]["robustness.pgd.0.01"]
+    assert results.robustness({"test": results_of(made)}).columns == ["setting", "corruptions 3, mean"]
+    assert results.robustness({"heldout": results_of(heldout)}).rows == []
 
 
 def test_what_is_compared_in_the_end_is_the_test():
@@ -209,6 +261,44 @@ def test_what_is_not_committed_changes_no_figure(project, measured):
     (project / "models/resnet20-digits.yaml").write_text("nonsense: true\n")
     assert main() == 0
     assert measured == [[], []]
+
+
+def test_a_workload_that_is_not_committed_is_refused(project, measured):
+    path = project / "models/resnet20-digits.yaml"
+    path.write_text(path.read_text().replace("epochs: ", "epochs: 1"))
+    assert main().startswith("results: models/resnet20-digits.yaml has changes that are not committed")
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("splits: [test], ", "", "no sample of resnet20-digits is held out"),
+        (
+            "grids: ['",
+            "foresight: true, grids: ['models/resnet20-digits.yaml:pretrain.epochs=1 ",
+            "another dense network",
+        ),
+        ("parts: [", "parts: {", "experiments/results.yaml is no YAML: "),
+    ],
+)
+def test_a_part_that_can_not_be_is_one_sentence(project, measured, old, new, sentence):
+    path = project / "experiments/results.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    said = main()
+    assert said.startswith("results: experiments/results.yaml")
+    assert sentence in said
+    assert "\n" not in said
+    assert measured == []
+
+
+def test_only_files_of_what_is_asked_for_have_to_be_there(project, monkeypatch):
+    """The shipped page's first files that are missing are those of its first part, not of the language model's."""
+    for split, file in (("heldout", "train.parquet"), ("test", "test.parquet")):
+        monkeypatch.setattr(sys, "argv", ["results", split])
+        said = main()
+        assert "models/resnet56-cifar10-jpeg.yaml: files." in said, (file, said)
 
 
 def test_a_run_whose_outputs_are_lost_stops_no_other(project, measured, monkeypatch, capsys):

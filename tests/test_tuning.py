@@ -117,6 +117,17 @@ def test_accumulated_batches_are_one_larger_batch(texts, tmp_path):
         assert torch.allclose(a, b, atol=2e-4)
 
 
+def test_the_loss_of_what_is_held_out_is_not_smoothed(texts, tmp_path):
+    for smoothing in (0.0, 0.2):
+        folder = tmp_path / str(smoothing)
+        _, rows = tuned(texts, folder, learning_rate=1e-30, holdout=0.25, label_smoothing=smoothing)
+        found = [row["heldout_loss"] for row in rows if row.get("heldout_loss")], rows[0]["loss"]
+        if not smoothing:
+            plain = found
+    assert found[0] == plain[0] != []
+    assert found[1] != plain[1]
+
+
 def test_gradient_checkpointing_changes_no_weights(texts, tmp_path):
     kept, _ = tuned(texts, tmp_path / "kept")
     again, _ = tuned(texts, tmp_path / "again", gradient_checkpointing=True)

@@ -175,7 +175,8 @@ class _Trainer(Trainer):
         labels, rows = inputs["labels"], inputs["rows"]
         with whole_batch(counts=rows > 0):
             logits = logits_of(call(model, inputs["inputs"]))
-        loss = cross_entropy(logits, labels, self.recipe.label_smoothing) if rows else 0.0 * logits.float().sum()
+        smoothing = self.recipe.label_smoothing if model.training else 0.0  # of held-out samples, the loss itself
+        loss = cross_entropy(logits, labels, smoothing) if rows else 0.0 * logits.float().sum()
         if rows and self.teacher is not None and model.training:
             share = self.recipe.distillation
             loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
