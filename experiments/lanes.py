@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.snapshot import PARAMS, Snapshot
+from experiments.snapshot import PARAMS, Snapshot, value_of
 
 TIMED = "benchmark"  # neither it nor what follows in dvc.yaml may run beside others
 MERGING = ("segment", "score")  # different dials often lead to the same: who goes on together is known when it is there
@@ -126,7 +126,4 @@ def _stages(content: dict) -> list[Stage]:
 
 def _value(values: dict[str, dict], path: str, key: str):
     """A parameter, None where there is none; the path of a file may hold one of params.yaml, as ${model}."""
-    content = values.get(re.sub(r"\$\{(\w+)\}", lambda found: str(values[PARAMS][found[1]]), path))
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
+    return value_of(values.get(re.sub(r"\$\{(\w+)\}", lambda found: str(values[PARAMS][found[1]]), path)), key)

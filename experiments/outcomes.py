@@ -63,10 +63,9 @@ class Comparison(NamedTuple):
             {(record.dials["seed"], self.of_dense(record)): record.metrics["finetuned"] for record in other.records}
             for other in (setting, than or self.reference)
         )
-        both = [pair for pair in ours if pair in theirs]
-        return (
-            spread([ours[pair][self.quality.key] - theirs[pair][self.quality.key] for pair in both]) if both else None
-        )
+        key = self.quality.key
+        changes = [metrics[key] - theirs[pair][key] for pair, metrics in ours.items() if pair in theirs]
+        return spread(changes) if changes else None
 
     def of_dense(self, record: Record) -> str:
         """The quality of the dense network that a run started from, without the last digits, which are noise."""

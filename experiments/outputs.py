@@ -8,6 +8,7 @@ from functools import cache
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from experiments.snapshot import value_of
 from sglp.errors import SGLPError
 from stages.support.params import flat
 
@@ -84,19 +85,13 @@ class Run(Outputs):
         """Whether a stage's entry in dvc.lock is this run's: a run of some stages keeps the others' old entries."""
         stage = self.stages[name]
         for path, listed in (stage.get("params") or {}).items():
-            if any(_value(_yaml(self._text(path)), key) != value for key, value in listed.items()):
+            if any(value_of(_yaml(self._text(path)), key) != value for key, value in listed.items()):
                 return False
         made = [(dep, *self.made[dep["path"]]) for dep in stage.get("deps") or [] if dep["path"] in self.made]
         return all(dep["md5"] == out["md5"] and self._answers(maker) for dep, maker, out in made)
 
     def _text(self, path: str) -> str:
         return self.files.cat_file(path).decode() if self.files.exists(path) else ""
-
-
-def _value(content: dict, key: str):
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
 
 
 def stages_in(lock: str) -> dict[str, dict]:

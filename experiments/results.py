@@ -146,9 +146,8 @@ def _steps(found: list[Part], splits: Sequence[str]) -> list[dict[str, dict]]:
     return [{name: dials for _, name, dials in points} for points in in_order]
 
 
-def _check_committed(points: Sequence[dict], snapshot: Snapshot) -> None:
+def _check_committed(points: Sequence[dict], now: Snapshot, snapshot: Snapshot) -> None:
     """Refuse workloads that were edited: who wrote the checksums of files into one wants them to count."""
-    now = Snapshot.take()
     for model in sorted({point["model"] for point in points}):
         path = f"models/{model}.yaml"
         if now.read(path) != snapshot.read(path):
@@ -173,11 +172,12 @@ def main() -> None:
     arguments = parser.parse_args()
     failures: dict[str, str] = {}
     try:
-        snapshot = Snapshot.take().committed()  # each line of the ledger says which commit measured it
+        now = Snapshot.take()
+        snapshot = now.committed()  # each line of the ledger says which commit measured it
         found, ledger = parts(snapshot), Ledger()
         splits = arguments.split or SPLITS
         missing = [dials for name, dials in _all(found, splits).items() if name not in ledger]
-        _check_committed(missing, snapshot)
+        _check_committed(missing, now, snapshot)
         check(missing, snapshot)
         with alone():
             for asked in _steps(found, splits):

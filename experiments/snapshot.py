@@ -134,6 +134,13 @@ def _changed(content: dict, path: str, keys: dict[str, object]) -> dict:
     return content
 
 
+def value_of(content: dict | None, key: str):
+    """What stands under a key with dots; None where there is nothing."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
 def parsed(text: str, path: str) -> dict:
     """What a file in YAML holds.
 

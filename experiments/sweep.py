@@ -42,7 +42,7 @@ def sweep(points: Points, snapshot: Snapshot, workers: int = 1) -> dict[str, str
     beside = side_by_side(untimed, snapshot, workers) if workers > 1 else ()
     failures = {name: str(found) for name, found in beside if isinstance(found, RunError)}
     left = {name: dials for name, dials in points.items() if name not in failures}
-    environment = _environments(1)[0] if workers > 1 else {}
+    environment = _environments(1)[0] if workers > 1 else {}  # one GPU, as workers had; else what the caller has
     with tqdm(left.items(), desc="sweep", unit="point", disable=None) as bar:
         for name, dials in bar:
             bar.set_postfix_str(name)
@@ -127,8 +127,11 @@ def _environments(workers: int) -> list[dict[str, str]]:
 
 def _points(grid: Sequence[str], snapshot: Snapshot) -> Points:
     """What a grid asks for; dials of a workload that a point does not use make no other point of it."""
-    named = [(runs.name_of(dials, snapshot=snapshot), dials) for dials in parse(grid)]
-    return dict({runs.identity(name): (name, dials) for name, dials in reversed(named)}.values())
+    found: dict[str, tuple[str, dict]] = {}
+    for dials in parse(grid):
+        name = runs.name_of(dials, snapshot=snapshot)
+        found.setdefault(runs.identity(name), (name, dials))
+    return dict(found.values())
 
 
 def _summary(points: Points, baseline: str, skipped: int, failures: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ from pipeline import ROOT
 from synthetic_runs import record
 
 from experiments import results, runs
+from experiments.git import RunError
 from experiments.grid import check
 from experiments.outcomes import compare as results_of
 from experiments.records import ExperimentError
@@ -293,12 +294,21 @@ def test_a_part_that_can_not_be_is_one_sentence(project, measured, old, new, sen
     assert measured == []
 
 
-def test_only_files_of_what_is_asked_for_have_to_be_there(project, monkeypatch):
-    """The shipped page's first files that are missing are those of its first part, not of the language model's."""
-    for split, file in (("heldout", "train.parquet"), ("test", "test.parquet")):
-        monkeypatch.setattr(sys, "argv", ["results", split])
-        said = main()
-        assert "models/resnet56-cifar10-jpeg.yaml: files." in said, (file, said)
+@pytest.mark.parametrize(("arguments", "needed"), [(["heldout"], False), (["test"], True), ([], True)])
+def test_only_files_of_what_is_asked_for_have_to_be_there(project, monkeypatch, arguments, needed):
+    """The language model is measured on the test split alone."""
+    (project / "docs/results.jsonl").unlink()
+    models = set()
+
+    def check(points, snapshot):
+        models.update(point["model"] for point in points)
+        raise RunError("enough")
+
+    monkeypatch.setattr(results, "check", check)
+    monkeypatch.setattr(sys, "argv", ["results", *arguments])
+    assert main() == "results: enough"
+    assert "resnet56-cifar10-jpeg" in models
+    assert ("smollm2-135m-wikitext2" in models) == needed
 
 
 def test_a_run_whose_outputs_are_lost_stops_no_other(project, measured, monkeypatch, capsys):
