@@ -205,7 +205,8 @@ def test_bfloat16_killed_and_run_again_ends_in_the_same_float32_weights(project,
     assert (project / "data/finetuned" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
 
-def test_the_network_computes_in_float32_after_training_in_bfloat16(project, network, digits, tmp_path):
+def test_the_network_computes_in_float32_after_training_in_bfloat16(project, network, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_classification, "_has_bfloat16", lambda: True)
     recipe = read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16", "samples": 64, "epochs": 1}
     recipe = Finetuning.model_validate(recipe | {"distillation": 0.0})
     workload = read_yaml(project / "models/tiny.yaml")
@@ -220,3 +221,15 @@ def test_the_network_computes_in_float32_after_training_in_bfloat16(project, net
     dtypes.clear()
     assert torch.equal(logits(network, digits[0][:8]), logits(again, digits[0][:8]))
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(("there", "told"), [(True, ""), (False, "no instructions for bfloat16: float32 is faster")])
+def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, there, told):
+    recipe = Finetuning.model_validate(read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
+    assert image_classification.trainer_arguments(recipe)["bf16"] is there
+    assert told in capsys.readouterr().err
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # there is no fast way then
+    assert not image_classification.trainer_arguments(recipe)["bf16"]

@@ -38,7 +38,8 @@ class ImageData(Data):
 class ImageRecipe(Recipe):
     """How a network for images is trained.
 
-    precision: what passes forward and backward compute in (autocast); weights and steps are float32 in both.
+    precision: what passes forward and backward compute in (autocast); weights and steps are float32 in both. bfloat16
+        is float32 on a processor without instructions for it, where it would be slower.
     augment: the transforms of training, in the place of those of evaluation.
     """
 
