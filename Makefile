@@ -66,7 +66,7 @@ test: setup
 slow: setup
 	pytest -m slow
 
-# docs/architectures.md: every classification model of torchvision and a hundred of timm's lose layers. Twenty minutes.
+# docs/architectures.md: every classification model of torchvision and a hundred of timm's, what they lose or why not. Twenty minutes.
 architectures: setup
 	pytest -m slow tests/test_architectures.py
 

@@ -1,7 +1,7 @@
 """Scores which layers of each segment to keep, and makes the plan of the best.
 
 Source: SGLP (arXiv 2410.14720), section III: every segment on its own by GradNorm, no fine-tuning. Here any criterion
-can take GradNorm's place, and segments can share what goes; docs/results.md says why the default is another one.
+can take GradNorm's place, and segments can share what goes; docs/chosen.md says why the default is another one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
