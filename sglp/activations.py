@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import call, device_of, inputs_of, to_device, watched
+from sglp.batches import call, device_of, inputs_of, run_watched, size_of, to_device, watched
 from sglp.errors import SimilarityError
 from sglp.layers import Layer
 
@@ -38,23 +38,75 @@ def gram_matrices(
         One float64 tensor [layers, samples, samples] a batch, on the CPU.
 
     Raises:
-        SimilarityError: the pooling is unknown, or needs tokens where there are none.
+        SimilarityError: the pooling is unknown, or needs tokens where there are none; a layer does not run on a batch,
+            or hands on no tensor.
     """
     if pooling not in get_args(Pooling):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
-    grams: dict[int, Tensor] = {}
-    device = device_of(model)
+    device, axes = device_of(model), Axes(model, layers)
     for batch in batches:
         inputs = to_device(inputs_of(batch), device)
-        samples = len(first_tensor(inputs))
-
-        def keep(i: int, value, samples=samples) -> None:
-            grams[i] = _gram(samples_first(first_tensor(value), samples), pooling)
-
-        # Batch by batch: what fails outside, while this waits, would leave the network with the hooks.
-        with watched(model, [_watch(model, layers, i, keep) for i in range(len(layers))]):
-            call(model, inputs)
+        grams = _grams(model, layers, inputs, pooling, axes)
+        if axes.mistaken(inputs):
+            grams = _grams(model, layers, inputs, pooling, axes)
+        missing = [layer.name for i, layer in enumerate(layers) if i not in grams]
+        if missing:
+            raise SimilarityError(f"the layer {missing[0]} did not run on a batch: it can't be compared with others")
         yield torch.stack([grams[i] for i in range(len(layers))])
+
+
+class Axes:
+    """Puts samples first: activations may be [tokens, samples, ...], as `nn.MultiheadAttention` has it by default.
+
+    A layer with as many tokens as a batch has samples is taken to have samples first. `mistaken` then asks one sample.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]):
+        self.model, self.layers = model, layers
+        self.unsure: set[int] = set()
+        self.turned: set[int] | None = None
+
+    def samples_first(self, i: int, activation: Tensor, samples: int) -> Tensor:
+        """A layer's activation [samples, ...], by its number."""
+        if activation.ndim < 3 or activation.shape[1] != samples:
+            return activation
+        if len(activation) == samples and self.turned is None:
+            self.unsure.add(i)
+        turned = len(activation) != samples or i in (self.turned or ())
+        return activation.transpose(0, 1) if turned else activation
+
+    def mistaken(self, inputs) -> bool:
+        """Whether tokens were taken for samples in the pass that was just made; not again in those that follow."""
+        if not self.unsure or self.turned is not None:
+            return False
+        self.turned = set()
+
+        def learn(i: int, value) -> None:
+            activation = first_tensor(value)
+            if activation.ndim > 2 and len(activation) != 1 and activation.shape[1] == 1:
+                self.turned.add(i)
+
+        run_watched(self.model, inputs, [_watch(self.model, self.layers, i, learn) for i in range(len(self.layers))])
+        return bool(self.turned & self.unsure)
+
+
+def _grams(model: nn.Module, layers: Sequence[Layer], inputs, pooling: str, axes: Axes) -> dict[int, Tensor]:
+    """Of one batch, by the layers' numbers."""
+    grams, samples = {}, size_of(inputs)
+
+    def keep(i: int, value) -> None:
+        try:
+            activation = first_tensor(value)
+        except StopIteration:
+            raise SimilarityError(
+                f"the layer {layers[i].name} hands on no tensor, but a {type(value).__name__}"
+            ) from None
+        grams[i] = _gram(axes.samples_first(i, activation, samples), pooling)
+
+    # Batch by batch: what fails outside, while this waits, would leave the network with the hooks.
+    with watched(model, [_watch(model, layers, i, keep) for i in range(len(layers))]):
+        call(model, inputs)
+    return grams
 
 
 def _watch(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable):
@@ -77,12 +129,6 @@ def first_tensor(value) -> Tensor:
     """The first tensor of what a module was given or returned."""
     value = dict(value) if isinstance(value, Mapping) else value
     return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-
-
-def samples_first(activation: Tensor, samples: int) -> Tensor:
-    """[samples, tokens, ...] of what may be [tokens, samples, ...], as `nn.MultiheadAttention` has it by default."""
-    turned = activation.ndim > 2 and len(activation) != samples and activation.shape[1] == samples
-    return activation.transpose(0, 1) if turned else activation
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:

@@ -88,6 +88,9 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training.items():  # the outermost first
+            if module.training != mode:
+                module.train(mode)  # which may do more than set it (LoRA takes out again what it has merged)
         for module, mode in training.items():
             module.training = mode
 
@@ -100,7 +103,7 @@ def logits_of(output) -> Tensor:
 def one_sample(inputs):
     """The first sample of the inputs of a batch, as a batch."""
     if isinstance(inputs, Mapping):
-        return {key: value[:1] if isinstance(value, Tensor) else value for key, value in inputs.items()}
+        return {key: v[:1] if isinstance(v, Tensor) and v.ndim else v for key, v in inputs.items()}
     return inputs[:1]
 
 
@@ -135,9 +138,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def size_of(inputs) -> int:
-    """The number of samples in the inputs of a batch."""
-    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    return len(first)
+    """The number of samples in the inputs of a batch: of a dict, the length of its first tensor that has one."""
+    if not isinstance(inputs, Mapping):
+        return len(inputs)
+    return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
 
 
 def to_device(batch, device: torch.device):

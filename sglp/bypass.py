@@ -1,8 +1,10 @@
 """A network without some of its layers, for a while: what scoring asks of it again and again, and nothing is copied."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from sglp.batches import run_watched
@@ -21,7 +23,7 @@ class Bypass:
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], inputs):
         self.modules = [[network.get_submodule(path) for path in layer.modules] for layer in layers]
-        self.more: dict[nn.Module, list[int | None] | None] = {}
+        self.more: dict[nn.Module, tuple[Callable, list] | None] = {}
         handles = [
             module.register_forward_hook(self._learn, with_kwargs=True)
             for layer, modules in zip(layers, self.modules, strict=True)
@@ -37,13 +39,17 @@ class Bypass:
             yield
 
     def _learn(self, module: nn.Module, args, kwargs, output) -> None:
-        """Which argument stands for each further value that a layer returns: the one in its place, if it is alike."""
+        """What stands for each further value that a layer returns: the argument in its place, by its number, if it is
+        alike; of a number (a loss of a mixture of experts), 0."""
         if isinstance(output, Tensor):
             self.more[module] = None
             return
         given = (*args, *kwargs.values())
-        alike = [i < len(given) and _alike(given[i], value) for i, value in enumerate(output[:])]
-        self.more[module] = [i if alike[i] else None for i in range(1, len(alike))]
+        stand_ins = [
+            i if i < len(given) and _alike(given[i], value) else _nothing(value) for i, value in enumerate(output[:])
+        ]
+        make = getattr(output, "_make", list if isinstance(output, list) else tuple)  # a named tuple's
+        self.more[module] = make, stand_ins[1:]
 
     def _handing_on(self, module: nn.Module):
         more = self.more[module]
@@ -52,8 +58,8 @@ class Bypass:
             first = handed_on(args, kwargs)
             if more is None or not isinstance(first, Tensor):
                 return first
-            given = (*args, *kwargs.values())
-            return (first, *(None if i is None else given[i] for i in more))
+            given, (make, stand_ins) = (*args, *kwargs.values()), more
+            return make((first, *(given[one] if isinstance(one, int) else copy.copy(one) for one in stand_ins)))
 
         return forward
 
@@ -73,6 +79,10 @@ def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
                 vars(module).pop("forward", None)
             else:
                 module.forward = forward
+
+
+def _nothing(value) -> Tensor | None:
+    return torch.zeros_like(value) if isinstance(value, Tensor) and value.ndim == 0 else None
 
 
 def _alike(a, b) -> bool:

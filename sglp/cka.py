@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sglp.errors import DeadLayerWarning, SimilarityError
 
+ROUNDING = 1e-13  # of float64, as a share of what sums are taken of
 Estimator = Literal["unbiased", "biased"]
 Kernel = Literal["linear", "rbf"]
 
@@ -66,15 +67,19 @@ def _hsic(block: Tensor, estimator: Estimator) -> Tensor:
 
     Many layers or samples make a block of gigabytes: besides it there is one copy, centred in place.
     """
-    samples = block.shape[-1]
+    samples, centred = block.shape[-1], _double_centre(block)
+    sizes = torch.linalg.vector_norm(centred, dim=(1, 2))
     if estimator == "biased":
-        centred = _double_centre(block)
         scale = (samples - 1) ** 2
     else:
-        centred = _u_centre(block)
+        _u_centre(centred)
         scale = samples * (samples - 3)
     flat = centred.flatten(1)
-    return flat @ flat.T / scale
+    hsic = flat @ flat.T / scale
+    # Where one sample alone differs from the others U-centring leaves nothing but rounding, which is no similarity.
+    own = hsic.diagonal()
+    own.masked_fill_(own <= (ROUNDING * sizes) ** 2 / scale, 0)
+    return hsic
 
 
 def _double_centre(block: Tensor) -> Tensor:
@@ -84,18 +89,18 @@ def _double_centre(block: Tensor) -> Tensor:
     return centred
 
 
-def _u_centre(block: Tensor) -> Tensor:
-    """U-centring (Szekely and Rizzo 2014): the inner product of two such matrices is n(n-3) times unbiased HSIC."""
+def _u_centre(block: Tensor) -> None:
+    """U-centring (Szekely and Rizzo 2014), in place: the inner product of two such is n(n-3) times unbiased HSIC.
+
+    Centring first changes nothing in the result and keeps the sums below from cancelling.
+    """
     samples = block.shape[-1]
-    # Centring first changes nothing in the result and keeps the sums below from cancelling.
-    block = _double_centre(block)
     block.diagonal(dim1=-2, dim2=-1).zero_()
     rows = block.sum(dim=-1, keepdim=True) / (samples - 2)
     block -= rows
     block -= rows.mT
     block += rows.sum(dim=-2, keepdim=True) / (samples - 1)
     block.diagonal(dim1=-2, dim2=-1).zero_()
-    return block
 
 
 def _rbf(block: Tensor) -> Tensor:
@@ -110,12 +115,13 @@ def _rbf(block: Tensor) -> Tensor:
 
 def _normalise(hsic: Tensor, names: Sequence[str] | None) -> Tensor:
     own = hsic.diagonal()
-    # `gram_matrices` gives a constant layer a Gram matrix of zeros; below 0 an unbiased estimate of nothing but noise.
+    # `gram_matrices` gives a constant layer a Gram matrix of zeros.
     dead = own <= 0
     if dead.any():
         which = ", ".join(str(names[i]) if names else f"layer {i}" for i in dead.nonzero().flatten().tolist())
         message = (
-            f"nothing differs between samples in the output of {which}: its similarity to other layers is set to 0"
+            f"nothing differs between samples (or one of them alone) in the output of {which}: its similarity to other "
+            "layers is set to 0"
         )
         warnings.warn(message, DeadLayerWarning, stacklevel=3)
     scale = torch.where(dead, torch.inf, own).sqrt()

@@ -26,6 +26,7 @@ from sglp.scoring import SEARCH, Combination, check_search
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from sglp.surgery import prune
 from sglp.target import Cost, meet
+from sglp.trials import check_pruned
 
 CRITERION = "fitted_loss"  # the default
 OPTIONS = ("search", "budget", "draws", "max_combinations", "max_evaluations", "beam_width")
@@ -139,6 +140,7 @@ def compress(
             plan, scores, left = meet(share, Cost(of, model, layers, example), ask, segments)
 
         network = prune(model, plan).eval()
+        check_pruned(model, plan, network, example)
         if sizes.get("recalibration", (0,))[0]:
             recalibrate(network, cut(samples, *sizes["recalibration"]))
     return Compressed(network, plan, layers, similarity, segments, scores, left)

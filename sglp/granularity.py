@@ -17,6 +17,7 @@ The rule, which finds what the literature counts as layers:
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -57,7 +58,8 @@ def by_name(network: nn.Module, calls: list[Call], patterns: str | Sequence[str]
     """The layers that patterns name, in order of execution; see `find_layers`.
 
     Raises:
-        LayerError: a pattern matches nothing, what does not run, or modules inside of each other.
+        LayerError: a pattern matches nothing, what does not run, or modules inside of each other; layers do not run
+            one after the other.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     name, known = type(network).__name__, [path for path, _ in network.named_modules() if path]
@@ -80,7 +82,14 @@ def by_name(network: nn.Module, calls: list[Call], patterns: str | Sequence[str]
             raise LayerError(f"the pattern {pattern!r} matches {path} of {name}, which is inside of the layer {outer}")
     if not groups:
         raise LayerError(f"no pattern of layers is given: write paths of modules of {name}, as {_some(known)}")
-    return sorted(groups, key=lambda group: order[group[0].path])
+    groups.sort(key=lambda group: order[group[0].path])
+    for one, following in pairwise(groups):
+        if order[one[-1].path] > order[following[0].path]:
+            both = " and ".join("+".join(entry.path for entry in group) for group in (one, following))
+            raise LayerError(
+                f"the layers {both} of {name} run into each other: one must have run before the next one begins"
+            )
+    return groups
 
 
 def text(shape: tuple[int, ...]) -> str:

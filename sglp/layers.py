@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from sglp import cost
-from sglp.errors import LayerError
+from sglp.errors import LayerError, PlanError
 from sglp.flow import Call, trace
 from sglp.granularity import Group, by_name, by_rule, text
-from sglp.hugging_face import is_pretrained, stacked_layers, ties_between_layers
+from sglp.hugging_face import is_pretrained, stack_of, stacked_layers, ties_between_layers
 
 STEM = "stem"
 
@@ -63,8 +64,12 @@ def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = N
 
     Raises:
         LayerError: no layers can be told apart, or they need each other; a path is not there, does not run, or is
-            inside of another one; the network is compiled.
+            inside of another one; the network is compiled, or this runs in inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise LayerError(
+            "torch.inference_mode() turns autograd off, by which layers are found: call this outside of it"
+        )
     if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()):
         raise LayerError(
             f"this {type(model).__name__} is compiled, and can't be watched so: give the module as it was before, and "
@@ -82,8 +87,8 @@ def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = N
         groups = by_name(model, calls, paths)
     macs = cost.macs_by_module(model, example)
     layers = [_layer(group, _reason(model, group), macs) for group in groups]
-    if not is_pretrained(model):  # surgery knows which numbers have to follow there
-        layers = _listed(model, layers, {entry.module for entry in calls}, example)
+    if not _counted(model, layers):
+        layers = _tried(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
 
 
@@ -98,13 +103,23 @@ def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:
     )
 
 
-def _listed(model: nn.Module, layers: list[Layer], ran: set[nn.Module], example) -> list[Layer]:
-    """The layers, of which those in lists that go by numbers are not removable."""
-    from sglp.numbered import in_numbered_lists  # which bypasses layers
+def _counted(model: nn.Module, layers: list[Layer]) -> bool:
+    """Whether a config counts the layers: surgery knows then which numbers have to follow, or refuses it."""
+    paths = [path for layer in layers if layer.removable for path in layer.modules]
+    if not is_pretrained(model) or not paths:
+        return False
+    try:
+        return stack_of(model, paths[:1]) is not None
+    except PlanError:
+        return True
 
-    stay = in_numbered_lists(model, layers, ran, example)
-    reason = "is in a list whose parent goes by the numbers of its items"
-    return [replace(layer, removable=False, reason=reason) if i in stay else layer for i, layer in enumerate(layers)]
+
+def _tried(model: nn.Module, layers: list[Layer], ran: set[nn.Module], example) -> list[Layer]:
+    """The layers, of which those that their parents can't be without are not removable."""
+    from sglp.trials import stuck  # which bypasses layers
+
+    why = stuck(model, layers, ran, example)
+    return [replace(layer, removable=False, reason=why[i]) if i in why else layer for i, layer in enumerate(layers)]
 
 
 def _reason(model: nn.Module, group: Group) -> str:

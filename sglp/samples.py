@@ -54,7 +54,7 @@ def cut(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
 
 def _part(value, first: int, last: int):
     if isinstance(value, Tensor):
-        return value[first:last]
+        return value[first:last] if value.ndim else value
     if isinstance(value, Mapping):
         return {key: _part(item, first, last) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -63,7 +63,7 @@ def _part(value, first: int, last: int):
 
 
 def _joined(parts: list):
-    if isinstance(parts[0], Tensor):
+    if isinstance(parts[0], Tensor) and parts[0].ndim:
         shapes = sorted({tuple(part.shape[1:]) for part in parts})
         if len(shapes) > 1:
             raise DataError(

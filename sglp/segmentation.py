@@ -31,9 +31,12 @@ class SegmentationTable:
         """The optimal k segments as inclusive (first, last).
 
         Raises:
-            SegmentationError: k is not between 1 and the number of layers.
+            SegmentationError: k is not between 1 and the number of layers, or larger than the table was made for.
         """
         _check_k(k, len(self.losses))
+        if not np.isfinite(self.losses[k - 1]):
+            made = int(np.isfinite(self.losses).sum())
+            raise SegmentationError(f"k={k} is not in this table, which was made for up to {made} segments")
         segments, last = [], len(self.losses) - 1
         for row in range(k - 1, -1, -1):
             first = int(self.starts[row, last])

@@ -28,10 +28,10 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
     Args:
         model: the network that the plan was made for.
-        plan: names as `find_layers` gave them for this network.
+        plan: names as `find_layers` gave them for this network; that they are removable is not checked again.
 
     Raises:
-        PlanError: the network has no such layer, can't do without it, or can't be copied.
+        PlanError: the network has no such layer, its config can't say what is left, or it can't be copied.
     """
     known = dict(model.named_modules())
     for name in (*plan.kept, *plan.removed):

@@ -13,31 +13,48 @@ from sglp.hugging_face import is_pretrained
 from sglp.plan import Plan
 from sglp.surgery import drop_modules, prune
 
-BUILD = "build the network with sglp.build('package.module:function'), so that a random one can be made"
+BUILD = "build the network as it is with sglp.build('package.module:function'), so that a random one can be made"
 STREAM = 2718281828  # any number; it is the twins' own
 
 
 def random_twin(network: nn.Module, seed: int) -> nn.Module:
     """A network of the same architecture with random weights, from the same factory where that is known.
 
-    It has the data type of the given one. One of transformers is made from its config, on the given one's device.
+    It has the data type of the given one, and no parameter is frozen. One of transformers is made from its config, on
+    the given one's device; one that was changed after its factory had made it, module by module.
 
     Raises:
-        ArchitectureError: the factory is not known and a module has parameters but no `reset_parameters`, or one that
-            leaves some as they were.
+        ArchitectureError: the factory is not known, or makes another network, and a module has parameters but no
+            `reset_parameters`, or one that leaves some as they were.
     """
     seed = seed_of_twin(seed)
-    if is_pretrained(network):
-        return _from_config(network, seed)
-    architecture = architecture_of(network)
-    if architecture is not None:
-        fresh = build(architecture.factory, architecture.kwargs, seed=seed)
-        drop_modules(fresh, architecture.removed_modules)
-        dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
-        return fresh.to(next(dtypes, torch.get_default_dtype()))
-    fresh = copy.deepcopy(network)
+    fresh = _from_config(network, seed) if is_pretrained(network) else _from_factory(network, seed)
+    if fresh is None:
+        fresh = _module_by_module(network, seed)
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    return fresh
+
+
+def _from_factory(network: nn.Module, seed: int) -> nn.Module | None:
+    """What the factory makes, or None where that is not known, or not this network (whose head was replaced since)."""
+    architecture = architecture_of(network)
+    if architecture is None:
+        return None
+    fresh = build(architecture.factory, architecture.kwargs, seed=seed)
+    drop_modules(fresh, architecture.removed_modules)
+    if repr(fresh) != repr(network) or _shapes(fresh) != _shapes(network):
+        return None
+    dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
+    return fresh.to(next(dtypes, torch.get_default_dtype()))
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def _module_by_module(network: nn.Module, seed: int) -> nn.Module:
+    fresh = copy.deepcopy(network)
     with seeded(seed, device_of(network)):
         for path, module in fresh.named_modules():
             if hasattr(module, "reset_parameters"):

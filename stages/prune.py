@@ -6,6 +6,7 @@ import sglp
 from sglp.batchnorm import has_statistics
 from sglp.sharded import prune_folder
 from sglp.tasks.task import find_task
+from sglp.trials import check_pruned
 from sglp.twin import random_twin
 from stages.support import stage
 from stages.support.params import View
@@ -28,9 +29,10 @@ def main(params: View, workload: View) -> None:
         network = random_twin(network, params.seed)
     processor = task.processor("data/dense", workload.architecture)
     pruned = sglp.prune(network, plan)
+    data = load_split("train", params, workload, processor)
+    check_pruned(network, plan, pruned, task.example(data))
     samples = params.prune.recalibration
     if samples and has_statistics(pruned):
-        data = load_split("train", params, workload, processor)
         sglp.recalibrate(pruned.to(device()), task.calibration_batches(data, samples, BATCH, params.seed))
     sglp.save(pruned, "data/pruned", processor)
 

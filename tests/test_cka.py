@@ -413,3 +413,17 @@ def test_tokens_can_be_pooled_in_four_ways():
 def test_pooling_of_tokens_needs_tokens(network, layers, digits):
     with pytest.raises(SimilarityError, match=r"pooling='last' needs tokens .* has the shape \[8, 16, 8, 8\]"):
         list(gram_matrices(network, layers, [digits[0][:8]], "last"))
+
+
+def test_unbiased_similarity_of_layers_that_one_sample_alone_activates_is_no_noise():
+    # U-centring leaves nothing of them, in exact numbers; what rounding leaves would be scaled up to any similarity.
+    drawn = torch.Generator().manual_seed(0)
+    one, another = torch.zeros(64, 50), torch.zeros(64, 40)
+    one[3], another[3] = torch.rand(50, generator=drawn), torch.rand(40, generator=drawn)
+    features = [one, another, torch.randn(64, 30, generator=drawn)]
+    centred = [f.double() - f.double().mean(dim=0) for f in features]
+    block = torch.stack([f @ f.T for f in centred])
+    with pytest.warns(DeadLayerWarning, match="output of layer 0, layer 1:"):
+        similarity = cka_matrix([block])
+    assert torch.equal(similarity, torch.eye(3, dtype=torch.float64))
+    assert cka_matrix([block], estimator="biased")[0, 1] == pytest.approx(1)

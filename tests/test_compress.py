@@ -258,7 +258,7 @@ def test_a_wrong_argument_is_told_before_any_work(mlp, data, dials, message):
     with pytest.raises(SGLPError, match=message) as caught:
         sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL | dials)
     assert "\n" not in str(caught.value)
-    assert len(passes) <= 3, "to find layers"
+    assert len(passes) <= 7, "to find layers, and to try whether they can go"
 
 
 @pytest.mark.parametrize(

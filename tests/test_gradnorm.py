@@ -228,3 +228,59 @@ def test_the_leak_is_refused_where_several_processes_share_the_combinations(netw
     monkeypatch.setattr("sglp.processes.count", lambda: 2)
     with pytest.raises(ScoringError, match="score in one process"):
         sglp.find_criterion("gradnorm_leak")(network, layers, [digits])
+
+
+def test_layers_that_share_their_parameters_are_trained_together(batches):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), *(nn.Linear(12, 12) for _ in range(3)), nn.Linear(12, 10))
+    network[4].weight, network[4].bias = network[2].weight, network[2].bias
+    x, target = flat(batches)[0]
+    criterion = GradNorm(network, sglp.find_layers(network, x), [(x, target)], seed=4)
+    twin = random_twin(network, seed=4)
+
+    def score(*numbers):
+        by_hand = copy.deepcopy(twin)
+        for number in numbers:
+            by_hand[number].load_state_dict(network[number].state_dict())
+        return pytest.approx(gradient_norm(by_hand, x, target), rel=1e-6)
+
+    assert len(set(twin.parameters())) == 8
+    names = ["0+1", "2", "3", "4", "5"]
+    assert [layer.name for layer in sglp.find_layers(network, x)] == names
+    for kept, numbers in (([3], (2,)), ([2], (3,)), ([1, 2], (2, 3)), ([], ()), ([1], (4,)), ([3], (4,))):
+        assert criterion(kept) == score(*numbers)
+
+
+def test_what_the_factory_freezes_counts_too(batches, monkeypatch):
+    def frozen():
+        network = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 12), nn.Linear(12, 10))
+        network[2].requires_grad_(False)
+        network.register_parameter("count", nn.Parameter(torch.tensor(3), requires_grad=False))
+        return network
+
+    monkeypatch.setattr("sglp.networks.cifar_resnet.frozen", frozen, raising=False)
+    network = sglp.build("sglp.networks.cifar_resnet:frozen", {}, seed=0)
+    x, target = flat(batches)[0]
+    layers = sglp.find_layers(network, x)
+    free = frozen()
+    free[2].requires_grad_(True)
+    free.load_state_dict(random_twin(network, seed=0).state_dict())
+    gradients = torch.autograd.grad(F.cross_entropy(free(x), target), [p for p in free.parameters() if p.numel() > 1])
+    expected = sum(g.double().square().sum() for g in gradients).sqrt().item()
+    assert GradNorm(network, layers, [(x, target)])([]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("change", ["head", "stride", "none"])
+def test_a_network_that_was_changed_since_it_was_built_is_scored_as_it_is(digits, change):
+    network = sglp.build(FACTORY, KWARGS, seed=0)
+    if change == "head":
+        network.linear = nn.Linear(network.linear.in_features, 2)
+    if change == "stride":
+        network.conv1.stride = (2, 2)
+    twin, x = random_twin(network, seed=0), digits[0][:8]
+    assert repr(twin) == repr(network)
+    assert twin(x).shape == network(x).shape
+    again = sglp.build(FACTORY, KWARGS, seed=seed_of_twin(0))
+    same = all(torch.equal(a, b) for a, b in zip(twin.layer1.parameters(), again.layer1.parameters(), strict=True))
+    assert same == (change == "none"), "from the factory only where it makes this network"
+    assert not torch.equal(twin.conv1.weight, network.conv1.weight)

@@ -319,6 +319,10 @@ def test_layers_by_name_say_why_they_can_not_go():
         (["layer1.0.bn*", "layer1"], r"'layer1\.0\.bn\*' matches layer1\.0\.bn1 of CifarResNet, which is inside of"),
         (["layer1.*", "layer*.1"], r"'layer\*\.1' matches layer1\.1 of CifarResNet, which is a layer already"),
         ("unused", "the pattern 'unused' matches unused of CifarResNet, which does not run"),
+        (
+            ["conv1+layer1", "bn1"],
+            r"the layers conv1\+layer1 and bn1 of CifarResNet run into each other: one must have",
+        ),
         ([], "no pattern of layers is given"),
     ],
 )

@@ -115,3 +115,12 @@ def test_k_is_the_last_cut_that_takes_its_share_of_one_segments_loss(losses, sha
 def test_impossible_segmentations_are_refused(matrix, k, feature, message):
     with pytest.raises(SegmentationError, match=message):
         fisher_segmentation(matrix, k, feature)
+
+
+def test_a_table_knows_how_many_segments_it_was_made_for():
+    table = segmentation_table(random_matrix(8, 0), max_k=3)
+    assert table.segments(3) == segmentation_table(random_matrix(8, 0)).segments(3)
+    with pytest.raises(SegmentationError, match=r"^k=5 is not in this table, which was made for up to 3 segments$"):
+        table.segments(5)
+    with pytest.raises(SegmentationError, match="k=9 segments can't be made of 8 layers: k must be 1 to 8"):
+        table.segments(9)

@@ -1,7 +1,9 @@
 """Networks that do what is unusual but right: they are scored as their plain twins, or refused in a sentence."""
 
 import copy
+from collections import namedtuple
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import nn
 import sglp
 from sglp.baselines.angular import distances
 from sglp.baselines.block_influence import influences
+from sglp.bypass import Bypass
 from sglp.criteria.gradnorm import GradNorm
-from sglp.errors import CheckpointError, LayerError, SGLPError
+from sglp.errors import CheckpointError, LayerError, PlanError, SGLPError, SimilarityError
 from sglp.example_input import example_input
 
 SAMPLES, TOKENS, WIDTH = 32, 7, 8
@@ -158,6 +161,226 @@ def test_a_stock_encoder_with_a_mask_of_padding(method):
     found = sglp.compress(network, [(inputs, torch.randint(3, (16,)))], method=method, k=1, pooling="mean", **sizes)
     assert len(found.plan.removed) == 2
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+class ByHand(nn.Module):
+    """Blocks that are registered by their names, and run by another reference, or read."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.stem, self.head, self.way = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 5), way
+        self.run = []
+        for i in range(4):
+            self.add_module(f"block{i}", Block())
+            self.run.append(getattr(self, f"block{i}"))
+        self.both = lambda x: self.block1(self.block0(x))
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.way == "a list":
+            for block in self.run:
+                x = block(x)
+        elif self.way == "a copy's lambda":
+            x = self.block3(self.block2(self.both(x)))
+        else:
+            x = x.to(self.block0.inner.weight.dtype) if self.way == "read" else x
+            x = self.block3(self.block2(self.block1(self.block0(x))))
+        return self.head(x.mean(dim=1))
+
+
+@pytest.mark.parametrize(("way", "can_go"), [("name", "0123"), ("a list", ""), ("read", "123")])
+def test_layers_that_surgery_would_not_reach_stay(batch, way, can_go):
+    torch.manual_seed(0)
+    network = ByHand(way)
+    before = dict(network.named_modules())
+    layers = layers_of(network, batch)
+    assert [layer.name for layer in layers if layer.removable] == [f"block{i}" for i in can_go]
+    reasons = {layer.reason for layer in layers if not layer.removable} - {"stem"}
+    assert reasons <= {"its parent reads from it, or runs it by another reference"}
+    assert dict(network.named_modules()) == before
+
+
+def test_a_pruned_network_that_is_not_what_was_scored_is_refused(batch):
+    # In the trial the lambda still finds the network that it was made in; in a copy of it, it does too.
+    torch.manual_seed(0)
+    network = ByHand("a copy's lambda")
+    with pytest.raises(PlanError, match="computes something else than with them bypassed without block0, block1"):
+        sglp.compress(network, [batch], k=1, prune_ratio=0.9, calibration=(32, 32), scoring=(32, 32))
+
+
+def test_not_all_layers_of_a_list_go_whose_first_is_read(batch):
+    class Stock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
+            self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 5)
+            self.encoder = nn.TransformerEncoder(layer, 4)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.stem(x)).mean(dim=1))
+
+    torch.manual_seed(0)
+    network, sizes = Stock(), {"calibration": (32, 32), "scoring": (32, 32)}
+    with pytest.raises(PlanError, match=r"^Stock does not run without encoder.layers.0, .*: its code counts on one of"):
+        sglp.compress(network, [batch], k=1, prune_ratio=1 - 1e-9, **sizes)
+    some = sglp.compress(network, [batch], k=1, prune_ratio=0.75, **sizes)
+    assert len(some.plan.removed) == 3
+    assert some.network(batch[0]).shape == (SAMPLES, 5)
+
+
+def test_a_list_whose_last_item_is_another_matter_stays():
+    class Perceptron(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            x = F.relu(self.inp(x))
+            for i, layer in enumerate(self.layers):
+                x = F.relu(layer(x)) if i < len(self.layers) - 1 else layer(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    assert not any(layer.removable for layer in sglp.find_layers(Perceptron(), torch.randn(4, 6)))
+
+
+Told = namedtuple("Told", "hidden loss")
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Told])
+def test_blocks_may_tell_a_loss_of_their_own(batch, kind):
+    class Experts(Block):
+        def forward(self, x):
+            x = super().forward(x)
+            pair = (x, (x**2).mean())
+            return Told(*pair) if kind is Told else kind(pair)
+
+    class Mixture(Reader):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Experts() for _ in range(4))
+
+        def forward(self, x):
+            x, self.loss = self.stem(x), 0.0
+            for block in self.blocks:
+                told = block(x)
+                x, loss = (told.hidden, told.loss) if kind is Told else told
+                self.loss += loss
+            return self.head(x.mean(dim=1))
+
+    torch.manual_seed(0)
+    network = Mixture().eval()
+    layers = layers_of(network, batch)
+    assert [layer.removable for layer in layers] == [False, True, True, True, True]
+    pruned = sglp.prune(network, sglp.Plan(["stem", "blocks.0", "blocks.2"], ["blocks.1", "blocks.3"]))
+    with Bypass(network, layers, batch[0]).without([2, 4]), torch.no_grad():
+        expected, loss = network(batch[0]), network.loss
+    with torch.no_grad():
+        assert torch.equal(pruned(batch[0]), expected)
+    assert torch.equal(pruned.loss, loss)
+
+
+@pytest.mark.parametrize("tokens", [SAMPLES - 1, SAMPLES])
+def test_as_many_tokens_as_samples(tokens):
+    inputs = torch.randn(SAMPLES, tokens, 3, generator=torch.Generator().manual_seed(2))
+    plain, turned = reader(), reader(tokens_first=True)
+    grams = [next(sglp.gram_matrices(one, sglp.find_layers(one, inputs[:1]), [inputs])) for one in (plain, turned)]
+    assert torch.equal(*grams)
+    ways = [distances(one, sglp.find_layers(one, inputs[:1]), [inputs]) for one in (plain, turned)]
+    assert ways[0] == pytest.approx(ways[1])
+
+
+def test_similarity_of_what_does_not_run_or_is_no_tensor(batch):
+    class Skips(Reader):
+        def forward(self, x):
+            self.blocks[1].skipped = len(x) == 4
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x if getattr(block, "skipped", False) else block(x)
+            return self.head(x.mean(dim=1))
+
+    network = Skips()
+    grams = sglp.gram_matrices(network, layers_of(network, batch), [batch[0], batch[0][:4]])
+    next(grams)
+    with pytest.raises(SimilarityError, match=r"^the layer blocks\.1 did not run on a batch: it can't be compared"):
+        next(grams)
+
+    class Wrapped(Block):
+        def forward(self, x):
+            return Answer(super().forward(x))
+
+    class Wraps(Reader):
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x).x
+            return self.head(x.mean(dim=1))
+
+    network = Wraps()
+    network.blocks = nn.ModuleList(Wrapped() for _ in range(3))
+    layers = sglp.find_layers(network, batch[0][:1], paths="blocks.*")
+    assert not any(layer.removable for layer in layers)
+    with pytest.raises(SimilarityError, match=r"^the layer blocks\.0 hands on no tensor, but a Answer$"):
+        next(sglp.gram_matrices(network, layers, [batch[0]]))
+
+
+@dataclass
+class Answer:
+    x: torch.Tensor
+
+
+class Merging(nn.Linear):
+    """As loralib's: eval mode merges the low-rank change into the weight, train mode takes it out again."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+        self.down, self.up, self.merged = nn.Parameter(torch.randn(2, WIDTH)), nn.Parameter(torch.ones(WIDTH, 2)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * (self.up @ self.down)
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+def test_what_eval_mode_merges_is_taken_out_again(batch):
+    network = reader()
+    for block in network.blocks:
+        block.inner = Merging()
+    network.blocks[2].eval()  # as a user may have it
+    before = [block.inner.weight.clone() for block in network.blocks]
+    layers_of(network, batch)
+    for number, (block, weight) in enumerate(zip(network.blocks, before, strict=True)):
+        assert block.training == block.inner.training == (number != 2)
+        assert block.inner.merged == (number == 2)
+        assert torch.allclose(block.inner.weight, weight, atol=1e-5)
+
+
+def test_inputs_whose_first_value_is_no_tensor(batch):
+    class Switched(Reader):
+        def forward(self, double, x, scale):
+            return super().forward(x) * (2 if double else 1) * scale
+
+    torch.manual_seed(0)
+    found = []
+    for inputs in (
+        {"double": True, "scale": torch.tensor(2), "x": batch[0]},
+        {"x": batch[0], "scale": torch.tensor(2), "double": True},
+    ):
+        torch.manual_seed(0)
+        sizes = {"calibration": (32, 32), "scoring": (32, 32)}
+        found.append(sglp.compress(Switched(), [(inputs, batch[1])], k=1, **sizes).plan)
+    assert found[0] == found[1]
+
+
+def test_inference_mode_is_refused(batch):
+    with torch.inference_mode(), pytest.raises(LayerError, match="turns autograd off, by which layers are found"):
+        layers_of(reader(), batch)
 
 
 def test_compiled_networks_are_refused(batch):

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.activations import first_tensor, samples_first
+from sglp.activations import Axes, first_tensor
 from sglp.baselines.ranking import check_keep
-from sglp.batches import at_least_one, call, device_of, inputs_of, to_device, watched
+from sglp.batches import at_least_one, call, device_of, inputs_of, size_of, to_device, watched
 from sglp.errors import ScoringError
 from sglp.layers import Layer
 from sglp.plan import Plan
@@ -82,20 +82,31 @@ def ways_out(distance: Mapping[tuple[int, int], float], count: int, goes: int) -
 
 def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> dict[tuple[int, int], float]:
     """The mean angular distance of every run of layers that can go, by its (first, last), in 0..1."""
+    device, axes, batches = device_of(network), Axes(network, layers), list(at_least_one(batches))
+    means = _distances(network, layers, batches, axes)
+    if axes.mistaken(to_device(inputs_of(batches[0]), device)):
+        means = _distances(network, layers, batches, axes)
+    for (first, last), mean in means.items():
+        if not math.isfinite(mean):
+            raise ScoringError(f"the angular distance of layers {first} to {last} is {mean}: it must be finite")
+    return means
+
+
+def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, axes: Axes) -> dict:
     sums: dict[tuple[int, int], Tensor] = {}
     entering: dict[int, Tensor] = {}  # what came in to the layers that ran in a row
     handles, samples, size, reads_tokens = [], 0, 0, False
 
     def before(i: int, module, args, kwargs) -> None:
-        state = _state(samples_first(first_tensor(args or kwargs), size), reads_tokens)
+        state = _state(axes.samples_first(i, first_tensor(args or kwargs), size), reads_tokens)
         if i - 1 not in entering or entering[i - 1].shape != state.shape:
             entering.clear()  # a layer that stays is in between, or something that changes the shape
         entering[i] = state
 
     def after(i: int, module, args, output) -> None:
-        leaving = _state(samples_first(first_tensor(output), size), reads_tokens)
+        leaving = _state(axes.samples_first(i, first_tensor(output), size), reads_tokens)
         for first, state in entering.items():
-            cosines = F.cosine_similarity(state, leaving, dim=-1).clamp(-1, 1)
+            cosines = F.cosine_similarity(state.to(leaving.device), leaving, dim=-1).clamp(-1, 1)
             sums[first, i] = sums.get((first, i), 0) + (torch.arccos(cosines) / math.pi).sum()
 
     for i, layer in enumerate(layers):
@@ -105,16 +116,12 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
             handles.append(last.register_forward_hook(partial(after, i)))
     device = device_of(network)
     with watched(network, handles):
-        for batch in at_least_one(batches):
+        for batch in batches:
             inputs = to_device(inputs_of(batch), device)
-            reads_tokens, size = not first_tensor(inputs).is_floating_point(), len(first_tensor(inputs))
+            reads_tokens, size = not first_tensor(inputs).is_floating_point(), size_of(inputs)
             call(network, inputs)
             samples += size
-    means = {run: float(total) / samples for run, total in sums.items()}
-    for (first, last), mean in means.items():
-        if not math.isfinite(mean):
-            raise ScoringError(f"the angular distance of layers {first} to {last} is {mean}: it must be finite")
-    return means
+    return {run: float(total) / samples for run, total in sums.items()}
 
 
 def _state(activation: Tensor, reads_tokens: bool) -> Tensor:

@@ -80,7 +80,7 @@ class GradNorm:
         before = set(before)
         for twin in self.twins:
             twin.train(kept)
-            states = [(i in twin.trained, i in before) for i in range(len(twin.layers))]
+            states = [(*(j in twin.trained for j in sharing), i in before) for i, sharing in enumerate(twin.sharing)]
             with twin.bypass.without(before), batch_statistics(twin.network):
                 norms += [self._score(twin, number, states) for number in range(len(self.batches))]
             if not self.leaks:
@@ -90,7 +90,7 @@ class GradNorm:
             raise ScoringError(f"the score of layers {list(kept)} is {score}: the loss or its gradient is not finite")
         return score
 
-    def _score(self, twin: "_Twin", number: int, states: list[tuple[bool, bool]]) -> float:
+    def _score(self, twin: "_Twin", number: int, states: list[tuple[bool, ...]]) -> float:
         inputs, target = self.batches[number]
         place = device_of(twin.network)
         with torch.enable_grad(), seeded(self.seed, place), twin.prefix.resumed(number, states):
@@ -115,13 +115,17 @@ class _Twin:
         self.trained: set[int] = set()
         self.norms: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
-            parameter.register_post_accumulate_grad_hook(partial(self._take, name))
-        trained, own = dict(network.named_parameters()), dict(self.network.named_parameters())
+            if parameter.requires_grad:  # all but integers
+                parameter.register_post_accumulate_grad_hook(partial(self._take, name))
+        # Under all their names: layers may share parameters, which are trained in all of them then.
+        trained, own = (dict(one.named_parameters(remove_duplicate=False)) for one in (network, self.network))
         self.random = [(parameter, parameter.data) for parameter in own.values()]
         self.layers = [
             [(own[key], trained[key].data) for path in layer.modules for key in own if key.startswith(f"{path}.")]
             for layer in layers
         ]
+        held = [{parameter for parameter, _ in lent} for lent in self.layers]
+        self.sharing = [[j for j, other in enumerate(held) if some & other or i == j] for i, some in enumerate(held)]
         # What a pass may change is copied, and not lent.
         buffers, statistics = dict(self.network.named_buffers()), dict(network.named_buffers())
         self.random_buffers = [(buffer, buffer.clone()) for buffer in buffers.values()]

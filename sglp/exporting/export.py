@@ -70,8 +70,8 @@ def export(
     """Write a network, pruned or not, as a file that other programs run; it takes batches of any size.
 
     Before the file appears it is read again and computes logits of batches of two sizes, which must be the network's:
-    within 1e-4 of the largest one in onnxruntime, within 1e-5 in torch (nothing computes a GGUF file here, whose tensors
-    are the network's). Token ids may also be of any length.
+    within 1e-4 of the largest one in onnxruntime, within 1e-5 in torch; of GGUF, which
+    nothing here computes, the tensors are. Token ids may also be of any length.
 
     Args:
         model: the network, or the folder that `save` wrote of it. It is exported in eval mode, on the CPU.

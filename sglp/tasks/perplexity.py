@@ -51,6 +51,9 @@ def perplexity(
         judged = []
         for row, (window, fresh) in enumerate(rows):
             scored = min(fresh, len(window) - 1)
+            if not scored:  # a single token, without a prefix
+                judged.append((0.0, 0))
+                continue
             of = logits[row, -scored - 1 : -1].float()
             judged.append((float(F.cross_entropy(of, ids[row, -scored:], reduction="none").double().sum()), scored))
         return judged
