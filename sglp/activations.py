@@ -32,7 +32,8 @@ def gram_matrices(
         layers: what `find_layers` found.
         batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
         pooling: "flatten", all values of a sample; "mean", over space [samples, channels, height, width] or tokens
-            [samples, tokens, channels]; "last", the last token; "tokens", every token is a sample of its own.
+            [samples, tokens, channels]; "last", the last token; "tokens", every token is a sample of its own. Of other
+            shapes (Swin's [samples, height, width, channels], a 1-D convolution's) only "flatten" is right.
 
     Yields:
         One float64 tensor [layers, samples, samples] a batch, on the CPU.
