@@ -90,19 +90,20 @@ def also_measured(found: Comparison) -> list[str]:
 
 def metrics(found: Comparison, keys: Sequence[str]) -> Table:
     """What was measured of the fine-tuned networks, besides the quality."""
-    measures = [_measure(key) for key in keys]
+    measures = [measure(key) for key in keys]
     rows = [["", "dense network", *(number(m, found.dense[m.key]) if m.key in found.dense else "" for m in measures)]]
     for place, setting in enumerate(found.settings):
         row = [str(place + 1), setting.label]
-        for measure in measures:
-            complete = all(measure.key in record.metrics["finetuned"] for record in setting.records)
-            other = found._replace(quality=measure)
-            row.append(with_spread(measure, other.spread(setting)) if complete else "")
+        for one in measures:
+            complete = all(one.key in record.metrics["finetuned"] for record in setting.records)
+            other = found._replace(quality=one)
+            row.append(with_spread(one, other.spread(setting)) if complete else "")
         rows.append(row)
-    return Table(["#", "setting", *(measure.label for measure in measures)], rows if keys else [])
+    return Table(["#", "setting", *(one.label for one in measures)], rows if keys else [])
 
 
-def _measure(key: str) -> Quality:
+def measure(key: str) -> Quality:
+    """What a key of the metrics stands for."""
     known, robust = METRICS.get(key), key.startswith("robustness.")
     share = known.form == "share" if known else robust or key.endswith(("_acc", "_acc_norm"))
     label = key.removeprefix("robustness.").replace(".", " ", 1).replace(".mean", ", mean") if robust else key

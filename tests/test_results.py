@@ -160,6 +160,9 @@ def test_robustness_has_a_table_of_its_own():
         ["25.00 ± 7.07 %", "50.00 ± 0.00 %"],
         ["40.00 %", "50.00 %"],
     ]
+    # A network from another dense one: both are told, in the order of their qualities.
+    made[0].metrics["dense"] |= {"accuracy": 0.99, "robustness.pgd.0.01": 0.1}
+    assert results.robustness({"test": results_of(made)}).rows[0][1:] == ["10.00 % or 30.00 %", "50.00 %"]
     del made[0].metrics["finetuned"]["robustness.pgd.0.01"]
     assert results.robustness({"test": results_of(made)}).columns == ["setting", "corruptions 3, mean"]
     assert results.robustness({"heldout": results_of(heldout)}).rows == []
