@@ -1,11 +1,11 @@
 """The tables of docs/results.md: settings on held-out and on test samples, side by side."""
 
-from experiments.cells import amount, number, with_spread
-from experiments.outcomes import Comparison, Quality
+from experiments.cells import amount, with_spread
+from experiments.outcomes import Comparison
 from experiments.page import cost_of
 from experiments.settings import Setting, begins
 from experiments.statistics import spread
-from experiments.tables import Table, also_measured, measure, metrics
+from experiments.tables import Table, also_measured, dense_networks, metrics
 from stages.support.outcome import ranges
 
 WORDS = {"heldout": "held out", "test": "test"}
@@ -24,7 +24,7 @@ def rows(found: dict[str, Comparison]) -> Table:
     columns = ["setting", "runs", *(f"{quality.label}, {WORDS[split]}" for split in found)]
     columns += [f"against {what}, {WORDS[last]}" for what in ("random", "the best")]
     columns += [f"before tuning, {WORDS[first]}", "MACs", "parameters", "passes", "layers that go (seed 0)"]
-    cells = ["dense network", "", *(_dense(one, one.quality) for one in found.values())]
+    cells = ["dense network", "", *(dense_networks(one, one.quality) for one in found.values())]
     lines = [[*cells, "", "", "", amount(_macs(dense)), amount(dense["params"]), "", ""]]
     for name in names:
         here = {split: of[name] for split, of in settings.items() if name in of}
@@ -41,23 +41,12 @@ def rows(found: dict[str, Comparison]) -> Table:
     return Table(columns, lines)
 
 
-def _dense(found: Comparison, one: Quality) -> str:
-    """A measure of the dense network; of all, the best first, where several kinds of processors made one each."""
-    each = {found.of_dense(record): record.metrics["dense"] for record in reversed(found.records)}
-    best_first = sorted(each.values(), key=lambda metrics: metrics[found.quality.key], reverse=True)
-    return " or ".join(dict.fromkeys(number(one, metrics[one.key]) for metrics in best_first))
-
-
 def robustness(found: dict[str, Comparison]) -> Table:
     """The table of a model under attack and corruption, where all its networks were; it is that of the last samples."""
     last = list(found.values())[-1]
     keys = [key for key in also_measured(last) if key.startswith("robustness.")]
-    keys = [key for key in keys if all(key in record.metrics["finetuned"] for record in last.records)]
-    table = metrics(last, keys)
-    lines = [row[1:] for row in table.rows]  # without the place, which rows of a page show
-    if lines:
-        lines[0][1:] = [_dense(last, measure(key)) for key in keys]
-    return Table(table.columns[1:], lines)
+    table = metrics(last, [key for key in keys if all(key in record.metrics["finetuned"] for record in last.records)])
+    return Table(table.columns[1:], [row[1:] for row in table.rows])  # without the place, which rows of a page show
 
 
 def _question(setting: Setting) -> str:

@@ -90,8 +90,8 @@ def also_measured(found: Comparison) -> list[str]:
 
 def metrics(found: Comparison, keys: Sequence[str]) -> Table:
     """What was measured of the fine-tuned networks, besides the quality."""
-    measures = [measure(key) for key in keys]
-    rows = [["", "dense network", *(number(m, found.dense[m.key]) if m.key in found.dense else "" for m in measures)]]
+    measures = [_measure(key) for key in keys]
+    rows = [["", "dense network", *(dense_networks(found, one) for one in measures)]]
     for place, setting in enumerate(found.settings):
         row = [str(place + 1), setting.label]
         for one in measures:
@@ -102,8 +102,14 @@ def metrics(found: Comparison, keys: Sequence[str]) -> Table:
     return Table(["#", "setting", *(one.label for one in measures)], rows if keys else [])
 
 
-def measure(key: str) -> Quality:
-    """What a key of the metrics stands for."""
+def dense_networks(found: Comparison, one: Quality) -> str:
+    """A measure of the dense network; of all, the best first, where several kinds of processors made one each."""
+    each = {found.of_dense(record): record.metrics["dense"] for record in reversed(found.records)}
+    best_first = sorted(each.values(), key=lambda metrics: metrics[found.quality.key], reverse=True)
+    return " or ".join(dict.fromkeys(number(one, metrics[one.key]) for metrics in best_first if one.key in metrics))
+
+
+def _measure(key: str) -> Quality:
     known, robust = METRICS.get(key), key.startswith("robustness.")
     share = known.form == "share" if known else robust or key.endswith(("_acc", "_acc_norm"))
     label = key.removeprefix("robustness.").replace(".", " ", 1).replace(".mean", ", mean") if robust else key

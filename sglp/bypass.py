@@ -1,6 +1,5 @@
 """A network without some of its layers, for a while: what scoring asks of it again and again, and nothing is copied."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -59,7 +58,7 @@ class Bypass:
             if more is None or not isinstance(first, Tensor):
                 return first
             given, (make, stand_ins) = (*args, *kwargs.values()), more
-            return make((first, *(given[one] if isinstance(one, int) else copy.copy(one) for one in stand_ins)))
+            return make((first, *(given[one] if isinstance(one, int) else _fresh(one) for one in stand_ins)))
 
         return forward
 
@@ -83,6 +82,10 @@ def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 def _nothing(value) -> Tensor | None:
     return torch.zeros_like(value) if isinstance(value, Tensor) and value.ndim == 0 else None
+
+
+def _fresh(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.clone()  # the parent may add to it in place
 
 
 def _alike(a, b) -> bool:

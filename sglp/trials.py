@@ -7,8 +7,9 @@ replaces. One try tells. Of a list (also an `nn.Sequential` that is not called i
 of all other layers all at once, and each only if that fails.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +45,12 @@ def stuck(network: nn.Module, layers: Sequence, ran: Container[nn.Module], examp
     bypass = Bypass(network, layers, example)
 
     def goes(some: Sequence[int]) -> bool:
-        with bypass.without(some):
-            expected = _outputs(network, example)
         with _taken_out(network, [path for i in some for path in layers[i].modules]):
             left = _outputs(network, example)
-        if expected is None or left is None or len(left) != len(expected):
-            return False
-        if _same(left, expected):
-            return True
-        with bypass.without(some):  # of one that draws in eval mode too nothing else can be told
-            return not _same(expected, _outputs(network, example, seed=1))
+        with bypass.without(some):
+            expected = _outputs(network, example)
+            again = partial(_outputs, network, example, seed=1)
+            return expected is not None and not _differ(left, expected, again)
 
     with eval_mode(network), torch.no_grad():
         found = {i: BY_NUMBERS for inside in members if not (goes(inside[:1]) and goes(inside[-1:])) for i in inside}
@@ -80,11 +77,11 @@ def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example) -> No
         left = _outputs(pruned, example)
         with bypass.without(range(len(plan.removed))):
             expected = _outputs(model, example)
-            # Of caches there is one a layer that is left; of what draws in eval mode too nothing can be told.
-            if expected is None or (left is not None and _same(left[:1], expected[:1])):
-                return
-            draws = left is not None and not _same(expected[:1], _outputs(model, example, seed=1)[:1])
-    if not draws:
+            # The first tensor alone: of caches there is one a layer that is left.
+            wrong = expected is not None and _differ(
+                left and left[:1], expected[:1], lambda: _outputs(model, example, seed=1)[:1]
+            )
+    if wrong:
         what = "does not run" if left is None else "computes something else than with them bypassed"
         raise PlanError(
             f"{type(model).__name__} {what} without {', '.join(plan.removed)}: its code counts on one of them. Keep "
@@ -101,14 +98,22 @@ def _outputs(network: nn.Module, example, seed: int = 0) -> list[Tensor] | None:
         return None
 
 
+def _differ(left: list[Tensor] | None, expected: list[Tensor], again: Callable) -> bool:
+    """Whether outputs are not those expected; of what draws in eval mode too (`again` differs) no more can be told."""
+    if left is None or len(left) != len(expected):
+        return True
+    return not _same(left, expected) and _same(expected, again())
+
+
 def _same(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(a.shape == b.shape and _close(a, b) for a, b in zip(some, others, strict=True))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for kernels that were chosen anew."""
     if torch.equal(a, b) or not b.is_floating_point():
         return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().max()), equal_nan=True)  # kernels may be chosen anew
+    return torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().nan_to_num().max()), equal_nan=True)
 
 
 @contextmanager

@@ -279,6 +279,9 @@ def test_blocks_may_tell_a_loss_of_their_own(batch, kind):
     with torch.no_grad():
         assert torch.equal(pruned(batch[0]), expected)
     assert torch.equal(pruned.loss, loss)
+    with Bypass(network, layers, batch[0]).without([2]):
+        network.blocks[1](batch[0])[1].add_(1)  # as a parent may, without changing the next one
+        assert network.blocks[1](batch[0])[1] == 0
 
 
 @pytest.mark.parametrize("tokens", [SAMPLES - 1, SAMPLES])
