@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro smollm2 sweep compare results pages test slow architectures bench deep lint lock versions push pull
+.PHONY: setup repro smollm2 sweep compare results pages test slow architectures bench deep lint lock deps versions push pull
 
 setup: $(INSTALLED)
 
@@ -18,7 +18,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	touch $@
 
 repro: setup
-	@python -m stages.check
+	@python -m tools.check
 	dvc repro
 	@awk '/^## /{exit} 1' reports/report.md; echo 'The whole report: reports/report.html'
 
@@ -57,7 +57,7 @@ results: setup
 
 # docs/methods.md, from the docstrings of methods and criteria.
 pages: setup
-	python -m experiments.method_pages
+	python -m tools.method_pages
 
 test: setup
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -89,9 +89,13 @@ lock:
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	uv pip compile --quiet --universal --generate-hashes --all-extras --no-header --upgrade --python-version 3.11 pyproject.toml -o requirements.txt
 
+# The code that every stage depends on, written into dvc.yaml.
+deps: setup
+	python -m tools.dependencies
+
 # The versions that change numbers, as installed; all numeric stages depend on them.
 versions: setup
-	python -m stages.versions
+	python -m tools.versions
 
 push: setup
 	dvc push --run-cache

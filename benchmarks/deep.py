@@ -25,8 +25,8 @@ import sglp
 from sglp.batches import counted
 from sglp.files import new_file
 from sglp.segmentation import segmentation_table
-from sglp.tasks.channels_last import channels_last
 from sglp.tasks.digits import Digits
+from sglp.tasks.trainer.channels_last import channels_last
 
 PAGE = Path("docs/deep.md")
 DEPTHS = (56, 110, 200, 560, 1202)

@@ -11,10 +11,11 @@ from torch import nn
 
 import sglp
 from benchmarks.side_by_side import Row, in_turn
-from sglp.tasks import image_classification as task
-from sglp.tasks.image_workload import Finetuning
-from sglp.tasks.training import train
-from sglp.tasks.workload import Recipe, Source
+from sglp.tasks.image_classification import data as task
+from sglp.tasks.image_classification import training
+from sglp.tasks.schemas.image_classification import Finetuning
+from sglp.tasks.schemas.workload import Recipe, Source
+from sglp.tasks.trainer.train import train
 
 TITLE = "Fine-tuning"
 ROUNDS = 3
@@ -33,7 +34,7 @@ def measure(small: bool) -> list[Row]:
     def ours() -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             trained = network()
-            train(trained, task, data, recipe, SEED, Path(folder))
+            train(trained, training, data, recipe, SEED, Path(folder))
             return trained
 
     inputs, labels = data.batch(np.sort(np.random.default_rng(SEED).permutation(len(data))[:samples]).tolist())
@@ -45,7 +46,7 @@ def measure(small: bool) -> list[Row]:
 
     for (name, own), other in zip(ours().named_parameters(), plain().parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-    work = f"ResNet-{depth} on the digits, {count}: `sglp.tasks.training.train`"
+    work = f"ResNet-{depth} on the digits, {count}: `sglp.tasks.trainer.train.train`"
     note = "the loop has all images as one tensor in memory, and writes neither checkpoints nor a log"
     return [Row(work, "a plain loop, channels last too", in_turn(ours, plain, rounds), note=note)]
 

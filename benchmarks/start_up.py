@@ -9,12 +9,12 @@ TITLE = "Start-up"
 ROUNDS = 3
 WITHOUT_TORCH = {"segment": 0.7, "report": 0.7}  # seconds that they may take
 NOTES = {"report": "two thirds of it are matplotlib, which draws the plots"}
-TASK = "sglp.tasks.image_classification, sglp.tasks.digits"  # imported by what opens data, knowing its workload
+TASK = "sglp.tasks.image_classification.data, sglp.tasks.digits"  # imported by what opens data, knowing its workload
 OPENING, JUDGING = ("extract", "score", "prune"), ("evaluate", "benchmark")
 WITH_TORCH = (
     {"cka": "stages.cka"}
     | {stage: f"stages.{stage}, {TASK}" for stage in OPENING}
-    | {stage: f"stages.{stage}, {TASK}, sglp.tasks.evaluation.image_classification" for stage in JUDGING}
+    | {stage: f"stages.{stage}, {TASK}, sglp.tasks.image_classification.evaluation" for stage in JUDGING}
 )
 MORE = 1.0  # seconds beyond importing torch
 

@@ -27,7 +27,7 @@ from sglp.batches import inputs_of
 from sglp.files import new_file
 from sglp.loss import cross_entropy
 from sglp.methods import criterion_names
-from sglp.tasks.task import find_task
+from sglp.tasks.data import find_data
 from stages.support.workloads import load_network, load_split
 
 KNOWN = Path("docs/foresight.json")  # scores of plans, kept with the project as docs/results.jsonl is
@@ -115,7 +115,7 @@ def _dense(record: Record, snapshot: Snapshot):
         **vars(content) | {"data": SimpleNamespace(**content.data), "files": SimpleNamespace(**files_of)}
     )
     made = runs.run({"model": record.dials["model"]}, target="pretrain", snapshot=snapshot)
-    folder, task = network(made, snapshot, "dense"), find_task(workload.task)
+    folder, task = network(made, snapshot, "dense"), find_data(workload.task)
     dense = load_network(str(folder), params, workload)
     split = load_split("train", params, workload, task.processor(folder, workload.architecture))
     batches = list(task.calibration_batches(split, SAMPLES, SAMPLES, SEED))

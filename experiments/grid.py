@@ -11,8 +11,8 @@ from tqdm import tqdm
 from experiments.git import RunError
 from experiments.snapshot import PARAMS, Snapshot
 from sglp.tasks.evaluation import find_evaluation
-from sglp.tasks.task import schema_of
-from stages.check import check_dials
+from sglp.tasks.schemas import schema_of
+from stages.support.checks import check_params
 from stages.support.dials import Params
 from stages.support.params import check as check_file
 from stages.support.userfiles import there
@@ -56,7 +56,7 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot, files_too: bo
         files, dials = files | {path}, dials | point.keys()
         check_file(Params, params, Path(PARAMS))
         check_file(schema_of(workload), workload, Path(path))
-        check_dials(params)
+        check_params(params)
         if "prune_ratio" in point and params["target"] is not None:
             raise RunError(f"prune_ratio changes nothing where target={params['target']}: add target=null to the grid")
         if repr(workload) not in workloads:

@@ -8,9 +8,8 @@ import torch
 
 from sglp.cost import peak_memory
 from sglp.latency import seconds_in_turn
-from sglp.tasks.evaluation import find_evaluation
-from sglp.tasks.task import find_task
-from sglp.tasks.work import Work
+from sglp.tasks.data import find_data
+from sglp.tasks.timing import Work, find_timing
 from stages.support import stage
 from stages.support.params import View
 from stages.support.tables import write_json
@@ -19,12 +18,12 @@ from stages.support.workloads import device, load_network, load_split
 
 def main(params: View, workload: View) -> None:
     """A round times both networks one after the other, so that whatever else the machine does hits both."""
-    task, judge = find_task(workload.task), find_evaluation(workload.task)
+    task, timing = find_data(workload.task), find_timing(workload.task)
     networks = {name: load_network(f"data/{name}", params, workload).eval() for name in ("dense", "finetuned")}
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     sizes = {}
     for size in workload.benchmark["batch_sizes"]:
-        work = {name: judge.work(network, data, workload.benchmark, size) for name, network in networks.items()}
+        work = {name: timing.work(network, data, workload.benchmark, size) for name, network in networks.items()}
         pairs = zip(work["dense"], work["finetuned"], strict=True)
         sizes[str(size)] = {
             "work": [_compared(*pair, params.benchmark.rounds, size) for pair in pairs],

@@ -6,9 +6,9 @@ from pathlib import Path
 from sglp import processes
 from sglp.cost import count_parameters
 from sglp.errors import SGLPError
+from sglp.tasks.data import find_data
 from sglp.tasks.evaluation import find_evaluation
-from sglp.tasks.task import find_task
-from stages.support import stage
+from stages.support import launch
 from stages.support.params import View
 from stages.support.tables import write_json
 from stages.support.userfiles import locate
@@ -22,7 +22,7 @@ def main(params: View, workload: View) -> None:
     if sys.argv[1:] not in ([name] for name in NETWORKS):
         raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
     name = sys.argv[1]
-    folder, task = Path(f"data/{name}"), find_task(workload.task)
+    folder, task = Path(f"data/{name}"), find_data(workload.task)
     network, processor = load_network(str(folder), params, workload), task.processor(folder, workload.architecture)
     data = load_split("test", params, workload, processor)
     tasks = locate(params.model, "tasks", workload.files.tasks.sha256)
@@ -38,4 +38,4 @@ def main(params: View, workload: View) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, "evaluate", shared=True)
+    launch.run(main, "evaluate")

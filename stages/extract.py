@@ -10,9 +10,9 @@ from sglp.batches import device_of, to_device
 from sglp.errors import LayerError
 from sglp.files import new_folder
 from sglp.processes import ProcessError
-from sglp.tasks.task import find_task
-from sglp.tasks.workload import Calibration
-from stages.support import stage
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas.workload import Calibration
+from stages.support import launch
 from stages.support.layers import write_layers
 from stages.support.params import View
 from stages.support.workloads import load_network, load_split, spread
@@ -20,7 +20,7 @@ from stages.support.workloads import load_network, load_split, spread
 
 def main(params: View, workload: View) -> None:
     """Find the layers, stream the batches through."""
-    task, dials = find_task(workload.task), Calibration.model_validate(workload.calibration)
+    task, dials = find_data(workload.task), Calibration.model_validate(workload.calibration)
     placed = spread("data/dense")
     if placed and processes.count() > 1:
         raise ProcessError("data/dense is larger than a GPU, and one process takes all of them: unset SGLP_LAUNCH")
@@ -43,4 +43,4 @@ def main(params: View, workload: View) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, "extract", shared=True)
+    launch.run(main, "extract")

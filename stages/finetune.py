@@ -2,8 +2,10 @@
 
 import sglp
 from sglp import processes
-from sglp.tasks.task import find_task, recipe_of
-from stages.support import stage
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas import recipe_of
+from sglp.tasks.training import find_training
+from stages.support import launch
 from stages.support.params import View
 from stages.support.resume import resumable
 from stages.support.tables import write_rows
@@ -14,20 +16,20 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate", "heldout_loss", "heldout_ac
 
 def main(params: View, workload: View) -> None:
     """Train; a killed run goes on."""
-    from sglp.tasks.training import train  # takes seconds, which a stage that is started again need not wait for
+    from sglp.tasks.trainer.train import train  # takes seconds, which a stage that is started again need not wait for
 
-    task = find_task(workload.task)
+    task, training = find_data(workload.task), find_training(workload.task)
     recipe = recipe_of(workload.task, "finetune", workload.finetune)
     processor = task.processor("data/pruned", workload.architecture)
     data = load_split("train", params, workload, processor)
-    trained, merge = task.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
+    trained, merge = training.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
     teacher = load_network("data/dense", params, workload) if recipe.distillation else None
     with processes.entered_by_first(resumable("finetune", params, workload)) as folder:
-        rows = train(trained.to(device()), task, data, recipe, params.seed, folder, teacher)
+        rows = train(trained.to(device()), training, data, recipe, params.seed, folder, teacher)
         if processes.rank() == 0:
             sglp.save(merge(), "data/finetuned", processor)
             write_rows("reports/training.csv", COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
 
 
 if __name__ == "__main__":
-    stage.run(main, "finetune", shared=True)
+    launch.run(main, "finetune")

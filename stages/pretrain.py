@@ -3,9 +3,12 @@
 import sglp
 from sglp import processes
 from sglp.errors import SGLPError
-from sglp.tasks.task import find_task, recipe_of
-from sglp.tasks.workload import Architecture, Weights
-from stages.support import stage
+from sglp.tasks.building import find_building
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas import recipe_of
+from sglp.tasks.schemas.workload import Architecture, Weights
+from sglp.tasks.training import find_training
+from stages.support import launch
 from stages.support.params import View
 from stages.support.resume import resumable
 from stages.support.userfiles import locate
@@ -14,7 +17,7 @@ from stages.support.workloads import device, load_split, use_code
 
 def main(params: View, workload: View) -> None:
     """Build with its weights, train them where the workload says so, save."""
-    task = find_task(workload.task)
+    task, building, training = find_data(workload.task), find_building(workload.task), find_training(workload.task)
     architecture = Architecture.model_validate(workload.architecture)
     weights = Weights.model_validate(workload.weights)
     recipe = recipe_of(workload.task, "pretrain", workload.pretrain)
@@ -22,22 +25,22 @@ def main(params: View, workload: View) -> None:
     path = locate(params.model, "weights", workload.files.weights.sha256)
     if (weights.source == "file") != (path is not None):
         raise SGLPError("weights.source: file and files.weights.path go together: the workload has only one of them")
-    processor = task.first_processor(architecture, weights, path, workload.data.prepare)
+    processor = building.first_processor(architecture, weights, path, workload.data.prepare)
     data = load_split("train", params, workload, processor)
-    network = task.build(architecture, weights, path, recipe.seed).eval()
+    network = building.build(architecture, weights, path, recipe.seed).eval()
     task.check_fit(network, data)
     if not weights.train:
         if processes.rank() == 0:
             sglp.save(network, "data/dense", processor)
         return
-    from sglp.tasks.training import train
+    from sglp.tasks.trainer.train import train
 
     with processes.entered_by_first(resumable("pretrain", params, workload)) as folder:
-        trained, merge = task.adapt(network, recipe, recipe.seed)
-        train(trained.to(device()), task, data, recipe, recipe.seed, folder)
+        trained, merge = training.adapt(network, recipe, recipe.seed)
+        train(trained.to(device()), training, data, recipe, recipe.seed, folder)
         if processes.rank() == 0:
             sglp.save(merge(), "data/dense", processor)
 
 
 if __name__ == "__main__":
-    stage.run(main, "pretrain", shared=True)
+    launch.run(main, "pretrain")

@@ -5,7 +5,7 @@ from pathlib import Path
 import sglp
 from sglp.batchnorm import has_statistics
 from sglp.sharded import prune_folder
-from sglp.tasks.task import find_task
+from sglp.tasks.data import find_data
 from sglp.trials import check_pruned
 from sglp.twin import random_twin
 from stages.support import stage
@@ -17,7 +17,7 @@ BATCH = 128
 
 def main(params: View, workload: View) -> None:
     """Take out, recalibrate, save."""
-    task, plan = find_task(workload.task), sglp.Plan.load("data/plan.json")
+    task, plan = find_data(workload.task), sglp.Plan.load("data/plan.json")
     folder_of_transformers = Path("data/dense/config.json").is_file()
     if workload.task == "causal_lm" and folder_of_transformers and params.prune.weights == "trained":
         # Language models have no batch norm: nothing needs the network itself, which may be larger than memory.

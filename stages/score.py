@@ -10,10 +10,10 @@ from sglp.budget import check_target, layers_to_keep
 from sglp.methods import find_criterion, find_method
 from sglp.plan import Plan
 from sglp.target import Cost, meet
-from sglp.tasks.task import find_task
-from sglp.tasks.workload import Scoring
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas.workload import Scoring
 from sglp.total import total
-from stages.support import stage
+from stages.support import launch
 from stages.support.layers import read_layers
 from stages.support.params import View
 from stages.support.tables import read_json, read_similarity, write_json, write_rows
@@ -26,7 +26,7 @@ def main(params: View, workload: View) -> None:
     method = find_method(params.method)
     layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
-    task, dials, cost = find_task(workload.task), params.score, Scoring.model_validate(workload.scoring)
+    task, dials, cost = find_data(workload.task), params.score, Scoring.model_validate(workload.scoring)
     goal = None if params.target is None else check_target(params.target, dials.budget)
     options = {}
     if params.method == "sglp":
@@ -84,4 +84,4 @@ class _AgreedCost(Cost):
 
 
 if __name__ == "__main__":
-    stage.run(main, "score", shared=True)
+    launch.run(main, "score")

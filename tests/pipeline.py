@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("sglp", "stages", "dvc.yaml", "versions.txt", ".dvcignore", ".dvc/config", ".dvc/plots")
+SOURCES = ("sglp", "stages", "tools", "dvc.yaml", "versions.txt", ".dvcignore", ".dvc/config", ".dvc/plots")
 TINY_PARAMS = {
     "model": "tiny",
     "prune": {"recalibration": 64},

@@ -11,18 +11,20 @@ from torch import nn
 
 import sglp
 from sglp import processes
-from sglp.tasks import causal_lm, image_classification
+from sglp.tasks.causal_lm import training as causal_lm
+from sglp.tasks.causal_lm.perplexity import perplexity
+from sglp.tasks.causal_lm.texts import Texts
 from sglp.tasks.evaluation import find_evaluation
-from sglp.tasks.image_workload import Finetuning as ImageRecipe
-from sglp.tasks.image_workload import ImagePreparation
-from sglp.tasks.images import Images
-from sglp.tasks.language_workload import Finetuning as TextRecipe
-from sglp.tasks.language_workload import TextPreparation
-from sglp.tasks.perplexity import perplexity
-from sglp.tasks.texts import Texts
-from sglp.tasks.training import train
-from sglp.tasks.whole_batch import whole_batch
-from sglp.tasks.workload import Source
+from sglp.tasks.image_classification import data as image_data
+from sglp.tasks.image_classification import training as image_classification
+from sglp.tasks.image_classification.images import Images
+from sglp.tasks.schemas.causal_lm import Finetuning as TextRecipe
+from sglp.tasks.schemas.causal_lm import TextPreparation
+from sglp.tasks.schemas.image_classification import Finetuning as ImageRecipe
+from sglp.tasks.schemas.image_classification import ImagePreparation
+from sglp.tasks.schemas.workload import Source
+from sglp.tasks.trainer.train import train
+from sglp.tasks.trainer.whole_batch import whole_batch
 from sglp.total import total
 
 PREPARE = ImagePreparation(
@@ -132,7 +134,7 @@ def judged(images: Images) -> dict[str, list]:
 def calibrated(images: Images) -> list:
     """The batches of all parts."""
     part = processes.part(3)
-    own = [labels.tolist() for _, labels in image_classification.calibration_batches(images, 22, 8, 0, part)]
+    own = [labels.tolist() for _, labels in image_data.calibration_batches(images, 22, 8, 0, part)]
     everyone = processes.shared_map(lambda _: own, range(processes.count()))
     return [labels for batches in everyone for labels in batches]
 
@@ -140,7 +142,7 @@ def calibrated(images: Images) -> list:
 def scored(images: Images) -> list:
     """Every search, with the default criterion."""
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).eval()
-    batches = list(image_classification.calibration_batches(images, 16, 16, 0))
+    batches = list(image_data.calibration_batches(images, 16, 16, 0))
     layers = sglp.find_layers(network, batches[0][0])
     segments = [(0, 2), (3, len(layers) - 1)]
     budget = [2, len(layers) - 5]

@@ -53,14 +53,14 @@ def change_workload(project: Path, changes: dict) -> None:
 )
 def test_a_wrong_dial_is_named_with_its_file_and_value(project, changes, sentence):
     change_params(project, changes)
-    assert sentence in complaint("stages.check")
+    assert sentence in complaint("tools.check")
 
 
 def test_a_misspelt_dial_is_told_with_those_there_are(project):
     content = read_yaml(project / "params.yaml")
     content["cka"]["estimater"] = content["cka"].pop("estimator")
     write_yaml(project / "params.yaml", content)
-    sentence = complaint("stages.check")
+    sentence = complaint("tools.check")
     assert "params.yaml: cka.estimater is no key" in sentence
     assert "estimator, kernel" in sentence
 
@@ -69,7 +69,7 @@ def test_a_misspelt_dial_in_a_group_that_can_be_null(project):
     content = read_yaml(project / "models/tiny.yaml")
     content["evaluation"]["robustness"]["fsgm"] = content["evaluation"]["robustness"].pop("fgsm")
     write_yaml(project / "models/tiny.yaml", content)
-    sentence = complaint("stages.check")
+    sentence = complaint("tools.check")
     assert "models/tiny.yaml: evaluation.robustness.fsgm is no key; it can be one of fgsm, pgd" in sentence
 
 
@@ -77,12 +77,12 @@ def test_a_missing_dial_is_named(project):
     content = read_yaml(project / "models/tiny.yaml")
     del content["finetune"]["epochs"]
     write_yaml(project / "models/tiny.yaml", content)
-    assert complaint("stages.check") == "models/tiny.yaml: the key finetune.epochs is missing"
+    assert complaint("tools.check") == "models/tiny.yaml: the key finetune.epochs is missing"
 
 
 def test_no_yaml(project):
     (project / "params.yaml").write_text("k: [1")
-    assert "params.yaml is no YAML" in complaint("stages.check")
+    assert "params.yaml is no YAML" in complaint("tools.check")
 
 
 def test_more_segments_than_layers(project):
@@ -107,7 +107,7 @@ def checkpoint(project) -> Path:
     change_workload(
         project, {"weights": {"source": "file", "train": False}, "files": {"weights": {"path": "weights.pt"}}}
     )
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     return path
 
 
@@ -118,7 +118,7 @@ def test_a_file_of_weights_is_used(project, checkpoint):
 
 def test_missing_weights(project, checkpoint):
     checkpoint.unlink()
-    for module in ("stages.check", "stages.pretrain"):
+    for module in ("tools.check", "stages.pretrain"):
         assert "models/tiny.yaml: files.weights.path=weights.pt is not there" in complaint(module)
 
 
@@ -126,12 +126,12 @@ def test_a_replaced_file_has_the_wrong_sha256(project, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     sentence = complaint("stages.pretrain")
     assert "weights.pt has the sha256" in sentence
-    assert "run 'python -m stages.checksums models/tiny.yaml'" in sentence
+    assert "run 'python -m tools.checksums models/tiny.yaml'" in sentence
 
 
 def test_corrupted_weights(project, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     assert "weights.pt is broken" in complaint("stages.pretrain")
 
 
@@ -144,7 +144,7 @@ def test_weights_of_another_architecture(project, checkpoint):
 
 def test_no_checksum(project, checkpoint):
     change_workload(project, {"files": {"weights": {"sha256": None}}})
-    for module in ("stages.check", "stages.pretrain"):
+    for module in ("tools.check", "stages.pretrain"):
         assert "models/tiny.yaml: files.weights.sha256 is empty: run" in complaint(module)
 
 
@@ -167,7 +167,7 @@ def test_nothing_removable(project):
     content = read_yaml(project / "models/tiny.yaml")
     content["architecture"]["kwargs"] = {}
     write_yaml(project / "models/tiny.yaml", content)
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     run_module("stages.pretrain")
     sentence = complaint("stages.extract")
     assert "no layer of Sequential can be removed" in sentence
@@ -193,7 +193,7 @@ def use_images(project: Path, count: int, label: int) -> None:
     content["data"]["train"], content["data"]["test"] = {}, {"split": "train"}
     content["files"]["train"]["path"] = "train.parquet"
     write_yaml(project / "models/tiny.yaml", content)
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
 
 
 def test_labels_out_of_range(project):
@@ -259,7 +259,7 @@ def test_a_python_without_sglp_is_named(project, tmp_path):
 )
 def test_a_wrong_workload_is_told_before_anything_runs(project, changes, sentence):
     change_workload(project, changes)
-    assert sentence in complaint("stages.check")
+    assert sentence in complaint("tools.check")
 
 
 def test_a_crop_larger_than_the_images(project):
@@ -296,7 +296,7 @@ def test_code_that_imports_what_lies_beside_it(project, monkeypatch):
     change_workload(
         project, {"architecture": {"factory": "fronting:chain"}, "files": {"code": {"path": "fronting.py"}}}
     )
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     assert "beside (beside.py) is code in the project's folder without a checksum: give it, with" in complaint(
         "stages.pretrain"
     )
@@ -312,7 +312,7 @@ def test_code_in_a_package_with_a_checksum(project, monkeypatch):
     content["architecture"] = {"factory": "my_package.nets:chain", "kwargs": {}}
     content["files"]["code"]["path"] = "my_package"
     write_yaml(project / "models/tiny.yaml", content)
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     run_module("stages.pretrain")
 
 
@@ -331,7 +331,7 @@ def test_other_versions_than_those_written_down(project):
 def test_the_versions_that_are_written_down_are_those_of_all_that_changes_numbers(project):
     written = (project / "versions.txt").read_text()
     (project / "versions.txt").unlink()
-    run_module("stages.versions")
+    run_module("tools.versions")
     assert (project / "versions.txt").read_text() == written
     named = {line.partition("==")[0] for line in written.split()}
     assert {"accelerate", "datasets", "gguf", "scikit-learn", "timm", "torch"} < named

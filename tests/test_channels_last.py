@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sglp
-from sglp.tasks.channels_last import channels_last
+from sglp.tasks.trainer.channels_last import channels_last
 
 INPUTS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 5

@@ -21,8 +21,8 @@ from sglp.batches import slices
 from sglp.cost import count_macs
 from sglp.errors import SGLPError
 from sglp.samples import cut
-from sglp.tasks.task import find_task
-from sglp.tasks.workload import Source
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas.workload import Source
 
 SMALL = {"calibration": (64, 32), "scoring": (16, 16), "recalibration": (64, 128)}  # the sizes of the tiny project
 
@@ -37,7 +37,7 @@ def tiny(finished) -> tuple[nn.Module, list]:
 
 def drawn(workload, samples, size) -> list:
     """What the pipeline takes of the training split."""
-    source, data, task = Source(**workload["data"]["source"]), workload["data"], find_task(workload["task"])
+    source, data, task = Source(**workload["data"]["source"]), workload["data"], find_data(workload["task"])
     split = task.open_split(source, data["train"], data["prepare"], None, None, None)
     return list(task.calibration_batches(split, samples, size, seed=0))
 

@@ -13,8 +13,8 @@ import transformers as hf
 import sglp
 from sglp.architecture import architecture_of
 from sglp.errors import CheckpointError, NotPlainWarning, PlanError
-from sglp.tasks import image_classification
-from sglp.tasks.workload import Architecture, Weights
+from sglp.tasks.image_classification import building
+from sglp.tasks.schemas.workload import Architecture, Weights
 from sglp.twin import random_twin
 
 FLAT = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 24}
@@ -268,15 +268,15 @@ def test_a_workload_takes_a_configuration_or_a_folder_for_from_pretrained(tmp_pa
     images = made("ViT")[1]
     dense.save_pretrained(tmp_path / "theirs")
     given = Architecture(factory=FACTORY, kwargs={}), Weights(source="file", kwargs={}, train=False)
-    network = image_classification.build(*given, str(tmp_path / "theirs"), seed=0)
+    network = building.build(*given, str(tmp_path / "theirs"), seed=0)
     assert torch.equal(logits(aligned(network), images), logits(dense, images))
     layers = [layer for layer in sglp.find_layers(network, images) if not layer.is_stem]
     sglp.save(sglp.prune(network, plan(layers, [layers[1].name])), tmp_path / "once")
-    again = image_classification.build(*given, str(tmp_path / "once"), seed=0)
+    again = building.build(*given, str(tmp_path / "once"), seed=0)
     assert architecture_of(again).removed == (layers[1].name,)
     # With the dense network's configuration, a saved one is started from.
     given = Architecture(factory=FACTORY, kwargs=entries | {"num_labels": 7}), given[1]
-    other = image_classification.build(*given, str(tmp_path / "once"), seed=0)
+    other = building.build(*given, str(tmp_path / "once"), seed=0)
     assert logits(other, images).shape == (2, 7)
     assert torch.equal(other.vit.layers[1].layernorm_before.weight, again.vit.layers[1].layernorm_before.weight)
 

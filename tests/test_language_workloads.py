@@ -121,7 +121,7 @@ def test_shipped_workloads_run_on_models_of_their_kind(name, kind, tuning, tmp_p
     monkeypatch.chdir(project)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
     run_stages(project, [stage for stage in stage_names(project) if stage not in ("benchmark", "report")])
     tuned = AutoModelForCausalLM.from_pretrained(project / "data/finetuned")
     assert tuned.dtype == torch.bfloat16, "as the weights that came"
@@ -150,7 +150,7 @@ def change(project: Path, changes: dict) -> None:
 
 def use_weights(project: Path, folder: Path) -> None:
     change(project, {"files": {"weights": {"path": str(folder)}}})
-    run_module("stages.checksums", "models/tiny.yaml")
+    run_module("tools.checksums", "models/tiny.yaml")
 
 
 def test_not_enough_text(project):
@@ -288,4 +288,4 @@ def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
 )
 def test_a_wrong_workload(project, changes, sentence):
     change(project, changes)
-    assert sentence in complaint("stages.check")
+    assert sentence in complaint("tools.check")

@@ -4,12 +4,12 @@ import cases
 import pytest
 import torch
 
-from experiments import method_pages
 from sglp.batches import counted
 from sglp.criteria.fitted_loss import FittedLoss
 from sglp.errors import SGLPError
 from sglp.methods import criterion_names, find_criterion, method_names
 from sglp.methods import sglp as sglp_method
+from tools import method_pages
 
 PAGES = {kind: {page.name: page for page in found} for kind, found in method_pages.pages().items()}
 
@@ -26,9 +26,7 @@ def cost(page, **letters):
 
 def test_the_committed_pages_are_those_of_the_docstrings():
     committed = method_pages.PATH.read_text(encoding="utf-8")
-    assert committed == method_pages.markdown(), (
-        "docs/methods.md is old: `python -m experiments.method_pages` renews it"
-    )
+    assert committed == method_pages.markdown(), "docs/methods.md is old: `python -m tools.method_pages` renews it"
 
 
 def test_every_method_and_criterion_has_a_page_with_all_its_parts():

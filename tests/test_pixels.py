@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from sglp.tasks.image_workload import ImagePreparation
-from sglp.tasks.images import Images
-from sglp.tasks.pixels import eight_bits, normalized, pixels, shares
-from sglp.tasks.samples import TrainingImages
-from sglp.tasks.workload import Source
+from sglp.tasks.image_classification.augmentation import TrainingImages
+from sglp.tasks.image_classification.images import Images
+from sglp.tasks.image_classification.pixels import eight_bits, normalized, pixels, shares
+from sglp.tasks.schemas.image_classification import ImagePreparation
+from sglp.tasks.schemas.workload import Source
 
 AUGMENT = [{"RandomCrop": {"size": 12, "padding": 2}}, {"ColorJitter": {"brightness": 0.4}}, {"Resize": {"size": 10}}]
 ERASE = [{"RandomErasing": {"p": 1.0, "inplace": True}}]
@@ -102,7 +102,8 @@ def test_a_picture_of_one_band_has_one_channel():
 
 def test_a_workload_without_transforms_needs_no_torchvision():
     code = (
-        "import sys; from sglp.tasks import image_classification as task; from sglp.tasks.workload import Source;"
+        "import sys; from sglp.tasks.image_classification import data as task;"
+        "from sglp.tasks.schemas.workload import Source; "
         "prepare = dict(image_column='image', label_column='label', classes=10, channels=1, transforms=[], mean=[0.3],"
         " std=[0.4]); source = Source(loader='sglp.tasks.digits:Digits', name=None, revision=None);"
         "images = task.open_split(source, {'train': False}, prepare, None, None, None); images.batch([0, 1]);"

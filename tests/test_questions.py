@@ -14,8 +14,8 @@ import torch
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
 from sglp.errors import DataError
-from sglp.tasks.question_tasks import check
-from sglp.tasks.questions import answer
+from sglp.tasks.causal_lm.question_tasks import check
+from sglp.tasks.causal_lm.questions import answer
 
 BYTES = ByT5Tokenizer()  # it marks the end of every text, which must not stand between a question and its answer
 SHIPPED = Path(__file__).parents[1] / "models" / "piqa"

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from pipeline import ROOT, stage_entry
 
-from sglp.tasks.image_workload import ImageWorkload
+from sglp.tasks.schemas.image_classification import ImageWorkload
 from stages import report
 from stages.support.dials import Params
 from stages.support.outcome import NETWORKS

@@ -13,11 +13,11 @@ from torch import nn
 from sglp.attacks import pgd, random_start
 from sglp.corruptions import KINDS, corrupt
 from sglp.errors import DataError
-from sglp.tasks.evaluation import image_classification
-from sglp.tasks.image_workload import ImageEvaluation, ImagePreparation
-from sglp.tasks.images import Images
-from sglp.tasks.robustness import SEED, robustness
-from sglp.tasks.workload import Source
+from sglp.tasks.image_classification import evaluation
+from sglp.tasks.image_classification.images import Images
+from sglp.tasks.image_classification.robustness import SEED, robustness
+from sglp.tasks.schemas.image_classification import ImageEvaluation, ImagePreparation
+from sglp.tasks.schemas.workload import Source
 from stages.support.outcome import metric_rows
 from stages.support.robustness import corruption_rows, robustness_rows
 
@@ -124,7 +124,7 @@ def test_the_images_are_a_draw_of_all(network, images):
 
 def test_evaluation_reports_it_beside_what_it_reports_without(network, images):
     def evaluate(dials):
-        return image_classification.evaluate(network, images, {"batch_size": 64, "robustness": dials})[0]
+        return evaluation.evaluate(network, images, {"batch_size": 64, "robustness": dials})[0]
 
     without = evaluate(None)
     assert list(without) == ["accuracy", "accuracy_top5", "loss", "samples"]

@@ -14,7 +14,7 @@ from sglp.errors import BudgetError, ScoringError
 from sglp.methods import criterion_names, find_criterion
 from sglp.methods import sglp as sglp_method
 from sglp.sharing import share
-from stages.check import check_dials
+from stages.support.checks import check_params
 
 SEGMENTS = [(0, 2), (3, 6), (7, 7), (8, 11)]
 REMOVABLE = [i not in (0, 5) for i in range(12)]
@@ -127,11 +127,11 @@ def test_a_criterion_that_scores_one_segment_is_refused(case):
     for name in criterion_names():
         score = {"criterion": name, "search": "together", "budget": None}
         asked = {"method": "sglp", "target": None, "score": score}
-        for ask in (lambda name=name: together(case, case.segments, 6, name), lambda asked=asked: check_dials(asked)):
+        for ask in (lambda name=name: together(case, case.segments, 6, name), lambda asked=asked: check_params(asked)):
             with pytest.raises(ScoringError, match=message) if name in of_segment else nullcontext():
                 ask()
-        check_dials(asked | {"score": score | {"search": "in_turn"}})
-        check_dials(asked | {"method": "tail"})
+        check_params(asked | {"score": score | {"search": "in_turn"}})
+        check_params(asked | {"method": "tail"})
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import filecmp
 import shutil
 
 import pytest
-from closure import closure
 from pipeline import (
     ROOT,
     isolated,
@@ -18,8 +17,17 @@ from pipeline import (
     write_yaml,
 )
 
+from tools import dependencies
+from tools.closure import closure
+
 STAGES = stage_names(ROOT)
 FILES = sorted({name.partition("@")[0] for name in STAGES})
+
+
+def code(name: str) -> set[str]:
+    """The code that a stage declares."""
+    entry = read_yaml(ROOT / "dvc.yaml")["stages"][name]
+    return {dep for dep in entry.get("do", entry)["deps"] if dep.endswith(".py")}
 
 
 def test_every_stage_runs_with_what_it_declares_alone(finished):
@@ -39,9 +47,29 @@ def test_a_stage_leaves_nothing_else_behind(finished):
 
 @pytest.mark.parametrize("name", FILES)
 def test_declared_code_is_the_import_closure(name):
-    entry = read_yaml(ROOT / "dvc.yaml")["stages"][name]
-    declared = {dep for dep in entry.get("do", entry)["deps"] if dep.endswith(".py")}
-    assert declared == closure(ROOT / f"stages/{name}.py", ROOT)
+    assert code(name) == closure(ROOT / f"stages/{name}.py", ROOT), "`make deps` writes it into dvc.yaml"
+
+
+def test_make_deps_changes_nothing_but_what_is_wrong(tmp_path):
+    for name in ("sglp", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    right = (ROOT / "dvc.yaml").read_text()
+    (tmp_path / "dvc.yaml").write_text(right)
+    dependencies.main(tmp_path)
+    assert (tmp_path / "dvc.yaml").read_text() == right
+    (tmp_path / "dvc.yaml").write_text(right.replace("      - sglp/segmentation.py\n", "", 1))
+    dependencies.main(tmp_path)
+    assert (tmp_path / "dvc.yaml").read_text() == right
+
+
+def test_a_change_of_code_reruns_only_what_can_be_affected():
+    everywhere = set.intersection(*map(code, FILES))
+    assert len(everywhere) <= 16
+    assert len(code("segment")) <= 20
+    assert len(code("cka")) <= 20
+    assert len(code("report")) <= 26
+    for name in ("cka", "segment", "prune", "score", "extract", "finetune", "report"):
+        assert "sglp/tasks/hub.py" not in code(name)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -321,7 +321,7 @@ def test_a_wrong_target_is_told_before_anything_runs(tmp_path, monkeypatch, chan
     monkeypatch.chdir(project)
     params = pipeline.read_yaml(project / "params.yaml")
     pipeline.write_yaml(project / "params.yaml", pipeline.merged(params, changes))
-    assert sentence in pipeline.complaint("stages.check")
+    assert sentence in pipeline.complaint("tools.check")
 
 
 def test_a_target_takes_the_ratios_place_in_comparisons():

@@ -1,7 +1,7 @@
 """Images, evaluation and training against their definitions."""
 
 import copy
-import re
+import inspect
 
 import numpy as np
 import pytest
@@ -12,13 +12,15 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 import sglp
 from sglp.errors import DataError, SGLPError
-from sglp.tasks import evaluation, image_classification, task
-from sglp.tasks.image_classification import calibration_batches
-from sglp.tasks.image_workload import Finetuning, ImagePreparation
-from sglp.tasks.images import Images, stack
-from sglp.tasks.samples import TrainingImages
-from sglp.tasks.training import _Trainer, train
-from sglp.tasks.workload import Source
+from sglp.tasks import building, data, evaluation, timing, training
+from sglp.tasks.drawing import draw
+from sglp.tasks.image_classification import training as image_classification
+from sglp.tasks.image_classification.augmentation import TrainingImages
+from sglp.tasks.image_classification.data import calibration_batches
+from sglp.tasks.image_classification.images import Images, stack
+from sglp.tasks.schemas.image_classification import Finetuning, ImagePreparation
+from sglp.tasks.schemas.workload import Source
+from sglp.tasks.trainer.train import _Trainer, train
 
 PREPARE = ImagePreparation(
     image_column="image",
@@ -190,7 +192,7 @@ def test_nothing_is_held_out_that_calibration_has_seen(images, tmp_path, monkeyp
     trained, held = parts
     drawn = np.random.default_rng(7).permutation(len(images)).tolist()
     assert (trained, held) == (set(drawn[:160]), set(drawn[-40:]))
-    assert not held & set(image_classification.draw(len(images), 200, 7, "")), "calibration on as many samples"
+    assert not held & set(draw(len(images), 200, 7, "")), "calibration on as many samples"
 
 
 def test_a_training_that_diverges_ends_at_once_and_leaves_nothing_to_go_on_from(images, tmp_path, monkeypatch):
@@ -226,10 +228,20 @@ def test_distillation_is_the_divergence_from_the_teacher_at_a_temperature(images
 
 @pytest.mark.parametrize("name", ["image_classification", "causal_lm"])
 def test_a_task_has_every_function_that_stages_call(name):
-    for of, find, count in ((task, task.find_task, 12), (evaluation, evaluation.find_evaluation, 4)):
-        listed = re.findall(r"^    (\w+)\(", of.__doc__, flags=re.MULTILINE)
-        assert len(listed) == count
-        assert [function for function in listed if not callable(getattr(find(name), function, None))] == []
+    parts = {
+        building.Building: building.find_building(name),
+        data.TaskData: data.find_data(name),
+        training.TaskTraining: training.find_training(name),
+        evaluation.Evaluation: evaluation.find_evaluation(name),
+        timing.Timing: timing.find_timing(name),
+    }
+    for protocol, module in parts.items():
+        functions = [function for function in vars(protocol) if not function.startswith("_")]
+        assert functions
+        for function in functions:
+            _, *asked = inspect.signature(getattr(protocol, function)).parameters.values()
+            there = list(inspect.signature(getattr(module, function)).parameters.values())
+            assert [p.kind for p in there] == [p.kind for p in asked], f"{module.__name__}.{function}"
 
 
 def test_a_recipe_can_take_a_part_of_the_samples(images, tmp_path):

@@ -9,13 +9,13 @@ from language import byte_tokenizer, prose, tiny_llama
 
 from sglp.errors import DataError
 from sglp.loss import IGNORED, cross_entropy
-from sglp.tasks import causal_lm
-from sglp.tasks.evaluation import causal_lm as evaluation
-from sglp.tasks.language_workload import TextEvaluation, TextPreparation
-from sglp.tasks.perplexity import continuations, perplexity
-from sglp.tasks.texts import Texts
+from sglp.tasks.causal_lm import data as causal_lm
+from sglp.tasks.causal_lm import evaluation, timing
+from sglp.tasks.causal_lm.perplexity import continuations, perplexity
+from sglp.tasks.causal_lm.texts import Texts
+from sglp.tasks.schemas.causal_lm import TextEvaluation, TextPreparation
+from sglp.tasks.schemas.workload import Source
 from sglp.tasks.topics import Topics
-from sglp.tasks.workload import Source
 
 PREPARE = TextPreparation(text_column="text", separator="\n", length=8, tokenizer="bytes")
 TOPICS = Source(loader="sglp.tasks.topics:Topics", name=None, revision=None)
@@ -140,7 +140,7 @@ def test_what_is_timed_is_a_prompt_and_tokens_after_it():
     network.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    prefill, decode = evaluation.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
+    prefill, decode = timing.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
     assert (prefill.units, decode.units) == (20, 6)
     lengths.clear()
     with torch.inference_mode():

@@ -11,11 +11,11 @@ import sglp
 from sglp.batches import call
 from sglp.errors import SGLPError
 from sglp.loss import cross_entropy
-from sglp.tasks import causal_lm
-from sglp.tasks.language_workload import Finetuning, TextPreparation
-from sglp.tasks.texts import Texts
-from sglp.tasks.training import train
-from sglp.tasks.workload import Source
+from sglp.tasks.causal_lm import training as causal_lm
+from sglp.tasks.causal_lm.texts import Texts
+from sglp.tasks.schemas.causal_lm import Finetuning, TextPreparation
+from sglp.tasks.schemas.workload import Source
+from sglp.tasks.trainer.train import train
 
 RECIPE = {
     "samples": 16,

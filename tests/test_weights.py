@@ -13,10 +13,13 @@ import sglp
 from sglp.architecture import architecture_of, remember
 from sglp.batches import call, logits_of
 from sglp.errors import CheckpointError
-from sglp.tasks import causal_lm, image_classification
-from sglp.tasks.image_workload import Finetuning
-from sglp.tasks.training import train
-from sglp.tasks.workload import Architecture, Weights
+from sglp.tasks.causal_lm import building as causal_lm
+from sglp.tasks.image_classification import building as image_classification
+from sglp.tasks.image_classification import data as image_data
+from sglp.tasks.image_classification import training as image_training
+from sglp.tasks.schemas.image_classification import Finetuning
+from sglp.tasks.schemas.workload import Architecture, Weights
+from sglp.tasks.trainer.train import train
 from sglp.warm_start import warm_start
 from stages.support.tables import read_rows
 from stages.support.userfiles import checksum
@@ -206,15 +209,15 @@ def test_bfloat16_killed_and_run_again_ends_in_the_same_float32_weights(project,
 
 
 def test_the_network_computes_in_float32_after_training_in_bfloat16(project, network, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_classification, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(image_training, "_has_bfloat16", lambda: True)
     recipe = read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16", "samples": 64, "epochs": 1}
     recipe = Finetuning.model_validate(recipe | {"distillation": 0.0})
     workload = read_yaml(project / "models/tiny.yaml")
-    source = image_classification.Source.model_validate(workload["data"]["source"])
-    data = image_classification.open_split(source, {"train": True}, workload["data"]["prepare"], None, None, None)
+    source = image_data.Source.model_validate(workload["data"]["source"])
+    data = image_data.open_split(source, {"train": True}, workload["data"]["prepare"], None, None, None)
     dtypes = set()
     network.layer1.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
-    train(network, image_classification, data, recipe, 0, tmp_path / "resume")
+    train(network, image_training, data, recipe, 0, tmp_path / "resume")
     assert torch.bfloat16 in dtypes
     again = sglp.build(RESNET, {"depth": 20, "in_channels": 1}, seed=1).eval()
     again.load_state_dict(network.state_dict())
@@ -229,7 +232,7 @@ def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
-    assert image_classification.trainer_arguments(recipe)["bf16"] is there
+    assert image_training.trainer_arguments(recipe)["bf16"] is there
     assert told in capsys.readouterr().err
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # there is no fast way then
-    assert not image_classification.trainer_arguments(recipe)["bf16"]
+    assert not image_training.trainer_arguments(recipe)["bf16"]

@@ -1,15 +1,12 @@
 """Brings causal language models of transformers, and their tokenizers: from the hub, a folder, a GGUF file, or a
 configuration alone."""
 
-from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sglp.errors import ArchitectureError, CheckpointError, first_line
 from sglp.pretrained import plain, quiet
 from sglp.tasks.hub import hub_at_once
-
-CODE = "trust_remote_code"
+from sglp.tasks.local_files import CODE, read_local, refuse_code
 
 
 def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_remote_code: bool = False, **config):
@@ -95,44 +92,15 @@ def fetched(kind, name: str, revision: str | None, trust: bool):
     Raises:
         CheckpointError: it can't be had, is broken, or needs code that may not run.
     """
-    arguments, local = {CODE: trust}, Path(name).exists()
-    if local:
-        folder, file = _place(Path(name))
-        arguments |= {"local_files_only": True} | ({"gguf_file": file} if file else {})
-        if kind.__name__ != "AutoTokenizer" and not file:
-            arguments["use_safetensors"] = True
-    else:
-        folder = name
-        arguments["revision"] = revision or "main"
+    if Path(name).exists():
+        return read_local(kind, name, trust)
     try:
-        with quiet(), nullcontext() if local else hub_at_once(), TemporaryDirectory() as scratch:
-            if arguments.get("gguf_file"):  # alone: what lies beside it has no checksum
-                (Path(scratch) / arguments["gguf_file"]).symlink_to((Path(folder) / arguments["gguf_file"]).resolve())
-                folder = scratch
-            return kind.from_pretrained(str(folder), **arguments)
+        with quiet(), hub_at_once():
+            return kind.from_pretrained(name, revision=revision or "main", **{CODE: trust})
     except Exception as error:  # whatever transformers raises, the user needs one sentence
-        if CODE in str(error):
-            raise CheckpointError(
-                f"{name} needs code that comes with it: write architecture.kwargs.{CODE}: true in the workload if you "
-                "trust that code"
-            ) from error
-        if not local:
-            raise CheckpointError(
-                f"{name} is no folder here, and can't be had from the hub ({first_line(error)}): without it, fetch the "
-                "model's folder (safetensors) or GGUF file elsewhere and name it as files.weights.path, with "
-                "weights.source: file and weights.kwargs: {}"
-            ) from error
-        raise CheckpointError(f"{name} can't be read by {kind.__name__}: {first_line(error)}") from error
-
-
-def _place(path: Path) -> tuple[Path, str | None]:
-    """The folder, and the name of its GGUF file if it is one."""
-    if path.is_file():
-        return path.parent, path.name
-    if (path / "config.json").exists():
-        return path, None
-    files = sorted(file.name for file in path.glob("*.gguf"))
-    if len(files) != 1:
-        found = ", ".join(files) or "neither"
-        raise CheckpointError(f"{path} must hold config.json and safetensors, or one GGUF file; it holds {found}")
-    return path, files[0]
+        refuse_code(name, error)
+        raise CheckpointError(
+            f"{name} is no folder here, and can't be had from the hub ({first_line(error)}): without it, fetch the "
+            "model's folder (safetensors) or GGUF file elsewhere and name it as files.weights.path, with "
+            "weights.source: file and weights.kwargs: {}"
+        ) from error

@@ -12,8 +12,10 @@ from torch import nn
 from sglp.errors import DataError
 from sglp.example_input import check_takes, example_input
 from sglp.hugging_face import is_pretrained
-from sglp.tasks.task import find_task, schema_of
-from sglp.tasks.workload import Weights, Workload
+from sglp.tasks.building import find_building
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas import schema_of
+from sglp.tasks.schemas.workload import Weights, Workload
 
 
 def read_workload(path: Path) -> Workload:
@@ -27,7 +29,7 @@ def read_workload(path: Path) -> Workload:
         return schema_of(content).model_validate(content)
     except (YAMLError, ValidationError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is no workload: with model: {path.stem} in params.yaml, 'python -m stages.check' says why"
+            f"{path} is no workload: with model: {path.stem} in params.yaml, 'python -m tools.check' says why"
         ) from error
 
 
@@ -46,17 +48,18 @@ def open_workload(workload: Workload, shape: Sequence[int] | None = None) -> tup
     files, data = workload.files, workload.data
     if files.code.path is not None:
         sys.path.append(str(Path(files.code.path).resolve().parent))
-    task, weights = find_task(workload.task), workload.weights
+    weights = workload.weights
     if workload.task == "image_classification":  # whose layers don't depend on what is fetched
         weights = Weights.model_construct(source="random", kwargs={}, train=False)
     path = files.weights.path if workload.weights.source == "file" else None
     if path is not None and not Path(path).exists():
         raise DataError(f"files.weights.path={path} is not there, and the network can't be had without it")
-    network = task.build(workload.architecture, weights, path, 0)
+    network = find_building(workload.task).build(workload.architecture, weights, path, 0)
     if shape is None and is_pretrained(network):
         shape = getattr(data.prepare, "length", None) and (data.prepare.length,)
     comes_along = data.source.loader != "datasets" and files.train.path is None
     if shape is None and comes_along and not is_pretrained(network):
+        task = find_data(workload.task)
         split = task.open_split(data.source, data.train, data.prepare.model_dump(), None, None, None)
         example = task.example(split)
         check_takes(network, example)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sglp.architecture import resolve
 from sglp.errors import DataError, SGLPError, first_line
-from sglp.tasks.workload import Source
+from sglp.tasks.schemas.workload import Source
 
 
 def open_source(source: Source, arguments: dict, path: str | None, sha256: str | None, columns: list[str]):

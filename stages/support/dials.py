@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sglp.tasks.workload import Positive, Seed, Share, Strict
+from sglp.tasks.schemas.workload import Positive, Seed, Share, Strict
 
 Left = Annotated[float, Field(gt=0, lt=1)]
 

@@ -13,18 +13,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import mkdtemp
 
 from platformdirs import user_cache_path
 
-from stages.support.params import ParameterError
+from sglp import processes
+from stages.support import stage
+from stages.support.params import ParameterError, View
 
 COMMAND = "SGLP_LAUNCH"
 MARKS = "SGLP_LAUNCH_MARKS"  # in the environment of those that were started: the folder of their marks
 ERROR = "error"
+
+
+def run(main: Callable[[View, View], None], name: str) -> None:
+    """Run a stage whose work several processes can share: here, or again under the launcher in SGLP_LAUNCH."""
+
+    def here_or_launched(params: View, workload: View) -> None:
+        if asked():
+            start(name)
+            return
+        with joined():
+            main(params, workload)
+
+    stage.run(here_or_launched, name, end)
 
 
 def asked() -> bool:
@@ -68,16 +83,16 @@ def _wait(command: list[str], marks: Path) -> int:
 
 def _what_happened(name: str, marks: Path, code: int) -> str:
     """What a process said, or else who died without a word."""
-    stage = os.environ.get("DVC_STAGE", name)
+    name = os.environ.get("DVC_STAGE", name)
     said = {mark.name: mark.read_text(encoding="utf-8") for mark in sorted(marks.iterdir())}
     if ERROR in said:
         return said[ERROR]
     if said:
         return (
-            f"{stage}: {' and '.join(said.values())} died without a word, killed perhaps as memory ran out; the next "
+            f"{name}: {' and '.join(said.values())} died without a word, killed perhaps as memory ran out; the next "
             "run goes on from the last checkpoint, where there is one"
         )
-    return f"{stage}: {COMMAND} ended with exit code {code}; what it says stands above"
+    return f"{name}: {COMMAND} ended with exit code {code}; what it says stands above"
 
 
 @contextmanager
@@ -92,8 +107,6 @@ def joined() -> Iterator[None]:
     mark = Path(os.environ[MARKS], rank)
     mark.write_text(f"rank {rank} of {count} processes (pid {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
     try:
-        from sglp import processes  # torch, which not every stage imports
-
         with ExitStack() as stack:
             stack.enter_context(processes.joined())
             if rank != "0":

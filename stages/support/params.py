@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from sglp.errors import SGLPError
-from sglp.tasks.task import schema_of
+from sglp.tasks.schemas import schema_of
 from stages.support.dials import Params
 
 

@@ -7,34 +7,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sglp.errors import SGLPError, first_line
-from stages.support import launch
 from stages.support.params import ParameterError, View, declared
 
 
-def run(main: Callable[[View, View], None], name: str, shared: bool = False) -> None:
-    """Run a stage's `main(params, workload)`; what the user can mend is told in one sentence, with exit code 1.
+def run(main: Callable[[View, View], None], name: str, end: Callable[[str], None] = sys.exit) -> None:
+    """Run a stage's `main(params, workload)`. An error that the user can fix becomes one sentence, with exit code 1.
 
     Args:
         main: the stage.
-        name: of its file.
-        shared: whether several processes can share its work; see `stages.support.launch`.
+        name: name of its file.
+        end: called with the sentence.
     """
     try:
         check_versions()
-        declares = declared(name)
-        if shared and launch.asked():
-            launch.start(name)
-            return
-        with launch.joined():
-            main(*declares)
+        main(*declared(name))
     except SGLPError as error:
-        launch.end(f"{os.environ.get('DVC_STAGE', name)}: {error}")
+        end(f"{os.environ.get('DVC_STAGE', name)}: {error}")
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every stage imports
             raise
-        launch.end(
-            f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help."
-        )
+        end(f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help.")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -31,7 +31,7 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
     if actual != sha256:
         raise ParameterError(
             f"{source}: {found} has the sha256 {actual}, but files.{name}.sha256={sha256}: it is another file or a "
-            f"broken one; if it is right, run 'python -m stages.checksums {source}'"
+            f"broken one; if it is right, run 'python -m tools.checksums {source}'"
         )
     return str(found)
 
@@ -56,7 +56,7 @@ def there(source: Path, name: str, file: dict) -> Path | None:
     if found is None:
         raise ParameterError(f"{source}: files.{name}.path={path} is not there")
     if sha256 is None:
-        raise ParameterError(f"{source}: files.{name}.sha256 is empty: run 'python -m stages.checksums {source}'")
+        raise ParameterError(f"{source}: files.{name}.sha256 is empty: run 'python -m tools.checksums {source}'")
     return found
 
 

@@ -8,8 +8,8 @@ import torch
 
 import sglp
 from sglp.architecture import resolve
-from sglp.tasks.task import find_task
-from sglp.tasks.workload import Source
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas.workload import Source
 from stages.support.params import ParameterError, View
 from stages.support.userfiles import locate, project
 
@@ -39,7 +39,7 @@ def use_code(params: View, workload: View, *names: str) -> None:
     if path is not None:
         _import(Path(path))
     for name in names:
-        if ":" in name:
+        if ":" in name and name.partition(".")[0] not in OURS:  # ours are imported where they are used
             resolve(name)
     root, *checked = (Path(folder) for folder in (project(), sys.prefix, path) if folder)
     for name in [name for name in sys.modules if name not in before and name.partition(".")[0] not in OURS]:
@@ -48,7 +48,7 @@ def use_code(params: View, workload: View, *names: str) -> None:
             raise ParameterError(
                 f"{name} ({file.name}) is code in the project's folder without a checksum: give it, with all that goes "
                 f"with it in one package, as files.code.path in models/{params.model}.yaml and run 'python -m "
-                f"stages.checksums models/{params.model}.yaml'"
+                f"tools.checksums models/{params.model}.yaml'"
             )
 
 
@@ -80,7 +80,7 @@ def load_network(folder: str, params: View, workload: View, stored: bool = False
     architecture = workload.architecture
     use_code(params, workload, architecture["factory"])
     trust = architecture["kwargs"].get("trust_remote_code", False) or [architecture["factory"]]
-    dtype = None if stored else find_task(workload.task).dtype(device())
+    dtype = None if stored else find_data(workload.task).dtype(device())
     network = sglp.load(folder, trust=trust, dtype=dtype, **loading)
     placed = stored or getattr(network, "hf_device_map", None)
     return network if placed else network.to(device())
@@ -103,5 +103,5 @@ def load_split(split: str, params: View, workload: View, processor):
     data = workload.data
     source = Source.model_validate(data.source)
     use_code(params, workload, source.loader)
-    task = find_task(workload.task)
+    task = find_data(workload.task)
     return task.open_split(source, getattr(data, split), data.prepare, path, sha256, processor)

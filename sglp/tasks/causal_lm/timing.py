@@ -1,0 +1,39 @@
+"""What is timed of a language model; see `sglp.tasks.timing`."""
+
+import copy
+import inspect
+
+import torch
+from torch import nn
+
+from sglp.batches import call, device_of
+from sglp.errors import DataError
+from sglp.tasks.causal_lm.data import check_length
+from sglp.tasks.causal_lm.texts import Texts
+from sglp.tasks.schemas.causal_lm import TextBenchmark
+from sglp.tasks.timing import Work
+
+
+def work(network: nn.Module, data: Texts, settings: dict, size: int) -> list[Work]:
+    """Reading prompts in one pass, and writing tokens one by one after them."""
+    dials = TextBenchmark.model_validate(settings)
+    check_length(network, "benchmark.prompt and benchmark.new together", dials.prompt + dials.new)
+    ids = data.tokens[: dials.prompt].repeat(size, 1).to(device_of(network))
+    if ids.shape[1] < dials.prompt:
+        raise DataError(f"benchmark.prompt={dials.prompt} is too long: {data.name} has {ids.shape[1]} tokens")
+
+    inputs = {"input_ids": ids, "use_cache": True}
+    if "logits_to_keep" in inspect.signature(network.forward).parameters:
+        inputs["logits_to_keep"] = 1  # as `generate` does
+    with torch.inference_mode():
+        filled = call(network, inputs).past_key_values
+
+    def write() -> None:
+        token, cache = ids[:, -1:], copy.deepcopy(filled)
+        for _ in range(dials.new):
+            token = network(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(dim=-1)
+
+    return [
+        Work("prefill", lambda: call(network, inputs), size * dials.prompt, "tokens", inputs),
+        Work("decode", write, size * dials.new, "tokens"),
+    ]

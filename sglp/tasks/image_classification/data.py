@@ -1,0 +1,74 @@
+"""The task of image classification; see `sglp.tasks.data`."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sglp.batches import call, logits_of, slices
+from sglp.errors import DataError, first_line
+from sglp.processes import ALL
+from sglp.tasks.drawing import draw
+from sglp.tasks.image_classification.images import Images
+from sglp.tasks.schemas.image_classification import ImagePreparation
+from sglp.tasks.schemas.workload import Source
+
+
+def processor(folder, architecture: dict) -> None:
+    """Images need none."""
+
+
+def dtype(device: torch.device) -> None:
+    """Networks compute in what they are stored in."""
+
+
+def open_split(source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor: None):
+    """A split of labelled images; see `Images`."""
+    return Images(source, arguments, ImagePreparation.model_validate(prepare), path, sha256)
+
+
+def example(images: Images) -> Tensor:
+    """One input [1, channels, height, width]."""
+    return images.batch([0])[0]
+
+
+def calibration_batches(
+    images: Images, samples: int, batch_size: int, seed: int, part: slice = ALL
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (inputs, labels) of samples drawn without replacement.
+
+    Args:
+        images: the training split: calibration never sees the test split.
+        samples: how many in all.
+        batch_size: how many a batch at most; see `slices`.
+        seed: of the draw.
+        part: which of the batches.
+
+    Raises:
+        DataError: there are fewer samples.
+    """
+    drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
+    for some in slices(samples, batch_size)[part]:
+        yield images.batch(drawn[some])
+
+
+def check_fit(network: nn.Module, images: Images) -> None:
+    """Check that the network takes the images and has an output for every class.
+
+    Raises:
+        DataError: it does not.
+    """
+    inputs = example(images)
+    try:
+        with torch.no_grad():
+            logits = logits_of(call(network, inputs))
+    except Exception as error:  # whatever a network raises, the user needs one sentence
+        raise DataError(
+            f"the network can't take inputs of the shape {list(inputs.shape)}, as data.prepare makes them: "
+            f"{first_line(error)}"
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < images.prepare.classes:
+        raise DataError(
+            f"the network's output has the shape {list(logits.shape)}, but data.prepare.classes="
+            f"{images.prepare.classes} needs [samples, {images.prepare.classes}]"
+        )

@@ -1,0 +1,15 @@
+"""What is timed of an image classifier; see `sglp.tasks.timing`."""
+
+from torch import nn
+
+from sglp.batches import device_of
+from sglp.tasks.image_classification.data import example
+from sglp.tasks.image_classification.images import Images
+from sglp.tasks.timing import Work
+
+
+def work(network: nn.Module, images: Images, settings: dict, size: int) -> list[Work]:
+    """One forward pass of a batch."""
+    image = example(images).to(device_of(network))
+    inputs = image.expand(size, *image.shape[1:]).contiguous()
+    return [Work("forward", lambda: network(inputs), size, "samples", inputs)]

@@ -1,0 +1,1 @@
+"""Commands about the project itself; none of them is a stage."""

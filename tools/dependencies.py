@@ -1,0 +1,39 @@
+"""Write the code that every stage depends on into dvc.yaml: ``python -m tools.dependencies``."""
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from sglp.files import new_file
+from tools.closure import closure
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def with_code(pipeline: dict, root: Path) -> dict:
+    """Put each stage's import closure, sorted, behind its other dependencies. Comments and all other keys stay.
+
+    Args:
+        pipeline: content of dvc.yaml; changed in place and returned.
+        root: folder of the project.
+    """
+    for name, stage in pipeline["stages"].items():
+        entry = stage.get("do", stage)
+        data = [dependency for dependency in entry["deps"] if not dependency.endswith(".py")]
+        entry["deps"][:] = data + sorted(closure(root / f"stages/{name}.py", root))
+    return pipeline
+
+
+def main(root: Path = ROOT) -> None:
+    """Rewrite dvc.yaml as DVC itself would: with ruamel.yaml, which keeps comments."""
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096
+    path = root / "dvc.yaml"
+    pipeline = with_code(yaml.load(path.read_text(encoding="utf-8")), root)
+    with new_file(path) as new, new.open("w", encoding="utf-8") as file:
+        yaml.dump(pipeline, file)
+
+
+if __name__ == "__main__":
+    main()
