@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import sglp
-from sglp.batches import counted
 from sglp.files import new_file
+from sglp.running import counted
 from sglp.segmentation import segmentation_table
 from sglp.tasks.digits import Digits
 from sglp.tasks.trainer.channels_last import channels_last

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 import sglp
 from benchmarks.side_by_side import Row, in_turn
-from sglp.batchnorm import batch_statistics
-from sglp.criteria.gradnorm import GradNorm
-from sglp.criteria.loss import CalibrationLoss
-from sglp.sharing import share
-from sglp.twin import seed_of_twin
+from sglp.scoring.criteria.gradnorm import GradNorm
+from sglp.scoring.criteria.loss import CalibrationLoss
+from sglp.scoring.together import share
+from sglp.surgery.batchnorm import batch_statistics
+from sglp.surgery.random_weights import seed_of_twin
 
 TITLE = "Scoring"
 ROUNDS = 5

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from experiments.records import Record
 from experiments.settings import OF_THE_PLAN, Setting, asked, begins
 from experiments.statistics import rank_correlation
+from sglp.scores import LayerScore
 
 
 class Prediction(NamedTuple):
@@ -32,12 +33,11 @@ def predicted(record: Record, removed: Sequence[int]) -> float | None:
         None where a segment keeps what was not scored: another number of layers, or what a beam never met.
     """
     kept = [i for i in range(len(record.layers)) if i not in set(removed)]
-    scores = {(row.segment, row.kept): row.score for row in record.scores}
-    of_layers = {row.kept: row.score for row in record.scores}
-    single = all(len(layers) == 1 for layers in of_layers)
-    if single and (len(record.segments) == 1 or len(of_layers) == len(record.layers)):
-        parts = [of_layers.get((i,)) for i in kept]
+    of_layers = {row.layer: row.score for row in record.scores if isinstance(row, LayerScore)}
+    if of_layers:
+        parts = [of_layers.get(i) for i in kept]
     else:
+        scores = {(row.segment, row.kept): row.score for row in record.scores}
         parts = [
             scores.get((number, tuple(i for i in kept if first <= i <= last)))
             for number, (first, last) in enumerate(record.segments)

@@ -26,7 +26,7 @@ from experiments.tables import Table
 from sglp.batches import inputs_of
 from sglp.files import new_file
 from sglp.loss import cross_entropy
-from sglp.methods import criterion_names
+from sglp.scoring.methods import criterion_names
 from sglp.tasks.data import find_data
 from stages.support.workloads import load_network, load_split
 

@@ -17,14 +17,7 @@ from experiments.outputs import ExperimentError, Outputs, Run, dials_of
 from experiments.snapshot import Snapshot
 from stages.support.outcome import NETWORKS
 from stages.support.params import flat
-
-
-class Score(NamedTuple):
-    """A row of scores.csv: the score of a segment that keeps only these layers."""
-
-    segment: int
-    kept: tuple[int, ...]
-    score: float
+from stages.support.scores import Scores, scores_of
 
 
 class Record(NamedTuple):
@@ -47,7 +40,7 @@ class Record(NamedTuple):
     dials: dict
     layers: list[dict]
     segments: list[tuple[int, int]]
-    scores: list[Score]
+    scores: Scores
     removed: tuple[int, ...]
     metrics: dict[str, dict]
     benchmark: dict | None
@@ -137,10 +130,7 @@ def _record(name: str, dials: dict, run: Outputs) -> Record:
         dials=dials,
         layers=layers,
         segments=[tuple(segment) for segment in run.json("data/segments.json")],
-        scores=[
-            Score(int(row["segment"]), tuple(map(int, row["kept"].split())), float(row["score"]))
-            for row in run.rows("data/scores.csv")
-        ],
+        scores=scores_of(run.rows("data/scores.csv")),
         removed=tuple(sorted(numbers[layer] for layer in run.json("data/plan.json")["removed"])),
         metrics=metrics,
         benchmark=run.json("reports/benchmark.json", needed=False),

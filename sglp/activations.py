@@ -1,18 +1,18 @@
 """Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from sglp.batches import call, device_of, inputs_of, run_watched, size_of, to_device, watched
+from sglp.batches import inputs_of, size_of, to_device
+from sglp.choices import Pooling
 from sglp.errors import SimilarityError
-from sglp.layers import Layer
+from sglp.layer import Layer
+from sglp.running import call, device_of, first_tensor, run_watched, watched
 
-Pooling = Literal["flatten", "mean", "last", "tokens"]
 # Relative to a layer's largest value, differences between samples below this are rounding of float32, not activity.
 CONSTANT = 2**-21
 FEATURES = 2048  # that are multiplied at a time
@@ -124,12 +124,6 @@ def _watch(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable):
         keep(i, output)
 
     return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
-
-
-def first_tensor(value) -> Tensor:
-    """The first tensor of what a module was given or returned."""
-    value = dict(value) if isinstance(value, Mapping) else value
-    return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:

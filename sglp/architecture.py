@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sglp.batches import seeded
 from sglp.errors import ArchitectureError, SGLPError, first_line
-from sglp.hugging_face import config_entries, hub_name, is_pretrained, reads_images
+from sglp.hugging_face.networks import config_entries, hub_name, is_pretrained, reads_images
 from sglp.record import GENERIC, KNOWN_LIBRARIES, Architecture, of_known_library
+from sglp.running import seeded
 
 # Arguments that fetch weights: they are for the making of the dense network, never for loading a saved one.
 WEIGHT_ARGUMENTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
@@ -71,17 +71,6 @@ def remember(network: nn.Module, architecture: Architecture) -> None:
     setattr(network, _ATTRIBUTE, architecture)
 
 
-def pruned_architecture(architecture: Architecture, kept, removed, network: nn.Module) -> Architecture:
-    """The architecture after one more plan, whose names are those of the network as it is now."""
-    gone = set(architecture.removed_modules)
-    dense = {name: "+".join(_dense_path(path, gone, network) for path in name.split("+")) for name in (*kept, *removed)}
-    return replace(
-        architecture,
-        kept=tuple(dense[name] for name in kept),
-        removed=(*architecture.removed, *(dense[name] for name in removed)),
-    )
-
-
 def resolve(name: str):
     """What a dotted name "package.module:attribute" stands for.
 
@@ -108,26 +97,3 @@ def is_known(factory: str) -> bool:
     home = getattr(resolve(factory), "__module__", "") or ""
     inside = any(home == library or home.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
     return inside and not any(part.startswith("_") for part in home.split("."))
-
-
-def runs_in_a_row(parent: nn.Module) -> bool:
-    """Whether a child can be left out and the rest renumbered: the parent only iterates over its children."""
-    plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
-    return plain_sequential or isinstance(parent, nn.ModuleList)
-
-
-def _dense_path(path: str, gone: set[str], parent: nn.Module) -> str:
-    """A path in a pruned network as it is in the dense one: numbers of children count those that went before them."""
-    dense = ""
-    for part in path.split("."):
-        prefix = f"{dense}." if dense else ""
-        child = parent.get_submodule(part)
-        if part.isdigit() and runs_in_a_row(parent):
-            left = int(part)
-            number = -1
-            while left >= 0:
-                number += 1
-                left -= f"{prefix}{number}" not in gone
-            part = str(number)
-        dense, parent = f"{prefix}{part}", child
-    return dense

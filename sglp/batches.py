@@ -1,13 +1,12 @@
-"""Running a network on a batch: its inputs, alone or with their targets."""
+"""A batch: its inputs, alone or with their targets; its samples; batches of another size."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from sglp.errors import ScoringError
+from sglp.errors import DataError, ScoringError
 
 
 def inputs_of(batch):
@@ -38,103 +37,11 @@ def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator
         raise ScoringError(f"there is no batch to {what}")
 
 
-@dataclass(eq=False)
-class Passes:
-    """How often networks ran on a batch, and how often gradients were taken through them."""
-
-    forward: int = 0
-    backward: int = 0
-
-
-_counting: list[Passes] = []
-
-
-@contextmanager
-def counted() -> Iterator[Passes]:
-    """Count the passes of `call` and `backward` for a while: what a method costs, on any machine."""
-    passes = Passes()
-    _counting.append(passes)
-    try:
-        yield passes
-    finally:
-        _counting.remove(passes)
-
-
-def call(network: nn.Module, inputs):
-    """Run a network on a tensor, or on a dict of keyword arguments."""
-    for passes in _counting:
-        passes.forward += 1
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
-
-
-def backward(loss: Tensor, again: bool = False) -> None:
-    """Take the gradients of a loss; its graph stays where parts of it are to be gone through again."""
-    for passes in _counting:
-        passes.backward += 1
-    loss.backward(retain_graph=again)
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module is in the mode that it was in.
-
-    Without attention's fast path, which hands layers nested tensors, or nothing at all to modules inside of them.
-    """
-    training = {module: module.training for module in network.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        network.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():  # the outermost first
-            if module.training != mode:
-                module.train(mode)  # which may do more than set it (LoRA takes out again what it has merged)
-        for module, mode in training.items():
-            module.training = mode
-
-
-def logits_of(output) -> Tensor:
-    """The logits in what a network returns: a tensor, or an output object of transformers."""
-    return output if isinstance(output, Tensor) else output.logits
-
-
 def one_sample(inputs):
     """The first sample of the inputs of a batch, as a batch."""
     if isinstance(inputs, Mapping):
         return {key: v[:1] if isinstance(v, Tensor) and v.ndim else v for key, v in inputs.items()}
     return inputs[:1]
-
-
-@contextmanager
-def watched(network: nn.Module, handles: Sequence) -> Iterator[None]:
-    """Eval mode without gradients for a while; then the handles' hooks, which watched the network, are removed."""
-    try:
-        with eval_mode(network), torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
-    """Run a network on one sample of the inputs of a batch, `watched` by hooks."""
-    with watched(network, handles):
-        call(network, to_device(one_sample(inputs), device_of(network)))
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random states of the CPU, and of a GPU if the device is one, that begin with a seed; then they are as before."""
-    # Other GPUs are left alone: to look at them all takes time, which torch warns of.
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for place in devices:
-            with torch.cuda.device(place):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def size_of(inputs) -> int:
@@ -155,8 +62,69 @@ def to_device(batch, device: torch.device):
     return batch
 
 
-def device_of(network: nn.Module) -> torch.device:
-    """Where a network's parameters are (the CPU for one without any), or where accelerate runs it."""
-    place = getattr(getattr(network, "_hf_hook", None), "execution_device", None)
-    places = (p.device for p in network.parameters() if not p.is_meta)
-    return torch.device(next(places, "cpu") if place is None else place)
+def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
+    """As many batches as hold the most samples that are needed; no further one is asked for.
+
+    Args:
+        batches: pairs (inputs, target).
+        needed: how many, by what they are for.
+
+    Raises:
+        DataError: there are fewer, or a batch is no such pair.
+    """
+    taken, count, samples = [], 0, max(needed.values())
+    with tqdm(total=samples, desc="samples", unit="", disable=None) as bar:
+        for batch in batches:
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                raise DataError(f"a batch must be a pair (inputs, target), but one is a {type(batch).__name__}")
+            taken.append(tuple(batch))
+            count += size_of(batch[0])
+            bar.update(size_of(batch[0]))
+            if count >= samples:
+                return taken
+    if not count:
+        raise DataError("there is no batch of samples")
+    large = " and ".join(f"{what}=({number}, ...)" for what, number in needed.items() if number > count)
+    raise DataError(f"batches hold {count} samples, but there is {large}: ask for {count} at most")
+
+
+def cut(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
+    """The first samples of batches, at most so many a batch; see `slices`.
+
+    Raises:
+        DataError: samples that would be in one batch have different shapes.
+    """
+    for some in slices(samples, size):
+        parts, begin, end = [], some.start, some.stop
+        for batch in batches:
+            length = size_of(batch[0])
+            if begin < length and end > 0:
+                parts.append(_part(batch, max(begin, 0), end))
+            begin, end = begin - length, end - length
+        yield parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _part(value, first: int, last: int):
+    if isinstance(value, Tensor):
+        return value[first:last] if value.ndim else value
+    if isinstance(value, Mapping):
+        return {key: _part(item, first, last) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_part(item, first, last) for item in value)
+    return value
+
+
+def _joined(parts: list):
+    if isinstance(parts[0], Tensor) and parts[0].ndim:
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise DataError(
+                f"samples of the shapes {' and '.join(str(list(shape)) for shape in shapes)} can't be in one batch: "
+                "pad them to one shape, or ask for as many at a time as your batches have"
+            )
+        return torch.cat(parts)
+    if isinstance(parts[0], Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(list(items)) for items in zip(*parts, strict=True))
+    return parts[0]

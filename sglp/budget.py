@@ -6,11 +6,13 @@ Source: SGLP (arXiv 2410.14720) sets these counts by hand; here one ratio sets t
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
+from typing import get_args
 
+from sglp.choices import CostKind
 from sglp.errors import BudgetError
 
 Segments = Sequence[tuple[int, int]]
-TARGETS = ("macs", "parameters", "latency")
+TARGETS = get_args(CostKind)
 
 
 def allocate_budget(segments: Segments, removable: Sequence[bool], prune_ratio: float) -> list[int]:

@@ -6,16 +6,15 @@ term is averaged over the batches, then the ratio is taken).
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from sglp.choices import Estimator, Kernel
 from sglp.errors import DeadLayerWarning, SimilarityError
 
 ROUNDING = 1e-13  # of float64, as a share of what sums are taken of
-Estimator = Literal["unbiased", "biased"]
-Kernel = Literal["linear", "rbf"]
 
 
 def cka_matrix(
@@ -41,9 +40,9 @@ def cka_matrix(
         SimilarityError: no batch, too few samples (4 unbiased, 2 biased), values that are not finite, or an unknown
             estimator or kernel.
     """
-    if estimator not in ("unbiased", "biased"):
+    if estimator not in get_args(Estimator):
         raise SimilarityError(f"estimator={estimator!r} is unknown: it must be 'unbiased' or 'biased'")
-    if kernel not in ("linear", "rbf"):
+    if kernel not in get_args(Kernel):
         raise SimilarityError(f"kernel={kernel!r} is unknown: it must be 'linear' or 'rbf'")
     fewest = 4 if estimator == "unbiased" else 2
     hsic = None

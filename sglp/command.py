@@ -83,7 +83,7 @@ def _command(commands, name: str, run, said: str) -> argparse.ArgumentParser:
 
 
 def _inspect(told: argparse.Namespace) -> None:
-    from sglp.inspection import layer_table
+    from sglp.discovery.inspection import layer_table
 
     network, example, paths = _opened(told)
     print(layer_table(network, example, paths))
@@ -96,14 +96,14 @@ def _opened(told: argparse.Namespace):
         raise ArchitectureError(f"--kwargs are arguments of a factory, and {model} is none (package.module:function)")
     if ":" in model:
         from sglp.architecture import build
-        from sglp.example_input import example_input
+        from sglp.exporting.example_input import example_input
 
         _allow_code_here()
         network = build(model, told.kwargs, seed=0)
         return network, example_input(network, told.input), None
     if folder.is_dir():
-        from sglp.checkpoint import load
-        from sglp.example_input import example_input
+        from sglp.checkpoints.checkpoint import load
+        from sglp.exporting.example_input import example_input
 
         network = load(folder, trust=_trusted(told))
         return network, example_input(network, told.input), None

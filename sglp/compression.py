@@ -11,22 +11,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sglp.activations import Pooling, gram_matrices
-from sglp.batches import call, device_of, eval_mode, logits_of, one_sample, seeded, slices, to_device
-from sglp.batchnorm import has_statistics, recalibrate
+from sglp.activations import gram_matrices
+from sglp.batches import cut, first_samples, one_sample, slices, to_device
 from sglp.budget import check_removable, check_target, layers_to_keep
+from sglp.choices import Pooling
 from sglp.cka import cka_matrix
+from sglp.discovery.find_layers import find_layers
 from sglp.errors import ScoringError, SGLPError, first_line
-from sglp.layers import Layer, find_layers
+from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
-from sglp.methods import check_shared, find_criterion, find_method
 from sglp.plan import Plan
-from sglp.samples import cut, first_samples
-from sglp.scoring import SEARCH, Combination, check_search
+from sglp.running import call, device_of, eval_mode, logits_of, seeded
+from sglp.scores import LayerScore, SetScore
+from sglp.scoring.combinations import SEARCH, check_search
+from sglp.scoring.methods import check_shared, find_criterion, find_method
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
-from sglp.surgery import prune
+from sglp.surgery.batchnorm import has_statistics, recalibrate
+from sglp.surgery.equivalence import check_pruned
+from sglp.surgery.prune import prune
 from sglp.target import Cost, meet
-from sglp.trials import check_pruned
 
 CRITERION = "fitted_loss"  # the default
 OPTIONS = ("search", "budget", "draws", "max_combinations", "max_evaluations", "beam_width")
@@ -50,7 +53,7 @@ class Compressed(NamedTuple):
     layers: list[Layer]
     similarity: np.ndarray
     segments: list[tuple[int, int]]
-    scores: list[Combination]
+    scores: list[SetScore] | list[LayerScore]
     left: float | None
 
 
@@ -125,7 +128,7 @@ def compress(
         table = segmentation_table(similarity)
         segments = table.segments(number_of_segments(k, table.losses, method))
 
-        def ask(keep: int) -> tuple[Plan, list[Combination]]:
+        def ask(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
             try:
                 return way(model, layers, segments, similarity, scored, keep, seed, **options)
             except (SGLPError, torch.OutOfMemoryError):

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sglp.batches import call, eval_mode, size_of
+from sglp.batches import size_of
+from sglp.running import call, eval_mode
 
 
 def count_parameters(network: nn.Module) -> int:

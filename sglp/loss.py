@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglp.batches import logits_of
+from sglp.running import logits_of
 
 Loss = Callable[[object, object], Tensor]
 IGNORED = -100  # the target of a row of logits that has none

@@ -1,11 +1,14 @@
 """Plan: which layers of a network stay and which go."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sglp.errors import PlanError
 from sglp.files import new_file
+from sglp.layer import Layer, module_paths
+from sglp.record import Architecture
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,26 @@ class Plan:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PlanError(f"a plan names each layer once, but {', '.join(twice)} stands in it more than once")
+
+    @classmethod
+    def without(cls, layers: Sequence[Layer], removed: Iterable[int]) -> "Plan":
+        """The plan that removes layers by their indices and keeps all others."""
+        gone = set(removed)
+        names = [layer.name for layer in layers]
+        return cls(
+            kept=[name for i, name in enumerate(names) if i not in gone],
+            removed=[name for i, name in enumerate(names) if i in gone],
+        )
+
+    @classmethod
+    def from_architecture(cls, architecture: Architecture) -> "Plan":
+        """The plan that leads from the dense network to a pruned one, as the pruned network remembers it."""
+        return cls(architecture.kept, architecture.removed)
+
+    @property
+    def removed_modules(self) -> tuple[str, ...]:
+        """The paths of all modules that are removed; a layer can have several."""
+        return tuple(path for name in self.removed for path in module_paths(name))
 
     def save(self, path) -> None:
         """Write the plan as JSON: two plans with the same layers are the same bytes."""

@@ -29,11 +29,6 @@ class Architecture:
     removed: tuple[str, ...] = ()
     base_model: str = ""
 
-    @property
-    def removed_modules(self) -> list[str]:
-        """The paths of the modules that went, as in the dense network."""
-        return [path for name in self.removed for path in name.split("+")]
-
 
 def record_text(
     architecture: Architecture,

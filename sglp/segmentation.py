@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from sglp.choices import Feature
 from sglp.errors import SegmentationError
-
-Feature = Literal["rows", "row_sum"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def number_of_segments(k: int | Literal["auto"], losses, method: str = "sglp", s
 
 
 def uses_segments(method: str) -> bool:
-    """Whether a method of this name looks at segments: "sglp", and maybe a user's own; no rival in `sglp.baselines`."""
+    """Whether a method of this name reads segments: "sglp", and maybe a user's own, but no baseline."""
     return method == "sglp" or ":" in method
 
 

@@ -13,15 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sglp.batches import call, device_of, eval_mode, one_sample, to_device
+from sglp.batches import one_sample, to_device
 from sglp.budget import Segments, check_removable, most_to_go, savings
-from sglp.bypass import Bypass
 from sglp.cost import count_macs
+from sglp.distributed import processes
 from sglp.errors import BudgetError
 from sglp.latency import seconds_in_turn
-from sglp.layers import Layer
+from sglp.layer import Layer
 from sglp.plan import Plan
-from sglp.surgery import prune
+from sglp.running import call, device_of, eval_mode
+from sglp.surgery.bypass import Bypass
+from sglp.surgery.prune import prune
 
 Ask = Callable[[int], tuple[Plan, list]]
 ROUNDS = 15
@@ -60,11 +62,14 @@ class Cost:
         self.bypass = Bypass(network, layers, example) if of == "macs" else None
         # Of each layer; where time counts, to guess which is the cheapest.
         self.of_layers = [layer.parameters if of == "parameters" else layer.macs for layer in layers]
-        self.dense = 1.0 if of == "latency" else self._left(Plan([layer.name for layer in layers], ()))
+        self.dense = 1.0 if of == "latency" else self._left(Plan.without(layers, ()))
 
     def share(self, plan: Plan) -> float:
-        """What a plan leaves, as a share of the dense network's."""
-        return self._left(plan) / self.dense
+        """What a plan leaves, as a share of the dense network's.
+
+        Latency differs from process to process: all go by what the first one measures.
+        """
+        return processes.of_first(lambda: self._left(plan) / self.dense)
 
     def _left(self, plan: Plan) -> float:
         return {"macs": self._macs, "parameters": self._parameters, "latency": self._latency}[self.of](plan)
@@ -75,7 +80,7 @@ class Cost:
             return count_macs(self.network, self.example)
 
     def _parameters(self, plan: Plan) -> int:
-        gone = {self.network.get_submodule(path) for name in plan.removed for path in name.split("+")}
+        gone = {self.network.get_submodule(path) for path in plan.removed_modules}
 
         def left(module: nn.Module) -> set[nn.Parameter]:
             inside = (left(child) for child in module.children() if child not in gone)
@@ -163,8 +168,7 @@ def _deepest(layers: Sequence[Layer], segments: Segments, costs: Sequence[int]) 
         inside = range(first, last + 1)
         if not kept.intersection(inside):
             kept.add(min(inside, key=lambda i: (costs[i], i)))
-    names = [layer.name for layer in layers]
-    return Plan([n for i, n in enumerate(names) if i in kept], [n for i, n in enumerate(names) if i not in kept])
+    return Plan.without(layers, set(range(len(layers))) - kept)
 
 
 def _out_of_reach(share: float, of: str, reason: str, least: float) -> str:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from sglp import processes
 from sglp.cost import count_parameters
+from sglp.distributed import processes
 from sglp.errors import SGLPError
 from sglp.tasks.data import find_data
 from sglp.tasks.evaluation import find_evaluation

@@ -5,11 +5,12 @@ import math
 from safetensors.torch import save_file
 
 import sglp
-from sglp import processes
-from sglp.batches import device_of, to_device
-from sglp.errors import LayerError
+from sglp.batches import to_device
+from sglp.budget import check_removable
+from sglp.distributed import processes
+from sglp.distributed.processes import ProcessError
 from sglp.files import new_folder
-from sglp.processes import ProcessError
+from sglp.running import device_of
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Calibration
 from stages.support import launch
@@ -28,9 +29,7 @@ def main(params: View, workload: View) -> None:
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     example = to_device(task.example(data), device_of(network))
     layers = sglp.find_layers(network, example, paths=workload.layers)
-    if not any(layer.removable for layer in layers):
-        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
-        raise LayerError(f"no layer of {type(network).__name__} can be removed ({reasons}, ...)")
+    check_removable(layers)
     numbers = range(math.ceil(dials.samples / dials.batch_size))
     part = processes.part(len(numbers))
     batches = task.calibration_batches(data, dials.samples, dials.batch_size, params.seed, part)

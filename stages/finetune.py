@@ -1,7 +1,7 @@
 """The fine-tuned network: the pruned one, trained on."""
 
 import sglp
-from sglp import processes
+from sglp.distributed import processes
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas import recipe_of
 from sglp.tasks.training import find_training

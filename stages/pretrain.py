@@ -1,7 +1,7 @@
 """The network to prune: its weights are random, a file's or its factory's, and trained here or not."""
 
 import sglp
-from sglp import processes
+from sglp.distributed import processes
 from sglp.errors import SGLPError
 from sglp.tasks.building import find_building
 from sglp.tasks.data import find_data

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import sglp
-from sglp.batchnorm import has_statistics
-from sglp.sharded import prune_folder
+from sglp.checkpoints.prune_folder import prune_folder
+from sglp.surgery.batchnorm import has_statistics
+from sglp.surgery.equivalence import check_pruned
+from sglp.surgery.random_weights import random_twin
 from sglp.tasks.data import find_data
-from sglp.trials import check_pruned
-from sglp.twin import random_twin
 from stages.support import stage
 from stages.support.params import View
 from stages.support.workloads import device, load_network, load_split

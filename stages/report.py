@@ -7,18 +7,20 @@ from math import comb
 from pathlib import Path
 
 from sglp.files import new_file, new_folder
+from sglp.scores import LayerScore
 from stages.support import figures, stage
 from stages.support.card import complete_card
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
 from stages.support.params import View, flat
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
+from stages.support.scores import Scores, read_scores
 from stages.support.tables import read_json, read_rows, read_similarity, write_json
 
 
 def main(params: View, workload: View) -> None:
     """Read what all stages found, draw it, write it down."""
-    segments, scores = read_json("data/segments.json"), _scores()
+    segments, scores = read_json("data/segments.json"), read_scores("data/scores.csv")
     layers = _layers(segments)
     metrics = {name: read_json(f"reports/metrics/{name}.json") for name in NETWORKS}
     benchmark = read_json("reports/benchmark.json")
@@ -50,8 +52,8 @@ def main(params: View, workload: View) -> None:
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
         "cost": cost_of(scoring),
-        "together": any(row["search"] == "together" for row in scores),
-        "one_by_one": all(len(row["kept"]) == 1 for row in scores),
+        "together": any(row.search == "together" for row in scores),
+        "one_by_one": any(isinstance(row, LayerScore) for row in scores),
         "model": params.model,
         "command": command(params),
         "dials": flat(params),
@@ -65,15 +67,15 @@ def main(params: View, workload: View) -> None:
         new.write_text(text, encoding="utf-8")
 
 
-def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list[dict]:
+def segment_rows(segments: list, layers: list[dict], scores: Scores) -> list[dict]:
     """What was scored in every segment, and what stays of it."""
     rows = []
     for number, (first, last) in enumerate(segments):
-        scored = [row for row in scores if row["segment"] == number]
+        scored = [row for row in scores if row.segment == number]
         inside = layers[first : last + 1]
         kept = [layer["number"] for layer in inside if layer["fate"] != "removed"]
         free = [layer for layer in inside if layer["removable"]]
-        values = sorted((row["score"] for row in scored), reverse=True)
+        values = sorted((row.score for row in scored), reverse=True)
         rows.append(
             {
                 "number": number,
@@ -82,7 +84,7 @@ def segment_rows(segments: list, layers: list[dict], scores: list[dict]) -> list
                 "gone": len(inside) - len(kept),
                 "scored": len(scored),
                 "possible": comb(len(free), sum(layer["fate"] == "kept" for layer in free)),
-                "search": ", ".join(sorted({row["search"] for row in scored})),
+                "search": ", ".join(sorted({row.search for row in scored})),
                 "ranks": [f"{value:#.4g}" for value in values[:2]] + [""] * (2 - len(values[:2])),
                 "median": f"{statistics.median(values):#.4g}" if values else "",
                 "lowest": f"{values[-1]:#.4g}" if values else "",
@@ -142,19 +144,6 @@ def _layers(segments: list) -> list[dict]:
         }
         layers.append(row | numbers | {"removable": removable, "fate": fate})
     return layers
-
-
-def _scores() -> list[dict]:
-    return [
-        {
-            "segment": int(row["segment"]),
-            "kept": [int(number) for number in row["kept"].split()],
-            "score": float(row["score"]),
-            "search": row["search"],
-            "best": row["best"] == "1",
-        }
-        for row in read_rows("data/scores.csv")
-    ]
 
 
 def _embedded(name: str) -> str:

@@ -4,19 +4,19 @@ import time
 
 import torch
 
-from sglp import processes
-from sglp.batches import counted
 from sglp.budget import check_target, layers_to_keep
-from sglp.methods import find_criterion, find_method
-from sglp.plan import Plan
+from sglp.distributed import processes
+from sglp.distributed.all_reduce import total
+from sglp.running import counted
+from sglp.scoring.methods import find_criterion, find_method
 from sglp.target import Cost, meet
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Scoring
-from sglp.total import total
 from stages.support import launch
 from stages.support.layers import read_layers
 from stages.support.params import View
-from stages.support.tables import read_json, read_similarity, write_json, write_rows
+from stages.support.scores import write_scores
+from stages.support.tables import read_json, read_similarity, write_json
 from stages.support.workloads import load_network, load_split, use_code
 
 
@@ -55,14 +55,13 @@ def main(params: View, workload: View) -> None:
             plan, scores = ask(keep)
         else:
             of, share = goal
-            plan, scores, left = meet(share, _AgreedCost(of, network, layers, batches[0][0]), ask, segments)
+            plan, scores, left = meet(share, Cost(of, network, layers, batches[0][0]), ask, segments)
             found = {"target": {"of": of, "asked": share, "reached": left}}
     seconds = time.perf_counter() - start
     run = total(torch.tensor([passes.forward, passes.backward])).tolist()
     if processes.rank():
         return
-    rows = ((c.segment, " ".join(map(str, c.kept)), repr(c.score), c.search, int(c.best)) for c in scores)
-    write_rows("data/scores.csv", ("segment", "kept", "score", "search", "best"), rows)
+    write_scores("data/scores.csv", scores)
     write_json(
         "reports/scoring.json",
         {
@@ -74,13 +73,6 @@ def main(params: View, workload: View) -> None:
         },
     )
     plan.save("data/plan.json")
-
-
-class _AgreedCost(Cost):
-    """Latency differs from process to process: all go by what the first one measures."""
-
-    def share(self, plan: Plan) -> float:
-        return processes.of_first(lambda: super(_AgreedCost, self).share(plan))
 
 
 if __name__ == "__main__":

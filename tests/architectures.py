@@ -13,9 +13,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 import sglp
-from sglp.bypass import Bypass
 from sglp.cost import count_macs
 from sglp.errors import CheckpointError, LayerError, NotPlainWarning
+from sglp.surgery.bypass import Bypass
 
 SIZES = (32, 64, 128, 224, 299)
 TIMM, TORCHVISION = "timm:create_model", "torchvision.models"

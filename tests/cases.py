@@ -10,9 +10,9 @@ from language import cast, tiny_llama
 from torch import nn
 
 import sglp
-from sglp.batches import logits_of
 from sglp.loss import IGNORED
-from sglp.methods import find_method
+from sglp.running import logits_of
+from sglp.scoring.methods import find_method
 
 
 class Case(NamedTuple):

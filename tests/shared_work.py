@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,8 @@ from language import byte_tokenizer, tiny_llama
 from torch import nn
 
 import sglp
-from sglp import processes
+from sglp.distributed import processes
+from sglp.distributed.all_reduce import total
 from sglp.tasks.causal_lm import training as causal_lm
 from sglp.tasks.causal_lm.perplexity import perplexity
 from sglp.tasks.causal_lm.texts import Texts
@@ -25,7 +27,6 @@ from sglp.tasks.schemas.image_classification import ImagePreparation
 from sglp.tasks.schemas.workload import Source
 from sglp.tasks.trainer.train import train
 from sglp.tasks.trainer.whole_batch import whole_batch
-from sglp.total import total
 
 PREPARE = ImagePreparation(
     image_column="image", label_column="label", classes=10, channels=1, transforms=[], mean=[0.3], std=[0.4]
@@ -147,7 +148,7 @@ def scored(images: Images) -> list:
     segments = [(0, 2), (3, len(layers) - 1)]
     budget = [2, len(layers) - 5]
     return [
-        [[c.segment, list(c.kept), c.score, c.best] for c in sglp.score_combinations(
+        [list(astuple(row)) for row in sglp.score_combinations(
             network, layers, segments, budget, batches, search=search
         )]
         for search in ("together", "in_turn", "alone")

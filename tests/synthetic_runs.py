@@ -4,7 +4,8 @@ from itertools import combinations
 
 import numpy as np
 
-from experiments.records import Record, Score
+from experiments.records import Record
+from sglp.scores import LayerScore, SetScore
 
 WORKLOAD = {
     "workload.task": "image_classification",
@@ -42,12 +43,12 @@ def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.
     if scores is None and dials["method"] == "sglp":
         kept = [[i for i in range(a, b + 1) if i not in removed] for a, b in segments]
         scores = [
-            Score(number, chosen, float(draw.random()))
+            SetScore(number, chosen, float(draw.random()), "made", False)
             for number, (a, b) in enumerate(segments)
             for chosen in combinations(range(a, b + 1), len(kept[number]))
         ]
     elif scores is None:
-        scores = [Score(0, (i,), float(draw.random())) for i in range(size)]
+        scores = [LayerScore(0, i, float(draw.random()), "made", True) for i in range(size)]
     macs = 1000 * size
     metrics = {
         network: {"accuracy": value, "loss": 2 - value, "samples": 400, "macs": cost, "params": cost // 10}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchattacks
 from torch import nn
 
-from sglp.attacks import fgsm, pgd, random_start
+from sglp.robustness.attacks import fgsm, pgd, random_start
 
 EPS = 0.05
 SEEDS = [(0, i) for i in range(64)]

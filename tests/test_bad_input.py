@@ -170,7 +170,7 @@ def test_nothing_removable(project):
     run_module("tools.checksums", "models/tiny.yaml")
     run_module("stages.pretrain")
     sentence = complaint("stages.extract")
-    assert "no layer of Sequential can be removed" in sentence
+    assert "no layer of this network can be removed" in sentence
     assert "changes the shape from 64 to 32" in sentence
     assert not (project / "data/grams").exists()
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import sglp
-from sglp.baselines.block_influence import influences
 from sglp.errors import SGLPError
-from sglp.layers import Layer
-from sglp.methods import find_method, method_names
-from sglp.methods import sglp as sglp_method
+from sglp.layer import Layer
+from sglp.scoring.baselines.block_influence import influences
+from sglp.scoring.methods import find_method, method_names
+from sglp.scoring.methods import sglp as sglp_method
 
 FIXED = {0, 4, 7}
 LAYERS = [Layer(f"layer{i}", i not in FIXED, "changes the shape" * (i in FIXED), 1, 1) for i in range(10)]
@@ -38,10 +38,10 @@ def test_a_plan_keeps_so_many_layers_and_those_that_can_not_go(name, keep):
 @POSSIBLE
 def test_the_rows_of_scores_say_what_the_plan_does(name, keep):
     plan, rows = plan_of(name, keep)
-    assert [row.kept for row in rows] == [(i,) for i in range(10)]
+    assert [row.layer for row in rows] == list(range(10))
     assert [LAYERS[row.kept[0]].name for row in rows if row.best] == list(plan.kept)
-    gone = [row.score for row in rows if not row.best]
-    stays = [row.score for row in rows if row.best and LAYERS[row.kept[0]].removable]
+    gone = [row.score for row in rows if not row.kept]
+    stays = [row.score for row in rows if row.kept and LAYERS[row.layer].removable]
     assert max(gone, default=-np.inf) <= min(stays, default=np.inf)
 
 
@@ -88,7 +88,7 @@ def test_methods_are_found_by_their_names():
 
 
 def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
-    assert find_method("sglp.baselines.tail:tail") is find_method("tail")
+    assert find_method("sglp.scoring.baselines.tail:tail") is find_method("tail")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
         ("tails", f"method=tails is unknown: it must be {', '.join(method_names())} or package.module:function"),
         ("ranking", "method=ranking is unknown: .*sglp"),
         ("__init__", "method=__init__ is unknown"),
-        ("sglp.baselines.tail:head", "the module sglp.baselines.tail has no head"),
+        ("sglp.scoring.baselines.tail:head", "the module sglp.scoring.baselines.tail has no head"),
         ("no_such_package:method", "the module no_such_package can't be imported"),
     ],
 )

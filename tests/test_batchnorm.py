@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import sglp
-from sglp.batchnorm import batch_statistics
 from sglp.errors import ScoringError
+from sglp.surgery.batchnorm import batch_statistics
 
 
 def test_running_statistics_become_the_means_over_batches():

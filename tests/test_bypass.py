@@ -12,8 +12,8 @@ from test_surgery import Keywords, Pairs, Sized, Unpacked, logits, plan_without
 from torch import nn
 
 import sglp
-from sglp.bypass import Bypass
-from sglp.features import Features
+from sglp.scoring.features import Features
+from sglp.surgery.bypass import Bypass
 
 
 def without(bypass, gone, network, inputs):

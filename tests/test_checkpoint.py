@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sglp
-from sglp import checkpoint
 from sglp.architecture import architecture_of
+from sglp.checkpoints import checkpoint
 from sglp.errors import CheckpointError, SGLPError
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
@@ -224,7 +224,7 @@ def test_a_users_factory_runs_only_on_the_callers_word(tmp_path, monkeypatch):
         "torchvision.models.resnet:nn",
         "torchvision.datasets:MNIST",
         "sglp.networks.cifar_resnet:F",
-        "sglp.checkpoint:load",
+        "sglp.checkpoints.checkpoint:load",
         "not a name",
     ],
 )

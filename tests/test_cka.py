@@ -10,7 +10,7 @@ from torch import nn
 
 from sglp import cka_matrix, find_layers, gram_matrices
 from sglp.errors import DeadLayerWarning, SimilarityError
-from sglp.layers import Layer
+from sglp.layer import Layer
 
 
 def unbiased_hsic(K, L):

@@ -12,7 +12,7 @@ from pipeline import ROOT
 import sglp
 from sglp.command import main
 from sglp.cost import count_macs, count_parameters
-from sglp.inspection import inspect, layer_table
+from sglp.discovery.inspection import inspect, layer_table
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
 USERS = """
@@ -132,7 +132,7 @@ REFUSED = {
     ("inspect", RESNET, "--kwargs", '{"depth": 20}', "--input", "1x8x8"): r"can't be run on inputs .* \[1, 1, 8, 8\]",
     ("inspect", "nothing", "--kwargs", "{}"): "--kwargs are arguments of a factory, and nothing is none",
     ("inspect", "."): "is no saved network: it has no architecture.json",
-    ("inspect", "broken"): "models/broken.yaml is no workload: with model: broken in params.yaml, 'python -m stages.ch",
+    ("inspect", "broken"): "models/broken.yaml is no workload: with model: broken in params.yaml, 'python -m tools.ch",
     ("export", ".", "--to", "tflite"): "sglp export: a network can't be exported to 'tflite'",
     ("export", ".", "--to", "gguf"): "is no language model's folder",
 }

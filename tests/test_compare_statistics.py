@@ -6,9 +6,9 @@ from scipy.stats import spearmanr
 from synthetic_runs import record
 
 from experiments.correlation import predicted, prediction
-from experiments.records import Score
 from experiments.settings import asked, beside, by_model, changed, distinct, reference, series, settings
 from experiments.statistics import pareto_front, partial_correlation, rank_correlation, shares, spread, stability
+from sglp.scores import LayerScore, SetScore
 
 
 def test_spread_is_that_of_the_definition():
@@ -136,23 +136,30 @@ def test_a_series_differs_in_k_alone():
 
 
 def test_predicted_is_the_sum_over_segments():
-    scores = [Score(0, (0, 1), 1.0), Score(0, (0, 2), 2.0), Score(1, (3,), 10.0), Score(1, (4,), 20.0)]
+    scores = [
+        SetScore(0, (0, 1), 1.0, "made", False),
+        SetScore(0, (0, 2), 2.0, "made", False),
+        SetScore(1, (3,), 10.0, "made", False),
+        SetScore(1, (4,), 20.0, "made", False),
+    ]
     made = record(size=5, k=2, removed=(2, 4), scores=scores)._replace(segments=[(0, 2), (3, 4)])
     assert predicted(made, (2, 4)) == 11
     assert predicted(made, (1, 3)) == 22
     assert predicted(made, (1, 2)) is None, "another number of layers a segment"
-    nothing = made._replace(scores=[*scores[:3], Score(1, (4,), float("nan"))])
+    nothing = made._replace(scores=[*scores[:3], SetScore(1, (4,), float("nan"), "made", False)])
     assert predicted(nothing, (1, 3)) is None
 
 
 def test_predicted_is_the_sum_over_layers_where_layers_were_scored():
-    made = record(size=4, method="tail", removed=(2, 3), scores=[Score(0, (i,), 10.0**i) for i in range(4)])
+    made = record(
+        size=4, method="tail", removed=(2, 3), scores=[LayerScore(0, i, 10.0**i, "made", True) for i in range(4)]
+    )
     assert predicted(made, (2, 3)) == 11
     assert predicted(made, (1, 3)) == 101
 
 
 def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
-    scores = [Score(0, (i,), float(i)) for i in range(5)]
+    scores = [LayerScore(0, i, float(i), "made", True) for i in range(5)]
 
     def run(removed, quality, **dials):
         return record(
@@ -191,6 +198,6 @@ def test_partial_correlation_is_that_of_what_a_third_leaves(seed):
 
 
 def test_layers_scored_one_by_one_in_several_segments_predict_by_their_sum():
-    scores = [Score(i // 5, (i,), 2.0**i) for i in (3, 8, 7, 2, 0, 1, 4, 5, 6, 9)]
+    scores = [LayerScore(i // 5, i, 2.0**i, "made", True) for i in (3, 8, 7, 2, 0, 1, 4, 5, 6, 9)]
     ours = record("run", k=2, scores=scores)
     assert predicted(ours, [3, 8, 9]) == sum(2.0**i for i in (0, 1, 2, 4, 5, 6, 7))

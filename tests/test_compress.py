@@ -17,10 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sglp
-from sglp.batches import slices
+from sglp.batches import cut, slices
 from sglp.cost import count_macs
 from sglp.errors import SGLPError
-from sglp.samples import cut
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Source
 

@@ -10,12 +10,12 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import convolve, map_coordinates, zoom
 from sklearn.datasets import load_sample_images
 
-from sglp.corruptions import KINDS, SEVERITIES, corrupt
-from sglp.corruptions.blur import along, disk, displaced, zoomed
-from sglp.corruptions.digital import elastic_transform
-from sglp.corruptions.parameters import CIFAR_C, IMAGENET_C
-from sglp.corruptions.weather import plasma_fractal
 from sglp.errors import DataError
+from sglp.robustness.corruptions import KINDS, SEVERITIES, corrupt
+from sglp.robustness.corruptions.blur import along, disk, displaced, zoomed
+from sglp.robustness.corruptions.digital import elastic_transform
+from sglp.robustness.corruptions.parameters import CIFAR_C, IMAGENET_C
+from sglp.robustness.corruptions.weather import plasma_fractal
 
 # As make_cifar_c.py has them, severities 1 to 5.
 GOLDEN = {

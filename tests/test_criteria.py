@@ -13,12 +13,12 @@ import transformers as hf
 from torch import nn
 
 import sglp
-from sglp.batches import backward, call, counted
-from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ScoringError, SGLPError
-from sglp.methods import criterion_names, find_criterion
-from sglp.methods import sglp as sglp_method
-from sglp.twin import seed_of_twin
+from sglp.running import backward, call, counted
+from sglp.scoring.criteria.gradnorm import GradNorm
+from sglp.scoring.methods import criterion_names, find_criterion
+from sglp.scoring.methods import sglp as sglp_method
+from sglp.surgery.random_weights import seed_of_twin
 
 CRITERIA = pytest.mark.parametrize("name", criterion_names())
 SETS = [((1, 2, 3), (), ()), ((1,), (2, 3), ()), ((5,), (6,), (1, 3)), ((), (8, 9), (2,))]

@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Sequence, Sp
 from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from sglp.errors import CheckpointError
-from sglp.gguf_export import export_gguf
-from sglp.surgery import drop_modules
+from sglp.exporting.gguf_format import export_gguf
+from sglp.surgery.prune import drop_modules
 
 gguf = pytest.importorskip("gguf")
 
@@ -443,8 +443,8 @@ def test_the_command_writes_the_same_file_and_ends_with_a_sentence(folder, tmp_p
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["gguf_export", *map(str, arguments)])
-        monkeypatch.delitem(sys.modules, "sglp.gguf_export", raising=False)
-        runpy.run_module("sglp.gguf_export", run_name="__main__")
+        monkeypatch.delitem(sys.modules, "sglp.exporting.gguf_format", raising=False)
+        runpy.run_module("sglp.exporting.gguf_format", run_name="__main__")
 
     command(saved, tmp_path / "b.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

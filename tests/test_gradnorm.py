@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import sglp
-from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ArchitectureError, ScoringError
 from sglp.loss import IGNORED
-from sglp.twin import random_twin, seed_of_twin
+from sglp.scoring.criteria.gradnorm import GradNorm
+from sglp.surgery.random_weights import random_twin, seed_of_twin
 
 FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
 
@@ -225,7 +225,7 @@ def test_trained_weights_are_lent_and_not_copied(network, layers, batches):
 
 
 def test_the_leak_is_refused_where_several_processes_share_the_combinations(network, layers, digits, monkeypatch):
-    monkeypatch.setattr("sglp.processes.count", lambda: 2)
+    monkeypatch.setattr("sglp.distributed.processes.count", lambda: 2)
     with pytest.raises(ScoringError, match="score in one process"):
         sglp.find_criterion("gradnorm_leak")(network, layers, [digits])
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import sglp
 from sglp.architecture import architecture_of
-from sglp.batches import device_of
 from sglp.errors import CheckpointError, LayerError, PlanError
-from sglp.pretrained import plain
-from sglp.twin import random_twin
+from sglp.hugging_face.pretrained import plain
+from sglp.running import device_of
+from sglp.surgery.random_weights import random_twin
 
 DEPTH, WINDOW, LENGTH, VOCABULARY = 6, 8, 24, 96
 TOKENS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
@@ -693,7 +693,7 @@ def test_other_networks_take_no_arguments_of_transformers(arguments, tmp_path):
 def test_other_networks_do_not_import_transformers(tmp_path):
     code = """
 import sys, torch, sglp
-from sglp.twin import random_twin
+from sglp.surgery.random_weights import random_twin
 network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8}, seed=0)
 names = [layer.name for layer in sglp.find_layers(network, torch.zeros(1, 3, 8, 8))]
 sglp.save(sglp.prune(network, sglp.Plan(names[2:], names[1:2])), "saved")

@@ -13,9 +13,9 @@ import transformers as hf
 import sglp
 from sglp.architecture import architecture_of
 from sglp.errors import CheckpointError, NotPlainWarning, PlanError
+from sglp.surgery.random_weights import random_twin
 from sglp.tasks.image_classification import building
 from sglp.tasks.schemas.workload import Architecture, Weights
-from sglp.twin import random_twin
 
 FLAT = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 24}
 FLAT |= {"image_size": 16, "patch_size": 4, "num_labels": 5}

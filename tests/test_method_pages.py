@@ -4,11 +4,11 @@ import cases
 import pytest
 import torch
 
-from sglp.batches import counted
-from sglp.criteria.fitted_loss import FittedLoss
 from sglp.errors import SGLPError
-from sglp.methods import criterion_names, find_criterion, method_names
-from sglp.methods import sglp as sglp_method
+from sglp.running import counted
+from sglp.scoring.criteria.fitted_loss import FittedLoss
+from sglp.scoring.methods import criterion_names, find_criterion, method_names
+from sglp.scoring.methods import sglp as sglp_method
 from tools import method_pages
 
 PAGES = {kind: {page.name: page for page in found} for kind, found in method_pages.pages().items()}

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 from torch import nn
 
 import sglp
-from sglp.model_card import Figures, card_of, model_card
+from sglp.checkpoints.model_card import Figures, card_of, model_card
 from sglp.record import Architecture
 
 PRUNED = """---

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import sglp
-from sglp.batches import backward
-from sglp.bypass import Bypass
-from sglp.prefix import Prefix
+from sglp.running import backward
+from sglp.scoring.prefix_cache import Prefix
+from sglp.surgery.bypass import Bypass
 
 
 class InPlace(nn.Module):

@@ -14,8 +14,8 @@ import pytest
 from pipeline import ROOT, command_environment, complaint, isolated, make_project, read_yaml, run_module, write_yaml
 from safetensors.torch import load_file
 
-from sglp import processes
-from sglp.processes import ProcessError
+from sglp.distributed import processes
+from sglp.distributed.processes import ProcessError
 from stages.support import launch
 
 TWO = "torchrun --nproc-per-node 2"

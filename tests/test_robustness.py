@@ -10,9 +10,9 @@ from pipeline import ROOT, merged, read_yaml
 from pydantic import ValidationError
 from torch import nn
 
-from sglp.attacks import pgd, random_start
-from sglp.corruptions import KINDS, corrupt
 from sglp.errors import DataError
+from sglp.robustness.attacks import pgd, random_start
+from sglp.robustness.corruptions import KINDS, corrupt
 from sglp.tasks.image_classification import evaluation
 from sglp.tasks.image_classification.images import Images
 from sglp.tasks.image_classification.robustness import SEED, robustness

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglp import score_combinations
-from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import ScoringError
-from sglp.search import choose_widths, evaluations, search
+from sglp.scoring.beam import choose_widths, evaluations, search
+from sglp.scoring.criteria.gradnorm import GradNorm
 
 CANDIDATES = (2, 3, 5, 7, 8, 11, 12)
 

@@ -19,9 +19,9 @@ from test_hugging_face import FAMILIES, GROUPED, HEADS, REMOVED, example, files,
 
 import sglp
 from sglp.architecture import architecture_of
+from sglp.checkpoints.prune_folder import prune_folder
+from sglp.checkpoints.tensor_files import StoredTensor, stored_tensors, write_tensors
 from sglp.errors import CheckpointError, PlanError
-from sglp.sharded import prune_folder
-from sglp.tensor_files import StoredTensor, stored_tensors, write_tensors
 
 foreign = test_hugging_face.foreign
 TIED = {**HEADS, "num_hidden_layers": 13, "tie_word_embeddings": True}
@@ -349,7 +349,7 @@ def test_the_stage_writes_what_it_wrote_without_loading(project, monkeypatch):
     tokenizer = hf.AutoTokenizer.from_pretrained("data/dense")
     sglp.save(sglp.prune(sglp.load("data/dense"), sglp.Plan.load("data/plan.json")), "expected", tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr("sglp.checkpoint.load_pretrained", lambda *args: pytest.fail("it loads the network"))
+        patch.setattr("sglp.checkpoints.checkpoint.load_pretrained", lambda *args: pytest.fail("it loads the network"))
         run_module("stages.prune")
     dense, pruned, expected = (files(project / folder) for folder in ("data/dense", "data/pruned", "expected"))
     # What is saved anew tells how it was loaded before; a copy does not.
@@ -389,7 +389,7 @@ def write_llama(folder: Path, layers: int, **sizes) -> int:
 # used or not, and files mapped as loading maps them. Resident memory, which is told too, counts pages of libraries.
 LIMITED = """
 import json, resource, sys
-import sglp, sglp.sharded, transformers.models.llama.modeling_llama
+import sglp, sglp.checkpoints.prune_folder, transformers.models.llama.modeling_llama
 
 def status(key):
     with open("/proc/self/status") as file:
@@ -400,7 +400,7 @@ imported = status("VmData"), status("VmHWM")
 bytes_at_most = limit or imported[0] + more
 resource.setrlimit(resource.RLIMIT_DATA, (bytes_at_most, bytes_at_most))
 names = [f"model.layers.{i}" for i in range(layers)]
-sglp.sharded.prune_folder(folder, sglp.Plan(names[1::2], names[::2]), target)
+sglp.checkpoints.prune_folder.prune_folder(folder, sglp.Plan(names[1::2], names[::2]), target)
 grown = status("VmHWM") - imported[1]
 try:
     sglp.prune(sglp.load(folder), sglp.Plan(names[1::2], names[::2]))

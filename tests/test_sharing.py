@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import sglp
 from sglp.errors import BudgetError, ScoringError
-from sglp.methods import criterion_names, find_criterion
-from sglp.methods import sglp as sglp_method
-from sglp.sharing import share
+from sglp.scoring.methods import criterion_names, find_criterion
+from sglp.scoring.methods import sglp as sglp_method
+from sglp.scoring.together import share
 from stages.support.checks import check_params
 
 SEGMENTS = [(0, 2), (3, 6), (7, 7), (8, 11)]
@@ -149,8 +149,8 @@ def test_with_one_segment_the_plan_is_that_of_loss_greedy(case):
     plan, rows = together(case, [(0, 9)], 6)
     expected, theirs = case.run("loss_greedy", 6)
     assert plan == expected
-    assert [row.kept for row in rows] == [row.kept for row in theirs]
-    gone = [row.kept[0] for row in rows if not row.best]
+    assert [row.layer for row in rows] == [row.layer for row in theirs]
+    gone = [row.layer for row in rows if not row.kept]
     for step, row in enumerate(rows[:4]):
         rise = cases.loss(case, gone[: step + 1]) - cases.loss(case, gone[:step])
         assert row.score == pytest.approx(rise, rel=1e-6)
@@ -177,10 +177,10 @@ def test_segments_share_what_goes_where_it_hurts_least(case):
         if all(any(i not in gone for i in range(first, last + 1)) for first, last in case.segments)
     ]
     best = min(sets, key=lambda gone: costs[list(gone)].sum())
-    assert {row.kept[0] for row in rows if not row.best} == set(best)
-    assert sorted(row.kept for row in rows) == [(i,) for i in range(10)]
+    assert {row.layer for row in rows if not row.kept} == set(best)
+    assert sorted(row.layer for row in rows) == list(range(10))
     assert {row.search for row in rows} == {"together"}
-    assert all(case.segments[row.segment][0] <= row.kept[0] <= case.segments[row.segment][1] for row in rows)
+    assert all(case.segments[row.segment][0] <= row.layer <= case.segments[row.segment][1] for row in rows)
 
 
 def test_a_budget_a_segment_is_refused_where_they_share_one(case):

@@ -11,8 +11,8 @@ import sglp
 from sglp.architecture import architecture_of
 from sglp.cost import count_macs, count_parameters
 from sglp.errors import PlanError
+from sglp.surgery.random_weights import random_twin, seed_of_twin
 from sglp.target import Cost
-from sglp.twin import random_twin, seed_of_twin
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
 

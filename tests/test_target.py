@@ -21,7 +21,7 @@ from experiments.settings import distinct
 from experiments.settings import settings as compared
 from sglp.cost import count_macs, count_parameters
 from sglp.errors import BudgetError
-from sglp.layers import Layer
+from sglp.layer import Layer
 from sglp.target import Cost, meet
 
 

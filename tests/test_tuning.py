@@ -8,9 +8,9 @@ import torch
 from language import byte_tokenizer, cast, tiny_llama
 
 import sglp
-from sglp.batches import call
 from sglp.errors import SGLPError
 from sglp.loss import cross_entropy
+from sglp.running import call
 from sglp.tasks.causal_lm import training as causal_lm
 from sglp.tasks.causal_lm.texts import Texts
 from sglp.tasks.schemas.causal_lm import Finetuning, TextPreparation

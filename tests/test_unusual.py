@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import sglp
-from sglp.baselines.angular import distances
-from sglp.baselines.block_influence import influences
-from sglp.bypass import Bypass
-from sglp.criteria.gradnorm import GradNorm
 from sglp.errors import CheckpointError, LayerError, PlanError, SGLPError, SimilarityError
-from sglp.example_input import example_input
+from sglp.exporting.example_input import example_input
+from sglp.scoring.baselines.angular import distances
+from sglp.scoring.baselines.block_influence import influences
+from sglp.scoring.criteria.gradnorm import GradNorm
+from sglp.surgery.bypass import Bypass
 
 SAMPLES, TOKENS, WIDTH = 32, 7, 8
 

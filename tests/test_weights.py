@@ -11,8 +11,9 @@ from torch import nn
 
 import sglp
 from sglp.architecture import architecture_of, remember
-from sglp.batches import call, logits_of
+from sglp.checkpoints.warm_start import warm_start
 from sglp.errors import CheckpointError
+from sglp.running import call, logits_of
 from sglp.tasks.causal_lm import building as causal_lm
 from sglp.tasks.image_classification import building as image_classification
 from sglp.tasks.image_classification import data as image_data
@@ -20,7 +21,6 @@ from sglp.tasks.image_classification import training as image_training
 from sglp.tasks.schemas.image_classification import Finetuning
 from sglp.tasks.schemas.workload import Architecture, Weights
 from sglp.tasks.trainer.train import train
-from sglp.warm_start import warm_start
 from stages.support.tables import read_rows
 from stages.support.userfiles import checksum
 

@@ -1,6 +1,7 @@
 """The first-party import closure of a stage, read off the source: what its entry in dvc.yaml has to declare."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import sglp
@@ -9,7 +10,7 @@ FIRST_PARTY = ("sglp", "stages")
 # Files that import what a dial or a workload names, and the first-party files that can be named there.
 BY_NAME = {
     "sglp/architecture.py": ["sglp/networks/*.py"],
-    "sglp/methods.py": ["sglp/baselines/*.py", "sglp/criteria/*.py"],
+    "sglp/scoring/methods.py": ["sglp/scoring/baselines/*.py", "sglp/scoring/criteria/*.py"],
     "sglp/tasks/building.py": ["sglp/tasks/*/building.py", "sglp/tasks/vision_models.py"],
     "sglp/tasks/data.py": ["sglp/tasks/*/data.py"],
     "sglp/tasks/evaluation.py": ["sglp/tasks/*/evaluation.py"],
@@ -44,14 +45,22 @@ def _packages(file: Path, root: Path) -> list[Path]:
 
 def _names(file: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _nodes(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sglp":
-            names.add(f"sglp.{sglp._WHERE.get(node.attr, node.attr)}")  # a public name, imported on first use
+            names.add(f"sglp.{sglp._MODULES.get(node.attr, node.attr)}")  # a public name, imported on first use
     return {name for name in names if name and name.split(".")[0] in FIRST_PARTY}
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`, which never run."""
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield child
+            yield from _nodes(child)
 
 
 def _files(name: str, root: Path) -> list[Path]:

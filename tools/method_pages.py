@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sglp.errors import SGLPError
 from sglp.files import new_file
-from sglp.methods import criterion_names, find_criterion, find_method, method_names
+from sglp.scoring.methods import criterion_names, find_criterion, find_method, method_names
 
 PATH = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """\
@@ -23,7 +23,7 @@ HEAD = """\
 
 A method says which layers of a network stay: `method: NAME` in params.yaml, or `dvc exp run -S method=NAME`. A
 criterion says what the method `sglp` asks of a combination of a segment's layers: `-S score.criterion=NAME`. Both can
-be your own, as `package.module:function`; their signatures stand in [sglp/methods.py](../sglp/methods.py).
+be your own, as `package.module:function`; their signatures stand in [sglp/scoring/methods.py](../sglp/methods.py).
 
 Costs are passes of one batch through the network: `B` batches (`score.batches`), `L` layers that can go, `r` of them
 that go, `C` combinations that are scored, `D` random networks (`score.draws`). A pass that differs from the one before

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import call, logits_of
 from sglp.errors import CheckpointError, first_line
 from sglp.exporting.program import drawn_inputs
+from sglp.running import call, logits_of
 
 # Samples and, for token ids, lengths of the batches compared: neither is the size that was traced.
 SIZES = ((1, 5), (3, 11))

@@ -11,15 +11,15 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.batches import to_device
-from sglp.checkpoint import load
+from sglp.checkpoints.checkpoint import load
 from sglp.errors import CheckpointError
-from sglp.example_input import check_takes, example_input
 from sglp.exporting import onnx_format, torch_format
 from sglp.exporting.agreement import check_agreement
+from sglp.exporting.example_input import check_takes, example_input
+from sglp.exporting.gguf_format import export_gguf
 from sglp.exporting.program import trace_program
 from sglp.files import new_file
-from sglp.gguf_export import export_gguf
-from sglp.hugging_face import is_pretrained
+from sglp.hugging_face.networks import is_pretrained
 
 GGUF = "gguf"
 

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sglp.errors import CheckpointError, first_line
-from sglp.example_input import tensors_of
+from sglp.exporting.example_input import tensors_of
 
 TOLERANCE = 1e-4
 MOST_BYTES = 2**31 - 2**24  # a file of protobuf ends at 2 GiB, and the operations need some of it

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sglp.batches import logits_of
 from sglp.errors import CheckpointError, first_line
-from sglp.example_input import tensors_of
-from sglp.hugging_face import is_pretrained
+from sglp.exporting.example_input import tensors_of
+from sglp.hugging_face.networks import is_pretrained
+from sglp.running import logits_of
 
 TRACED = 2  # samples in the traced batch: torch.export takes a size of 1 for a constant
 

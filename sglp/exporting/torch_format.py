@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from sglp.batches import call
-from sglp.example_input import tensors_of
+from sglp.exporting.example_input import tensors_of
+from sglp.running import call
 
 # The same operations give the same bits, but for nn.MultiheadAttention: in eval mode it runs a fused kernel, which is
 # not traced.

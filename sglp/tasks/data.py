@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from sglp.processes import ALL
+from sglp.distributed.processes import ALL
 from sglp.tasks.schemas.workload import Source
 
 

@@ -4,7 +4,7 @@ configuration alone."""
 from pathlib import Path
 
 from sglp.errors import ArchitectureError, CheckpointError, first_line
-from sglp.pretrained import plain, quiet
+from sglp.hugging_face.pretrained import plain, quiet
 from sglp.tasks.hub import hub_at_once
 from sglp.tasks.local_files import CODE, read_local, refuse_code
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sglp.errors import CheckpointError, first_line
-from sglp.pretrained import quiet
+from sglp.hugging_face.pretrained import quiet
 
 CODE = "trust_remote_code"
 

@@ -10,8 +10,8 @@ from ruamel.yaml.error import YAMLError
 from torch import nn
 
 from sglp.errors import DataError
-from sglp.example_input import check_takes, example_input
-from sglp.hugging_face import is_pretrained
+from sglp.exporting.example_input import check_takes, example_input
+from sglp.hugging_face.networks import is_pretrained
 from sglp.tasks.building import find_building
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas import schema_of

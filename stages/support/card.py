@@ -1,6 +1,6 @@
 """The complete model card of the fine-tuned network: the one in its folder is written before anything is measured."""
 
-from sglp.model_card import Figures, card_of
+from sglp.checkpoints.model_card import Figures, card_of
 from stages.support.outcome import benchmark_rows, metric_rows
 from stages.support.params import View, flat
 

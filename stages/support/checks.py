@@ -1,8 +1,8 @@
 """Check what the schema of params.yaml can't tell."""
 
 from sglp.budget import check_target
-from sglp.methods import check_shared, find_criterion, find_method
-from sglp.scoring import check_search
+from sglp.scoring.combinations import check_search
+from sglp.scoring.methods import check_shared, find_criterion, find_method
 
 
 def check_params(params: dict) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sglp.choices import Cuts, Estimator, Feature, Kernel, Search
 from sglp.tasks.schemas.workload import Positive, Seed, Share, Strict
 
 Left = Annotated[float, Field(gt=0, lt=1)]
@@ -26,15 +27,15 @@ class Target(Strict):
 class Cka(Strict):
     """How similarity is computed."""
 
-    estimator: Literal["unbiased", "biased"]
-    kernel: Literal["linear", "rbf"]
+    estimator: Estimator
+    kernel: Kernel
 
 
 class Segment(Strict):
     """Where the cuts come from, what is segmented, and when `k: auto` stops."""
 
-    by: Literal["fisher", "equal"]
-    feature: Literal["rows", "row_sum"]
+    by: Cuts
+    feature: Feature
     auto_share: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -42,7 +43,7 @@ class Score(Strict):
     """How combinations are scored and searched."""
 
     criterion: Annotated[str, Field(min_length=1)]
-    search: Literal["together", "in_turn", "alone"]
+    search: Search
     batches: Positive
     draws: Positive
     max_evaluations: Positive

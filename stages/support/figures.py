@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from sglp.scores import LayerScore, SetScore
+from stages.support.scores import Scores
+
 # Told apart by lightness and hatching too: on grey paper, and by the colour-blind.
 FATES = {
     "kept": {"facecolor": "#0a5c8f", "edgecolor": "#0a5c8f"},
@@ -89,24 +92,24 @@ def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, auto_sha
         left.legend(loc="upper right", labelcolor=CHOSEN)
 
 
-def draw_scores(path: Path, rows: Sequence[dict], layers: Sequence[dict]) -> None:
+def draw_scores(path: Path, rows: Scores, layers: Sequence[dict]) -> None:
     """What was scored. One bar a layer where layers were scored one by one, else a histogram a segment.
 
     Args:
         path: of the PNG.
-        rows: those of scores.csv, with numbers for "segment", "score" and "best", and a list for "kept".
+        rows: those of scores.csv.
         layers: all layers.
     """
-    if all(len(row["kept"]) == 1 for row in rows):
+    if any(isinstance(row, LayerScore) for row in rows):
         with _figure(path, 9, 3) as figure:
             axes = figure.subplots()
-            _bars(axes, layers, [row["kept"][0] for row in rows], [row["score"] for row in rows])
+            _bars(axes, layers, [row.layer for row in rows], [row.score for row in rows])
             axes.axhline(0, color="#333333", linewidth=0.8)
             axes.set(xlabel="layer", ylabel="score", xlim=(-0.8, len(layers) - 0.2))
             axes.xaxis.set_major_locator(_whole(len(layers), room=30))
             _legend(figure, layers)
         return
-    parts = [[row for row in rows if row["segment"] == s] for s in sorted({row["segment"] for row in rows})]
+    parts = [[row for row in rows if row.segment == s] for s in sorted({row.segment for row in rows})]
     parts = [part for part in parts if len(part) > 1]
     more, parts = len(parts) - PANELS, parts[:PANELS]
     columns = min(3, max(1, len(parts)))
@@ -208,13 +211,13 @@ def _legend(figure: Figure, layers) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(there))
 
 
-def _histogram(axes: Axes, rows: Sequence[dict]) -> None:
+def _histogram(axes: Axes, rows: Sequence[SetScore]) -> None:
     """The scores of a segment's combinations, the best one marked."""
-    scores = np.array([row["score"] for row in rows])
+    scores = np.array([row.score for row in rows])
     axes.hist(scores[np.isfinite(scores)], bins=min(30, int(len(scores) ** 0.5) + 4), color=QUIET)
-    axes.set_title(f"segment {rows[0]['segment']}: {len(rows)} combinations")
+    axes.set_title(f"segment {rows[0].segment}: {len(rows)} combinations")
     note = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top", "color": CHOSEN}
-    for score in (row["score"] for row in rows if row["best"]):
+    for score in (row.score for row in rows if row.best):
         axes.axvline(score, color=CHOSEN, linewidth=2)
         axes.annotate(f"chosen: {score:#.4g}", (score, 0.99), xycoords=("data", "axes fraction"), **note)
     axes.margins(y=0.25)

@@ -20,7 +20,7 @@ from tempfile import mkdtemp
 
 from platformdirs import user_cache_path
 
-from sglp import processes
+from sglp.distributed import processes
 from stages.support import stage
 from stages.support.params import ParameterError, View
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields
 
-from sglp.layers import Layer
+from sglp.layer import Layer
 from stages.support.tables import read_rows, write_rows
 
 

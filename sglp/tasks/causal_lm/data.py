@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sglp.batches import slices
+from sglp.distributed.processes import ALL
 from sglp.errors import DataError
-from sglp.processes import ALL
 from sglp.tasks.causal_lm.texts import Texts
 from sglp.tasks.drawing import draw
 from sglp.tasks.local_files import CODE, read_local

@@ -2,9 +2,10 @@
 
 from torch import nn
 
-from sglp.batches import device_of, to_device
+from sglp.batches import to_device
 from sglp.cost import count_macs
 from sglp.errors import DataError
+from sglp.running import device_of
 from sglp.tasks.causal_lm import question_tasks, questions, texts
 from sglp.tasks.causal_lm.data import check_fit, check_length, example
 from sglp.tasks.causal_lm.perplexity import continuations, perplexity

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sglp import processes
-from sglp.batches import device_of, logits_of
+from sglp.distributed import processes
 from sglp.errors import DataError
+from sglp.running import device_of, logits_of
 from sglp.tasks.causal_lm.texts import encoded
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sglp.batches import eval_mode
 from sglp.errors import DataError
+from sglp.running import eval_mode
 from sglp.tasks.causal_lm.question_tasks import SEED, load, manager_of, quiet
 
 

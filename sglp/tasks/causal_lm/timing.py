@@ -6,8 +6,8 @@ import inspect
 import torch
 from torch import nn
 
-from sglp.batches import call, device_of
 from sglp.errors import DataError
+from sglp.running import call, device_of
 from sglp.tasks.causal_lm.data import check_length
 from sglp.tasks.causal_lm.texts import Texts
 from sglp.tasks.schemas.causal_lm import TextBenchmark

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sglp.errors import SGLPError, first_line
-from sglp.hugging_face import stacked_layers
+from sglp.hugging_face.networks import stacked_layers
 from sglp.tasks.schemas.causal_lm import Finetuning, Lora
 
 BEFORE = re.compile(r"emb|\b(wte|wpe|project_in)\b")  # the embeddings, in all families

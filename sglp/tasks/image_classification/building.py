@@ -7,10 +7,10 @@ from torch import nn
 
 import sglp
 from sglp.architecture import remember
-from sglp.pretrained import CONFIG
+from sglp.checkpoints.warm_start import warm_start
+from sglp.hugging_face.pretrained import CONFIG
 from sglp.record import ARCHITECTURE, saved_architecture
 from sglp.tasks.schemas.workload import Architecture, Weights
-from sglp.warm_start import warm_start
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import call, logits_of, slices
+from sglp.batches import slices
+from sglp.distributed.processes import ALL
 from sglp.errors import DataError, first_line
-from sglp.processes import ALL
+from sglp.running import call, logits_of
 from sglp.tasks.drawing import draw
 from sglp.tasks.image_classification.images import Images
 from sglp.tasks.schemas.image_classification import ImagePreparation

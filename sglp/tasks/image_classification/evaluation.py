@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sglp import processes
-from sglp.batches import call, device_of, logits_of
 from sglp.cost import count_macs
+from sglp.distributed import processes
 from sglp.errors import DataError
+from sglp.running import call, device_of, logits_of
 from sglp.tasks.image_classification.data import example
 from sglp.tasks.image_classification.images import Images
 from sglp.tasks.image_classification.transforms import make_transforms

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sglp import processes
-from sglp.attacks import fgsm, pgd, random_start
-from sglp.batches import call, device_of, eval_mode, logits_of
-from sglp.corruptions import KINDS, corrupt
+from sglp.distributed import processes
 from sglp.errors import DataError
+from sglp.robustness.attacks import fgsm, pgd, random_start
+from sglp.robustness.corruptions import KINDS, corrupt
+from sglp.running import call, device_of, eval_mode, logits_of
 from sglp.tasks.drawing import draw
 from sglp.tasks.image_classification.images import Images, stack
 from sglp.tasks.image_classification.pixels import eight_bits, normalized, shares
@@ -37,7 +37,7 @@ def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size
     Returns:
         "samples": how many images; "clean": the accuracy on them as they are; "fgsm" and "pgd": by eps; "corruptions":
         by severity, each by kind and as the "mean" over kinds. The kind "frost" can't be compared with published
-        figures; see `sglp.corruptions`.
+        figures; see `sglp.robustness.corruptions`.
 
     Raises:
         DataError: an image can't be prepared or is too small to be corrupted, or the outputs are not finite.

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sglp.batches import device_of
+from sglp.running import device_of
 from sglp.tasks.image_classification.data import example
 from sglp.tasks.image_classification.images import Images
 from sglp.tasks.timing import Work

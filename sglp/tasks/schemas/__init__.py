@@ -1,9 +1,8 @@
 """Schemas of workload files by task. Nothing here imports torch or what a task does."""
 
-from typing import Literal
-
 from pydantic import BaseModel
 
+from sglp.choices import TaskName
 from sglp.tasks.schemas.causal_lm import LanguageWorkload
 from sglp.tasks.schemas.image_classification import ImageWorkload
 from sglp.tasks.schemas.workload import Recipe
@@ -12,7 +11,7 @@ from sglp.tasks.schemas.workload import Recipe
 class _Task(BaseModel):
     """The one key that says what the others are."""
 
-    task: Literal["image_classification", "causal_lm"]
+    task: TaskName
 
 
 SCHEMAS = {"image_classification": ImageWorkload, "causal_lm": LanguageWorkload}

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sglp.choices import Pooling, TaskName
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -166,7 +168,7 @@ class Calibration(Strict):
 
     samples: Annotated[int, Field(ge=4)]
     batch_size: Annotated[int, Field(ge=4)]
-    pooling: Literal["flatten", "mean", "last", "tokens"]
+    pooling: Pooling
 
     @model_validator(mode="after")
     def _batches_are_large_enough(self):
@@ -192,7 +194,7 @@ class Workload(Strict):
     layers: null where they are found by running the network, or a pattern or patterns of the paths of modules.
     """
 
-    task: Literal["image_classification", "causal_lm"]
+    task: TaskName
     architecture: Architecture
     layers: str | list[str] | None
     weights: Weights

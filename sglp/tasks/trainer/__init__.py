@@ -1,0 +1,1 @@
+"""Training with transformers' Trainer, resumable to the bit on a CPU."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from sglp import processes
+from sglp.distributed import processes
 from sglp.errors import SGLPError
 
 COMPLETE = "complete"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import call, logits_of
+from sglp.running import call, logits_of
 
 
 @contextmanager

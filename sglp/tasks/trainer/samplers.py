@@ -3,7 +3,7 @@
 import numpy as np
 from torch.utils.data import BatchSampler, Sampler
 
-from sglp import processes
+from sglp.distributed import processes
 
 
 class EpochSampler(Sampler):

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from sglp import processes
-from sglp.batches import call, device_of, logits_of, to_device
+from sglp.batches import to_device
+from sglp.distributed import processes
+from sglp.distributed.all_reduce import total
 from sglp.errors import SGLPError
-from sglp.hugging_face import is_pretrained
+from sglp.hugging_face.networks import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
+from sglp.running import call, device_of, logits_of
 from sglp.tasks.drawing import draw
 from sglp.tasks.schemas.workload import Recipe
 from sglp.tasks.trainer.callbacks import Marks, last_complete
@@ -30,7 +32,6 @@ from sglp.tasks.trainer.channels_last import channels_last
 from sglp.tasks.trainer.samplers import EpochSampler, Parts
 from sglp.tasks.trainer.whole_batch import whole_batch
 from sglp.tasks.training import TaskTraining
-from sglp.total import total
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
 # after a resume is what an undisturbed run would have logged.

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sglp import processes
-from sglp.total import total
+from sglp.distributed import processes
+from sglp.distributed.all_reduce import total
 
 
 def whole_batch(counts: bool = True) -> AbstractContextManager:

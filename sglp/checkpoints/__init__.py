@@ -1,0 +1,1 @@
+"""Networks on disk: saved, loaded, read safely, pruned from file to file."""

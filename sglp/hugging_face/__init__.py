@@ -1,0 +1,1 @@
+"""Hugging Face models: their layers, their configs, their folders."""

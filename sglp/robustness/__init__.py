@@ -1,0 +1,1 @@
+"""Attacks and corruptions that networks are tested under."""

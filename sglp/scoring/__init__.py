@@ -1,0 +1,1 @@
+"""Which layers are kept: methods, criteria, searches."""

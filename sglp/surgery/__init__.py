@@ -1,0 +1,1 @@
+"""A network without some of its layers, for a while or for good."""
