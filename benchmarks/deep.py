@@ -23,7 +23,7 @@ from torch import nn
 
 import sglp
 from sglp.files import new_file
-from sglp.running import counted
+from sglp.running import count_passes
 from sglp.segmentation import segmentation_table
 from sglp.tasks.digits import Digits
 from sglp.tasks.trainer.channels_last import channels_last
@@ -53,7 +53,7 @@ def measure(depth: int) -> dict:
     segments = table.segments(min(K, len(layers) // 3))
     budget = sglp.allocate_budget(segments, [layer.removable for layer in layers], prune_ratio=0.5)
     scoring = (network, layers, segments, budget, batches[:1])
-    with counted() as passes:
+    with count_passes() as passes:
         rows = seconds.of("scoring", lambda: sglp.score_combinations(*scoring, max_evaluations=EVALUATIONS))
     pruned = seconds.of("prune", lambda: sglp.prune(network, sglp.best_plan(layers, rows)))
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,9 @@ import sglp
 from benchmarks.side_by_side import Row, in_turn
 from sglp.scoring.criteria.gradnorm import GradNorm
 from sglp.scoring.criteria.loss import CalibrationLoss
-from sglp.scoring.together import share
+from sglp.scoring.joint import search_jointly
 from sglp.surgery.batchnorm import batch_statistics
-from sglp.surgery.random_weights import seed_of_twin
+from sglp.surgery.random_weights import init_seed
 
 TITLE = "Scoring"
 ROUNDS = 5
@@ -37,7 +37,7 @@ def _gradnorm(case, depth: int, count: int, rounds: int, what: str) -> Row:
     """The first combinations of every segment."""
     network, layers, segments, batch = case
     asked = [one for segment in segments for one in islice(_combinations(layers, segment), count)]
-    weights, random = network.state_dict(), sglp.build(FACTORY, {"depth": depth}, seed=seed_of_twin(0)).state_dict()
+    weights, random = network.state_dict(), sglp.build(FACTORY, {"depth": depth}, seed=init_seed(0)).state_dict()
     prefixes = [tuple(f"{path}." for path in layer.modules) for layer in layers]
     criterion = GradNorm(network, layers, [batch], seed=0)
 
@@ -68,7 +68,7 @@ def _loss(case, rounds: int, what: str) -> Row:
     names = [layer.name for layer in layers]
 
     def found(ask: Callable[[list[int]], float]) -> tuple[list[int], dict[int, float]]:
-        return share(segments, removable, goes, lambda number, gone: ask(gone), len(layers) ** 2)
+        return search_jointly(segments, removable, goes, lambda number, gone: ask(gone), len(layers) ** 2)
 
     def straightforward(gone: Sequence[int]) -> float:
         plan = sglp.Plan([n for i, n in enumerate(names) if i not in gone], [names[i] for i in gone])

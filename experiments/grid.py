@@ -15,7 +15,7 @@ from sglp.tasks.schemas import schema_of
 from stages.support.checks import check_params
 from stages.support.dials import Params
 from stages.support.params import check as check_file
-from stages.support.userfiles import there
+from stages.support.userfiles import declared_file
 
 COMMA = re.compile(r",(?![^\[]*\])")  # but not the commas of a list
 
@@ -61,7 +61,7 @@ def check(points: Iterable[dict[str, object]], snapshot: Snapshot, files_too: bo
             raise RunError(f"prune_ratio changes nothing where target={params['target']}: add target=null to the grid")
         if repr(workload) not in workloads:
             for name, file in workload["files"].items() if files_too else ():
-                there(Path(path), name, file)
+                declared_file(Path(path), name, file)
             find_evaluation(workload["task"]).check_workload(workload)
             workloads.add(repr(workload))
     for dial in sorted(dials):

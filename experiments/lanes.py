@@ -23,7 +23,7 @@ class Stage:
     params: list[tuple[str, str]]
 
 
-class Lanes:
+class Schedule:
     """Points on their way through the stages, each as fast as it can.
 
     Args:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from experiments import runs
 from experiments.git import RunError
 from experiments.grid import check, parse
-from experiments.lanes import Lanes
+from experiments.lanes import Schedule
 from experiments.snapshot import PARAMS, Snapshot
 from sglp.errors import SGLPError
 
@@ -69,7 +69,7 @@ def side_by_side(points: Points, snapshot: Snapshot, workers: int) -> Iterator[t
     Yields:
         A point's name, and the checksums of what its stages wrote, by path, or why it failed; as points get there.
     """
-    lanes, answers, lock, stopped = Lanes(snapshot, points), {}, Lock(), Event()
+    lanes, answers, lock, stopped = Schedule(snapshot, points), {}, Lock(), Event()
     devices: SimpleQueue[dict[str, str]] = SimpleQueue()
     for environment in _environments(workers):
         devices.put(environment)

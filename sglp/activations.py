@@ -44,11 +44,11 @@ def gram_matrices(
     """
     if pooling not in get_args(Pooling):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
-    device, axes = device_of(model), Axes(model, layers)
+    device, axes = device_of(model), BatchAxis(model, layers)
     for batch in batches:
         inputs = to_device(inputs_of(batch), device)
         grams = _grams(model, layers, inputs, pooling, axes)
-        if axes.mistaken(inputs):
+        if axes.was_wrong(inputs):
             grams = _grams(model, layers, inputs, pooling, axes)
         missing = [layer.name for i, layer in enumerate(layers) if i not in grams]
         if missing:
@@ -56,42 +56,42 @@ def gram_matrices(
         yield torch.stack([grams[i] for i in range(len(layers))])
 
 
-class Axes:
+class BatchAxis:
     """Puts samples first: activations may be [tokens, samples, ...], as `nn.MultiheadAttention` has it by default.
 
-    A layer with as many tokens as a batch has samples is taken to have samples first. `mistaken` then asks one sample.
+    A layer with as many tokens as a batch has samples is taken to have samples first. `was_wrong` then asks one sample.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]):
         self.model, self.layers = model, layers
-        self.unsure: set[int] = set()
-        self.turned: set[int] | None = None
+        self.ambiguous: set[int] = set()
+        self.transposed: set[int] | None = None
 
     def samples_first(self, i: int, activation: Tensor, samples: int) -> Tensor:
         """A layer's activation [samples, ...], by its number."""
         if activation.ndim < 3 or activation.shape[1] != samples:
             return activation
-        if len(activation) == samples and self.turned is None:
-            self.unsure.add(i)
-        turned = len(activation) != samples or i in (self.turned or ())
-        return activation.transpose(0, 1) if turned else activation
+        if len(activation) == samples and self.transposed is None:
+            self.ambiguous.add(i)
+        transposed = len(activation) != samples or i in (self.transposed or ())
+        return activation.transpose(0, 1) if transposed else activation
 
-    def mistaken(self, inputs) -> bool:
+    def was_wrong(self, inputs) -> bool:
         """Whether tokens were taken for samples in the pass that was just made; not again in those that follow."""
-        if not self.unsure or self.turned is not None:
+        if not self.ambiguous or self.transposed is not None:
             return False
-        self.turned = set()
+        self.transposed = set()
 
         def learn(i: int, value) -> None:
             activation = first_tensor(value)
             if activation.ndim > 2 and len(activation) != 1 and activation.shape[1] == 1:
-                self.turned.add(i)
+                self.transposed.add(i)
 
         run_watched(self.model, inputs, [_watch(self.model, self.layers, i, learn) for i in range(len(self.layers))])
-        return bool(self.turned & self.unsure)
+        return bool(self.transposed & self.ambiguous)
 
 
-def _grams(model: nn.Module, layers: Sequence[Layer], inputs, pooling: str, axes: Axes) -> dict[int, Tensor]:
+def _grams(model: nn.Module, layers: Sequence[Layer], inputs, pooling: str, axes: BatchAxis) -> dict[int, Tensor]:
     """Of one batch, by the layers' numbers."""
     grams, samples = {}, size_of(inputs)
 

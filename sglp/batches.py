@@ -14,7 +14,7 @@ def inputs_of(batch):
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
-def slices(samples: int, size: int) -> list[slice]:
+def even_slices(samples: int, size: int) -> list[slice]:
     """Where samples are cut into as few batches as possible of at most so many, all but alike in size.
 
     What is averaged over batches would otherwise count the samples of a small last one more than others.
@@ -37,7 +37,7 @@ def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator
         raise ScoringError(f"there is no batch to {what}")
 
 
-def one_sample(inputs):
+def first_sample(inputs):
     """The first sample of the inputs of a batch, as a batch."""
     if isinstance(inputs, Mapping):
         return {key: v[:1] if isinstance(v, Tensor) and v.ndim else v for key, v in inputs.items()}
@@ -88,13 +88,13 @@ def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
     raise DataError(f"batches hold {count} samples, but there is {large}: ask for {count} at most")
 
 
-def cut(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
-    """The first samples of batches, at most so many a batch; see `slices`.
+def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
+    """The first samples of batches, at most so many a batch; see `even_slices`.
 
     Raises:
         DataError: samples that would be in one batch have different shapes.
     """
-    for some in slices(samples, size):
+    for some in even_slices(samples, size):
         parts, begin, end = [], some.start, some.stop
         for batch in batches:
             length = size_of(batch[0])

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.activations import gram_matrices
-from sglp.batches import cut, first_samples, one_sample, slices, to_device
+from sglp.batches import even_slices, first_sample, first_samples, rebatch, to_device
 from sglp.budget import check_removable, check_target, layers_to_keep
 from sglp.choices import Pooling
 from sglp.cka import cka_matrix
@@ -29,10 +29,10 @@ from sglp.segmentation import equal_segments, number_of_segments, segmentation_t
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
 from sglp.surgery.prune import prune
-from sglp.target import Cost, meet
+from sglp.target import RemainingCost, search_keep_count
 
 CRITERION = "fitted_loss"  # the default
-OPTIONS = ("search", "budget", "draws", "max_combinations", "max_evaluations", "beam_width")
+OPTIONS = ("search", "budget", "random_inits", "max_combinations", "max_evaluations", "beam_width")
 
 
 class Compressed(NamedTuple):
@@ -98,7 +98,7 @@ def compress(
             Networks without batch norm need none.
         pooling: what is compared of activations; see `gram_matrices`. For texts "mean" is usual.
         paths: of the modules that are layers; see `find_layers`.
-        options: `search`, `budget`, `draws`, `max_combinations`, `max_evaluations`, `beam_width` of the method sglp.
+        options: `search`, `budget`, `random_inits`, `max_combinations`, `max_evaluations`, `beam_width` of the method sglp.
 
     Raises:
         SGLPError: something can't be as it is asked; the message says what, and what would be right.
@@ -111,17 +111,17 @@ def compress(
         del sizes["recalibration"]
     with seeded(seed, device_of(model)):
         samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
-        scored = list(cut(samples, *sizes["scoring"]))
+        scored = list(rebatch(samples, *sizes["scoring"]))
         if criterion == CRITERION and method == "sglp":
             _check_loss(model, scored[0], loss)
 
-        example = to_device(one_sample(samples[0][0]), device_of(model))
+        example = to_device(first_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
         check_removable(layers)
         keep = layers_to_keep([layer.removable for layer in layers], prune_ratio)
         equal_segments(len(layers), 1 if k == "auto" else k)  # an impossible k is told now
 
-        shown = tqdm(list(cut(samples, *sizes["calibration"])), desc="similarity", unit="batch", disable=None)
+        shown = tqdm(list(rebatch(samples, *sizes["calibration"])), desc="similarity", unit="batch", disable=None)
         names = [layer.name for layer in layers]
         similarity = cka_matrix(gram_matrices(model, layers, shown, pooling), names=names).numpy()
 
@@ -140,12 +140,12 @@ def compress(
             (plan, scores), left = ask(keep), None
         else:
             of, share = goal
-            plan, scores, left = meet(share, Cost(of, model, layers, example), ask, segments)
+            plan, scores, left = search_keep_count(share, RemainingCost(of, model, layers, example), ask, segments)
 
         network = prune(model, plan).eval()
         check_pruned(model, plan, network, example)
         if sizes.get("recalibration", (0,))[0]:
-            recalibrate(network, cut(samples, *sizes["recalibration"]))
+            recalibrate(network, rebatch(samples, *sizes["recalibration"]))
     return Compressed(network, plan, layers, similarity, segments, scores, left)
 
 
@@ -176,7 +176,7 @@ def _sizes(**sizes) -> dict[str, tuple[int, int]]:
                 f"{name}={size} is wrong: it must be how many samples, and how many at a time, as (64, 16), each "
                 f"{fewest} or more"
             )
-        smallest = fewest if unused else min(part.stop - part.start for part in slices(*size))
+        smallest = fewest if unused else min(part.stop - part.start for part in even_slices(*size))
         if smallest < fewest:
             raise SGLPError(
                 f"{name}={size} is wrong: of its batches the smallest has {smallest} samples, and CKA needs {fewest}"

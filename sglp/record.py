@@ -30,7 +30,7 @@ class Architecture:
     base_model: str = ""
 
 
-def record_text(
+def to_json(
     architecture: Architecture,
     shared: dict[str, str],
     versions: dict[str, int],
@@ -75,11 +75,11 @@ def saved_architecture(folder) -> Architecture:
     Raises:
         CheckpointError: the folder holds no saved network.
     """
-    return recorded(Path(folder))[0]
+    return from_json(Path(folder))[0]
 
 
-def recorded(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int], dict[str, str]]:
-    """What `record_text` has written: the architecture, shared tensors, versions of modules, precisions of buffers."""
+def from_json(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int], dict[str, str]]:
+    """What `to_json` has written: the architecture, shared tensors, versions of modules, precisions of buffers."""
     try:
         content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])

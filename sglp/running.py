@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import one_sample, to_device
+from sglp.batches import first_sample, to_device
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ _counting: list[Passes] = []
 
 
 @contextmanager
-def counted() -> Iterator[Passes]:
+def count_passes() -> Iterator[Passes]:
     """Count the passes of `call` and `backward` for a while: what a method costs, on any machine."""
     passes = Passes()
     _counting.append(passes)
@@ -87,7 +87,7 @@ def watched(network: nn.Module, handles: Sequence) -> Iterator[None]:
 def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
     """Run a network on one sample of the inputs of a batch, `watched` by hooks."""
     with watched(network, handles):
-        call(network, to_device(one_sample(inputs), device_of(network)))
+        call(network, to_device(first_sample(inputs), device_of(network)))
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def first_tensor(value) -> Tensor:
     return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
-def handed_on(args: tuple, kwargs: dict):
+def main_input(args: tuple, kwargs: dict):
     """What a module hands on if it does nothing: its first argument, or the first that is a tensor."""
     if args and isinstance(args[0], tuple | list):
         return args[0]

@@ -30,7 +30,7 @@ class LayerScore:
         segment: index of the segment.
         layer: index of the layer.
         score: the higher, the more the layer is worth.
-        search: "together", or the method's name.
+        search: "joint", or the method's name.
         kept: whether the plan keeps the layer.
     """
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sglp.batches import one_sample, to_device
+from sglp.batches import first_sample, to_device
 from sglp.budget import Segments, check_removable, most_to_go, savings
 from sglp.cost import count_macs
 from sglp.distributed import processes
@@ -25,11 +25,11 @@ from sglp.running import call, device_of, eval_mode
 from sglp.surgery.bypass import Bypass
 from sglp.surgery.prune import prune
 
-Ask = Callable[[int], tuple[Plan, list]]
+PlanFor = Callable[[int], tuple[Plan, list]]
 ROUNDS = 15
 
 
-class Met(NamedTuple):
+class TargetPlan(NamedTuple):
     """A plan that meets a target.
 
     Attributes:
@@ -43,7 +43,7 @@ class Met(NamedTuple):
     share: float
 
 
-class Cost:
+class RemainingCost:
     """What plans leave of a network's cost.
 
     MACs and parameters are exact: those of `sglp.prune`'s network, also where modules are shared. Latency is the median
@@ -57,7 +57,7 @@ class Cost:
     """
 
     def __init__(self, of: str, network: nn.Module, layers: Sequence[Layer], inputs):
-        example = to_device(one_sample(inputs), device_of(network))
+        example = to_device(first_sample(inputs), device_of(network))
         self.of, self.network, self.layers, self.example = of, network, layers, example
         self.bypass = Bypass(network, layers, example) if of == "macs" else None
         # Of each layer; where time counts, to guess which is the cheapest.
@@ -69,7 +69,7 @@ class Cost:
 
         Latency differs from process to process: all go by what the first one measures.
         """
-        return processes.of_first(lambda: self._left(plan) / self.dense)
+        return processes.from_rank_zero(lambda: self._left(plan) / self.dense)
 
     def _left(self, plan: Plan) -> float:
         return {"macs": self._macs, "parameters": self._parameters, "latency": self._latency}[self.of](plan)
@@ -96,7 +96,7 @@ class Cost:
         return statistics.median(after / before for before, after in times)
 
 
-def meet(share: float, cost: Cost, ask: Ask, segments: Segments) -> Met:
+def search_keep_count(share: float, cost: RemainingCost, ask: PlanFor, segments: Segments) -> TargetPlan:
     """The plan of a method that leaves at most a share of the dense network's cost, with as many layers as that allows.
 
     Args:
@@ -109,13 +109,13 @@ def meet(share: float, cost: Cost, ask: Ask, segments: Segments) -> Met:
         BudgetError: no number of layers meets the target: the message says which share can be reached.
     """
     left: dict[int, float] = {}
-    met: list[Met] = []
+    met: list[TargetPlan] = []
 
     def meets(keep: int) -> bool:
         plan, rows = ask(keep)
         left[keep] = cost.share(plan)
         if left[keep] <= share:
-            met.append(Met(plan, rows, left[keep]))
+            met.append(TargetPlan(plan, rows, left[keep]))
         return left[keep] <= share
 
     fewest, sure, possible = _bracket(share, cost, segments)
@@ -138,7 +138,7 @@ def _bisect(low: int, high: int, meets: Callable[[int], bool]) -> bool:
     return found or meets(low)
 
 
-def _bracket(share: float, cost: Cost, segments: Segments) -> tuple[int, int, int]:
+def _bracket(share: float, cost: RemainingCost, segments: Segments) -> tuple[int, int, int]:
     """The fewest layers that can stay, the most with which every plan meets a target, the most with which one can.
 
     Raises:

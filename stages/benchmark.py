@@ -9,14 +9,14 @@ import torch
 from sglp.cost import peak_memory
 from sglp.latency import seconds_in_turn
 from sglp.tasks.data import find_data
-from sglp.tasks.timing import Work, find_timing
+from sglp.tasks.timing import BenchmarkTask, find_timing
 from stages.support import stage
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.tables import write_json
 from stages.support.workloads import device, load_network, load_split
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """A round times both networks one after the other, so that whatever else the machine does hits both."""
     task, timing = find_data(workload.task), find_timing(workload.task)
     networks = {name: load_network(f"data/{name}", params, workload).eval() for name in ("dense", "finetuned")}
@@ -26,7 +26,7 @@ def main(params: View, workload: View) -> None:
         work = {name: timing.work(network, data, workload.benchmark, size) for name, network in networks.items()}
         pairs = zip(work["dense"], work["finetuned"], strict=True)
         sizes[str(size)] = {
-            "work": [_compared(*pair, params.benchmark.rounds, size) for pair in pairs],
+            "work": [_compared(*pair, params.benchmark.repeats, size) for pair in pairs],
             "peak_memory_bytes": {name: peak_memory(networks[name], work[name][0].inputs) for name in networks},
         }
     hardware = torch.cuda.get_device_name() if device().type == "cuda" else platform.processor() or platform.machine()
@@ -34,13 +34,13 @@ def main(params: View, workload: View) -> None:
         "hardware": hardware,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "rounds": params.benchmark.rounds,
+        "repeats": params.benchmark.repeats,
         "batch": sizes,
     }
     write_json("reports/benchmark.json", content)
 
 
-def _compared(dense: Work, tuned: Work, rounds: int, size: int) -> dict:
+def _compared(dense: BenchmarkTask, tuned: BenchmarkTask, rounds: int, size: int) -> dict:
     """Medians, and the ratio dense / fine-tuned round by round with its quartiles."""
     with torch.inference_mode():
         times = seconds_in_turn(dense.run, tuned.run, rounds, f"{dense.name}, batch {size}")

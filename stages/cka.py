@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 
 import sglp
 from stages.support import stage
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.tables import read_rows, write_similarity
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Read a shard at a time."""
     shards = sorted(Path("data/grams").glob("*.safetensors"))
     grams = (load_file(shard)["grams"] for shard in shards)

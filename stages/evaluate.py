@@ -9,15 +9,15 @@ from sglp.errors import SGLPError
 from sglp.tasks.data import find_data
 from sglp.tasks.evaluation import find_evaluation
 from stages.support import launch
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.tables import write_json
-from stages.support.userfiles import locate
+from stages.support.userfiles import verified_path
 from stages.support.workloads import load_network, load_split
 
 NETWORKS = ("dense", "pruned", "finetuned")
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Quality and cost; the only stage that reads the test split."""
     if sys.argv[1:] not in ([name] for name in NETWORKS):
         raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
@@ -25,7 +25,7 @@ def main(params: View, workload: View) -> None:
     folder, task = Path(f"data/{name}"), find_data(workload.task)
     network, processor = load_network(str(folder), params, workload), task.processor(folder, workload.architecture)
     data = load_split("test", params, workload, processor)
-    tasks = locate(params.model, "tasks", workload.files.tasks.sha256)
+    tasks = verified_path(params.model, "tasks", workload.files.tasks.sha256)
     judge = find_evaluation(workload.task)
     metrics, examples = judge.evaluate(network, data, workload.evaluation, processor, tasks)
     metrics |= judge.macs(network, data) | {

@@ -15,11 +15,11 @@ from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Calibration
 from stages.support import launch
 from stages.support.layers import write_layers
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.workloads import load_network, load_split, spread
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Find the layers, stream the batches through."""
     task, dials = find_data(workload.task), Calibration.model_validate(workload.calibration)
     placed = spread("data/dense")
@@ -33,7 +33,7 @@ def main(params: View, workload: View) -> None:
     numbers = range(math.ceil(dials.samples / dials.batch_size))
     part = processes.part(len(numbers))
     batches = task.calibration_batches(data, dials.samples, dials.batch_size, params.seed, part)
-    with processes.entered_by_first(new_folder("data/grams")) as folder:
+    with processes.entered_by_rank_zero(new_folder("data/grams")) as folder:
         grams = sglp.gram_matrices(network, layers, batches, dials.pooling)
         for number, shard in zip(numbers[part], grams, strict=True):
             save_file({"grams": shard}, folder / f"{number:04d}.safetensors")

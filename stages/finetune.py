@@ -6,7 +6,7 @@ from sglp.tasks.data import find_data
 from sglp.tasks.schemas import recipe_of
 from sglp.tasks.training import find_training
 from stages.support import launch
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.resume import resumable
 from stages.support.tables import write_rows
 from stages.support.workloads import device, load_network, load_split
@@ -14,7 +14,7 @@ from stages.support.workloads import device, load_network, load_split
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "heldout_loss", "heldout_accuracy")
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Train; a killed run goes on."""
     from sglp.tasks.trainer.train import train  # takes seconds, which a stage that is started again need not wait for
 
@@ -24,7 +24,7 @@ def main(params: View, workload: View) -> None:
     data = load_split("train", params, workload, processor)
     trained, merge = training.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
     teacher = load_network("data/dense", params, workload) if recipe.distillation else None
-    with processes.entered_by_first(resumable("finetune", params, workload)) as folder:
+    with processes.entered_by_rank_zero(resumable("finetune", params, workload)) as folder:
         rows = train(trained.to(device()), training, data, recipe, params.seed, folder, teacher)
         if processes.rank() == 0:
             sglp.save(merge(), "data/finetuned", processor)

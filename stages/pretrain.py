@@ -9,20 +9,20 @@ from sglp.tasks.schemas import recipe_of
 from sglp.tasks.schemas.workload import Architecture, Weights
 from sglp.tasks.training import find_training
 from stages.support import launch
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.resume import resumable
-from stages.support.userfiles import locate
+from stages.support.userfiles import verified_path
 from stages.support.workloads import device, load_split, use_code
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Build with its weights, train them where the workload says so, save."""
     task, building, training = find_data(workload.task), find_building(workload.task), find_training(workload.task)
     architecture = Architecture.model_validate(workload.architecture)
     weights = Weights.model_validate(workload.weights)
     recipe = recipe_of(workload.task, "pretrain", workload.pretrain)
     use_code(params, workload, architecture.factory)
-    path = locate(params.model, "weights", workload.files.weights.sha256)
+    path = verified_path(params.model, "weights", workload.files.weights.sha256)
     if (weights.source == "file") != (path is not None):
         raise SGLPError("weights.source: file and files.weights.path go together: the workload has only one of them")
     processor = building.first_processor(architecture, weights, path, workload.data.prepare)
@@ -35,7 +35,7 @@ def main(params: View, workload: View) -> None:
         return
     from sglp.tasks.trainer.train import train
 
-    with processes.entered_by_first(resumable("pretrain", params, workload)) as folder:
+    with processes.entered_by_rank_zero(resumable("pretrain", params, workload)) as folder:
         trained, merge = training.adapt(network, recipe, recipe.seed)
         train(trained.to(device()), training, data, recipe, recipe.seed, folder)
         if processes.rank() == 0:

@@ -6,16 +6,16 @@ import sglp
 from sglp.checkpoints.prune_folder import prune_folder
 from sglp.surgery.batchnorm import has_statistics
 from sglp.surgery.equivalence import check_pruned
-from sglp.surgery.random_weights import random_twin
+from sglp.surgery.random_weights import reinitialized
 from sglp.tasks.data import find_data
 from stages.support import stage
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.workloads import device, load_network, load_split
 
 BATCH = 128
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Take out, recalibrate, save."""
     task, plan = find_data(workload.task), sglp.Plan.load("data/plan.json")
     folder_of_transformers = Path("data/dense/config.json").is_file()
@@ -26,12 +26,12 @@ def main(params: View, workload: View) -> None:
         return
     network = load_network("data/dense", params, workload, stored=True)
     if params.prune.weights == "random":
-        network = random_twin(network, params.seed)
+        network = reinitialized(network, params.seed)
     processor = task.processor("data/dense", workload.architecture)
     pruned = sglp.prune(network, plan)
     data = load_split("train", params, workload, processor)
     check_pruned(network, plan, pruned, task.example(data))
-    samples = params.prune.recalibration
+    samples = params.prune.recalibration_samples
     if samples and has_statistics(pruned):
         sglp.recalibrate(pruned.to(device()), task.calibration_batches(data, samples, BATCH, params.seed))
     sglp.save(pruned, "data/pruned", processor)

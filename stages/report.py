@@ -12,13 +12,13 @@ from stages.support import figures, stage
 from stages.support.card import complete_card
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
-from stages.support.params import View, flat
+from stages.support.params import DeclaredParams, flat
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.scores import Scores, read_scores
 from stages.support.tables import read_json, read_rows, read_similarity, write_json
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Read what all stages found, draw it, write it down."""
     segments, scores = read_json("data/segments.json"), read_scores("data/scores.csv")
     layers = _layers(segments)
@@ -36,7 +36,7 @@ def main(params: View, workload: View) -> None:
         figures.draw_architecture(folder / "architecture.png", layers, segments)
         figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
         figures.draw_segmentation(
-            folder / "segmentation.png", losses, len(segments), flat(params)["segment.auto_share"]
+            folder / "segmentation.png", losses, len(segments), flat(params)["segment.min_loss_drop"]
         )
         figures.draw_scores(folder / "scores.png", scores, layers)
         figures.draw_training(folder / "training.png", training)
@@ -52,7 +52,7 @@ def main(params: View, workload: View) -> None:
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
         "cost": cost_of(scoring),
-        "together": any(row.search == "together" for row in scores),
+        "joint": any(row.search == "joint" for row in scores),
         "one_by_one": any(isinstance(row, LayerScore) for row in scores),
         "model": params.model,
         "command": command(params),
@@ -102,7 +102,7 @@ def cost_of(scoring: dict) -> str:
     return f"This took {scoring['seconds']:.1f} s: {of_size}."
 
 
-def command(params: View) -> str:
+def command(params: DeclaredParams) -> str:
     """What makes this report again from the same files: the dials on top of params.yaml, which are turned most."""
     found = flat(params)
     dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in found.items() if "." not in key]

@@ -6,21 +6,21 @@ import torch
 
 from sglp.budget import check_target, layers_to_keep
 from sglp.distributed import processes
-from sglp.distributed.all_reduce import total
-from sglp.running import counted
+from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.running import count_passes
 from sglp.scoring.methods import find_criterion, find_method
-from sglp.target import Cost, meet
+from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Scoring
 from stages.support import launch
 from stages.support.layers import read_layers
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.scores import write_scores
 from stages.support.tables import read_json, read_similarity, write_json
 from stages.support.workloads import load_network, load_split, use_code
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Run the method on the scoring batches of the training split."""
     use_code(params, workload, params.method, params.score.criterion)
     method = find_method(params.method)
@@ -34,7 +34,7 @@ def main(params: View, workload: View) -> None:
             "criterion": find_criterion(dials.criterion),
             "search": dials.search,
             "budget": dials.budget,
-            "draws": dials.draws,
+            "random_inits": dials.random_inits,
             "max_combinations": cost.max_combinations,
             "max_evaluations": dials.max_evaluations,
             "beam_width": dials.beam_width,
@@ -50,15 +50,17 @@ def main(params: View, workload: View) -> None:
 
     found = {}
     start = time.perf_counter()
-    with counted() as passes:
+    with count_passes() as passes:
         if goal is None:
             plan, scores = ask(keep)
         else:
             of, share = goal
-            plan, scores, left = meet(share, Cost(of, network, layers, batches[0][0]), ask, segments)
+            plan, scores, left = search_keep_count(
+                share, RemainingCost(of, network, layers, batches[0][0]), ask, segments
+            )
             found = {"target": {"of": of, "asked": share, "reached": left}}
     seconds = time.perf_counter() - start
-    run = total(torch.tensor([passes.forward, passes.backward])).tolist()
+    run = all_reduce_sum(torch.tensor([passes.forward, passes.backward])).tolist()
     if processes.rank():
         return
     write_scores("data/scores.csv", scores)

@@ -2,15 +2,15 @@
 
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from stages.support import stage
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.tables import read_similarity, write_json, write_rows
 
 
-def main(params: View, workload: View) -> None:
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """One table gives every k."""
     similarity = read_similarity("data/similarity.csv")
     table = segmentation_table(similarity, params.segment.feature)
-    k = number_of_segments(params.k, table.losses, params.method, params.segment.auto_share)
+    k = number_of_segments(params.k, table.losses, params.method, params.segment.min_loss_drop)
     segments = table.segments(k) if params.segment.by == "fisher" else equal_segments(len(similarity), k)
     write_json("data/segments.json", segments)
     write_rows(

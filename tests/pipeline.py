@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("sglp", "stages", "tools", "dvc.yaml", "versions.txt", ".dvcignore", ".dvc/config", ".dvc/plots")
 TINY_PARAMS = {
     "model": "tiny",
-    "prune": {"recalibration": 64},
-    "benchmark": {"rounds": 2},
+    "prune": {"recalibration_samples": 64},
+    "benchmark": {"repeats": 2},
 }
 TINY_WORKLOAD = {
     "architecture": {"kwargs": {"depth": 20}},

@@ -12,7 +12,7 @@ from torch import nn
 
 import sglp
 from sglp.distributed import processes
-from sglp.distributed.all_reduce import total
+from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.tasks.causal_lm import training as causal_lm
 from sglp.tasks.causal_lm.perplexity import perplexity
 from sglp.tasks.causal_lm.texts import Texts
@@ -52,7 +52,7 @@ def everything() -> dict[str, list]:
     return {
         "map": processes.shared_map(lambda item: item**2, range(5)),
         "few": processes.shared_map(lambda item: item**2, range(1)),
-        "first": [processes.of_first(lambda: processes.rank())],
+        "first": [processes.from_rank_zero(lambda: processes.rank())],
         "norm 5": batch_norm(5),
         "norm 1": batch_norm(1),
         **trained_images(images),
@@ -77,7 +77,7 @@ def batch_norm(samples: int) -> list:
     (outputs[: len(pull[part])] * pull[part]).sum().backward()
     found = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
     both = processes.shared_map(lambda _: found, range(processes.count()))
-    sums = [total(p.grad).tolist() for p in (norm.weight, norm.bias)]
+    sums = [all_reduce_sum(p.grad).tolist() for p in (norm.weight, norm.bias)]
     return [[row for one in column for row in one] for column in zip(*both, strict=True)] + [
         *sums,
         norm.running_mean.tolist(),
@@ -108,7 +108,14 @@ def trained_images(images: Images) -> dict[str, list]:
 
 def trained_texts(texts: Texts) -> dict[str, list]:
     """Batches that add up to steps; the last step is of one batch alone, of a single sample."""
-    more = {"samples": 12, "batch_size": 2, "holdout": 0.2, "keep": "best", "accumulation": 2, "tuning": "full"}
+    more = {
+        "samples": 12,
+        "batch_size": 2,
+        "holdout": 0.2,
+        "keep": "best",
+        "gradient_accumulation_steps": 2,
+        "tuning": "full",
+    }
     lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"}
     more |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1}
     recipe = TextRecipe.model_validate(RECIPE | more | {"optimizer": "adamw", "momentum": 0.0, "learning_rate": 1e-3})
@@ -116,7 +123,7 @@ def trained_texts(texts: Texts) -> dict[str, list]:
 
 
 def _trained(name: str, network, task, data, recipe, teacher) -> dict[str, list]:
-    with processes.entered_by_first(TemporaryDirectory()) as folder:
+    with processes.entered_by_rank_zero(TemporaryDirectory()) as folder:
         rows = train(network, task, data, recipe, 0, Path(folder), teacher)
     weights = [tensor.tolist() for tensor in network.state_dict().values()]
     return {f"{name}: weights": weights, f"{name}: rows": [list(row.values()) for row in rows]}
@@ -151,7 +158,7 @@ def scored(images: Images) -> list:
         [list(astuple(row)) for row in sglp.score_combinations(
             network, layers, segments, budget, batches, search=search
         )]
-        for search in ("together", "in_turn", "alone")
+        for search in ("joint", "sequential", "independent")
     ]  # fmt: skip
 
 

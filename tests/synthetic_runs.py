@@ -25,9 +25,9 @@ DIALS = {
     "segment.by": "fisher",
     "score.criterion": "gradnorm",
     "score.batches": 1,
-    "score.search": "alone",
+    "score.search": "independent",
     "prune.weights": "trained",
-    "benchmark.rounds": 15,
+    "benchmark.repeats": 15,
 }
 
 

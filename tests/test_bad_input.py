@@ -46,7 +46,7 @@ def change_workload(project: Path, changes: dict) -> None:
         ({"score": {"criterion": "best"}}, "score.criterion=best is unknown: it must be cka_output, fitted_cka, "),
         (
             {"score": {"budget": [2, 1]}},
-            "score.budget=[2, 1] says what each segment keeps, but with score.search=together",
+            "score.budget=[2, 1] says what each segment keeps, but with score.search=joint",
         ),
         ({"model": "nope"}, "model=nope asks for models/nope.yaml, which is not there; there are tiny"),
     ],

@@ -39,7 +39,7 @@ def test_a_plan_keeps_so_many_layers_and_those_that_can_not_go(name, keep):
 def test_the_rows_of_scores_say_what_the_plan_does(name, keep):
     plan, rows = plan_of(name, keep)
     assert [row.layer for row in rows] == list(range(10))
-    assert [LAYERS[row.kept[0]].name for row in rows if row.best] == list(plan.kept)
+    assert [LAYERS[row.layer].name for row in rows if row.kept] == list(plan.kept)
     gone = [row.score for row in rows if not row.kept]
     stays = [row.score for row in rows if row.kept and LAYERS[row.layer].removable]
     assert max(gone, default=-np.inf) <= min(stays, default=np.inf)
@@ -109,17 +109,17 @@ def test_unknown_methods_are_refused(name, message):
 def test_sglp_splits_its_budget_or_takes_the_users(network, layers, digits):
     batches = [(digits[0][:16], digits[1][:16])]
     arguments = (network, layers, SEGMENTS, np.eye(10), batches)
-    plan, rows = sglp_method(*arguments, 7, 0, search="in_turn")
+    plan, rows = sglp_method(*arguments, 7, 0, search="sequential")
     assert len(plan.kept) == 7
     kept = [next(row.kept for row in rows if row.segment == s and row.best) for s in range(3)]
     assert sglp.best_plan(layers, rows) == plan
     assert plan.kept == tuple(layers[i].name for kept_in in kept for i in kept_in)
     budget = [4, 1, 1]
-    plan, rows = sglp_method(*arguments, 7, 0, budget=budget, search="alone")
+    plan, rows = sglp_method(*arguments, 7, 0, budget=budget, search="independent")
     assert [len(next(row.kept for row in rows if row.segment == s and row.best)) for s in range(3)] == budget
     with pytest.raises(SGLPError, match="segment 0-3 can keep 1 to 4 layers"):
-        sglp_method(*arguments, 7, 0, budget=[5, 1, 1], search="alone")
-    with pytest.raises(SGLPError, match=r"^score.budget=\[4, 1, 1\] says what each segment keeps, but with .*together"):
+        sglp_method(*arguments, 7, 0, budget=[5, 1, 1], search="independent")
+    with pytest.raises(SGLPError, match=r"^score.budget=\[4, 1, 1\] says what each segment keeps, but with .*joint"):
         sglp_method(*arguments, 7, 0, budget=budget)
 
 

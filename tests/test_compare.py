@@ -140,7 +140,7 @@ def test_a_run_is_a_row_with_its_dials_and_layers(records):
     columns, cells = rows(records)
     (first,) = (r for r in records if r.name == "run-0-1" and r.dials["model"] == "net")
     row = next(dict(zip(columns, c, strict=True)) for c in cells if c[:2] == ["run-0-1", "net"])
-    assert (row["k"], row["seed"], row["score.search"], row["method"]) == ("2", "1", "alone", "sglp")
+    assert (row["k"], row["seed"], row["score.search"], row["method"]) == ("2", "1", "independent", "sglp")
     assert row["removed"].split() == [f"layer{i}" for i in first.removed]
     assert row["dense.accuracy"] == 0.95
     assert "workload.finetune.epochs" not in columns, "it is the same everywhere"
@@ -176,12 +176,12 @@ def test_what_the_score_cost_is_a_median(records):
 
 def test_ablations_compare_seed_by_seed():
     runs = [record(quality=q, seed=s) for s, q in ((0, 0.90), (1, 0.80))]
-    runs += [record(quality=q, seed=s, score__search="in_turn") for s, q in ((1, 0.83), (0, 0.92), (2, 0.1))]
-    runs += [record(quality=0.5, seed=0, score__search="in_turn", k=2)]
+    runs += [record(quality=q, seed=s, score__search="sequential") for s, q in ((1, 0.83), (0, 0.92), (2, 0.1))]
+    runs += [record(quality=0.5, seed=0, score__search="sequential", k=2)]
     found = tables_of(outcomes.compare(runs, record().dials))["ablations"]
     assert [row[:2] for row in found.rows] == [
-        ["reference", "sglp · k=3 · search=alone"],
-        ["score.search", "alone → in_turn"],
+        ["reference", "sglp · k=3 · search=independent"],
+        ["score.search", "independent → sequential"],
     ]
     row = dict(zip(found.columns, found.rows[1], strict=True))
     assert (row["change"], row["s.e. of the change"], row["seeds that both have"]) == ("+2.50 points", "0.50", "2")

@@ -113,13 +113,13 @@ def test_models_are_told_apart_by_what_makes_the_dense_network():
 
 def test_ablations_start_near_the_committed_dials_or_from_what_has_most_neighbours():
     found = settings(
-        [record(k=3), record(k=4), record(k=3, score__search="in_turn"), record(k=5, score__search="in_turn")]
+        [record(k=3), record(k=4), record(k=3, score__search="sequential"), record(k=5, score__search="sequential")]
     )
     assert reference(found).label == "sglp · k=3"
     assert reference(found, record(k=4, seed=7).dials).label == "sglp · k=4"
     assert (
-        reference(found, record(k=5, score__search="in_turn", benchmark__rounds=1).dials).label
-        == "sglp · k=5 · search=in_turn"
+        reference(found, record(k=5, score__search="sequential", benchmark__rounds=1).dials).label
+        == "sglp · k=5 · search=sequential"
     )
     assert changed(record(k=3).dials, record(method="tail", k=3).dials) == ["method"]
     assert changed(asked(record(k=3).dials), asked(record(method="tail", k=9).dials)) == ["method"]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sglp
-from sglp.batches import cut, slices
+from sglp.batches import even_slices, rebatch
 from sglp.cost import count_macs
 from sglp.errors import SGLPError
 from sglp.tasks.data import find_data
@@ -43,14 +43,16 @@ def drawn(workload, samples, size) -> list:
 
 @pytest.mark.parametrize("size", [7, 16, 35, 48, 70, 80])
 def test_batches_are_the_pipelines(finished, tiny, size):
-    pairs = zip(cut(tiny[1], 70, size), drawn(pipeline.read_yaml(finished / "models/tiny.yaml"), 70, size), strict=True)
+    pairs = zip(
+        rebatch(tiny[1], 70, size), drawn(pipeline.read_yaml(finished / "models/tiny.yaml"), 70, size), strict=True
+    )
     assert all(torch.equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
 
 
 @given(st.integers(1, 300), st.integers(1, 80))
 def test_no_batch_is_much_smaller_than_the_others(samples, size):
     numbers = np.arange(samples)
-    parts = [numbers[some] for some in slices(samples, size)]
+    parts = [numbers[some] for some in even_slices(samples, size)]
     assert np.array_equal(np.concatenate(parts), numbers)
     sizes = {len(part) for part in parts}
     assert (len(parts), max(sizes) - min(sizes) <= 1) == (math.ceil(samples / size), True)
@@ -63,8 +65,8 @@ def test_no_batch_is_much_smaller_than_the_others(samples, size):
         ({}, {}),
         ({"k": "auto", "target": {"macs": 0.6}}, {"k": "auto", "target": {"macs": 0.6}}),
         (
-            {"prune_ratio": 0.3, "score": {"criterion": "gradnorm", "search": "alone"}},
-            {"prune_ratio": 0.3, "criterion": "gradnorm", "search": "alone"},
+            {"prune_ratio": 0.3, "score": {"criterion": "gradnorm", "search": "independent"}},
+            {"prune_ratio": 0.3, "criterion": "gradnorm", "search": "independent"},
         ),
         ({"method": "cka_greedy"}, {"method": "cka_greedy"}),
     ],
@@ -225,12 +227,12 @@ def test_layers_can_be_named(mlp, data):
         ({"prune_ratio": 1.5}, "prune_ratio=1.5 is impossible: it must be at least 0 and below 1"),
         ({"k": 20}, "k=20 segments can't be made of 13 layers: k must be 1 to 13"),
         ({"target": {"flops": 0.5}}, "it must be one of macs, parameters, latency"),
-        ({"target": {"macs": 0.5}, "budget": [2, 2, 2], "search": "alone"}, "and a target can't both say"),
-        ({"budget": [2, 2, 2]}, "with score.search=together they share it"),
-        ({"search": "wide"}, "search='wide' is unknown: it must be together, in_turn, alone"),
+        ({"target": {"macs": 0.5}, "budget": [2, 2, 2], "search": "independent"}, "and a target can't both say"),
+        ({"budget": [2, 2, 2]}, "with score.search=joint they share it"),
+        ({"search": "wide"}, "search='wide' is unknown: it must be joint, sequential, independent"),
         ({"method": "tails"}, "method=tails is unknown: it must be sglp, angular"),
         ({"criterion": "best"}, "score.criterion=best is unknown: it must be"),
-        ({"method": "tail", "search": "alone"}, "method=tail takes no search: only sglp does"),
+        ({"method": "tail", "search": "independent"}, "method=tail takes no search: only sglp does"),
         ({"method": "tail", "criterion": "best"}, "method=tail takes no criterion: only sglp does"),
         ({"method": "taylor", "loss": nn.functional.mse_loss}, "method=taylor takes no loss: only sglp does"),
         ({"beam": 3}, "compress takes no beam; besides its own arguments it takes search, budget"),
@@ -246,7 +248,7 @@ def test_layers_can_be_named(mlp, data):
         ),
         ({"scoring": (0, 16)}, r"scoring=\(0, 16\) is wrong: .* each 1 or more"),
         ({"recalibration": (16, 0)}, r"recalibration=\(16, 0\) is wrong: .* each 1 or more"),
-        ({"criterion": "gradnorm"}, "search=together compares layers all over the network, but GradNorm scores one"),
+        ({"criterion": "gradnorm"}, "search=joint compares layers all over the network, but GradNorm scores one"),
         ({"paths": ["13"]}, r"no layer of this network can be removed \(13: changes the shape from 24 to 10, ...\)"),
         ({"loss": lambda output, target: output[target + 99]}, "the loss of the network's output can't be computed: "),
     ],

@@ -14,11 +14,11 @@ from torch import nn
 
 import sglp
 from sglp.errors import ScoringError, SGLPError
-from sglp.running import backward, call, counted
+from sglp.running import backward, call, count_passes
 from sglp.scoring.criteria.gradnorm import GradNorm
 from sglp.scoring.methods import criterion_names, find_criterion
 from sglp.scoring.methods import sglp as sglp_method
-from sglp.surgery.random_weights import seed_of_twin
+from sglp.surgery.random_weights import init_seed
 
 CRITERIA = pytest.mark.parametrize("name", criterion_names())
 SETS = [((1, 2, 3), (), ()), ((1,), (2, 3), ()), ((5,), (6,), (1, 3)), ((), (8, 9), (2,))]
@@ -182,7 +182,7 @@ def test_synflow_refuses_ids():
 def put_together(case, kept, seed):
     """A random network with the trained weights in some layers, and in the precision of the case."""
     fresh = sglp.build(
-        "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}, seed=seed_of_twin(seed)
+        "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}, seed=init_seed(seed)
     ).double()
     for path in [path for i in kept for path in case.layers[i].modules]:
         fresh.get_submodule(path).load_state_dict(case.network.get_submodule(path).state_dict())
@@ -220,7 +220,7 @@ def test_gradnorm_sum_knows_linear_layers_by_other_names():
     inputs = {"input_ids": ids, "use_cache": False}
     layers = sglp.find_layers(network, inputs)
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of_twin(3))
+        torch.manual_seed(init_seed(3))
         fresh = hf.GPT2LMHeadModel(config).train()
     fresh.transformer.h[1].load_state_dict(network.transformer.h[1].state_dict())
     with torch.random.fork_rng():
@@ -262,7 +262,7 @@ def test_random_is_uniform_and_depends_on_the_seed_and_the_set_alone():
     assert all(abs(count - 200) < 4.5 * (2000 * 0.1 * 0.9) ** 0.5 for count in counts)
 
 
-@pytest.mark.parametrize("search", ["alone", "in_turn"])
+@pytest.mark.parametrize("search", ["independent", "sequential"])
 def test_segments_are_taken_alone_or_one_after_another(case, search):
     budget, out, expected = [3, 2, 1], [], {}
     for number, (first, last) in enumerate(case.segments):
@@ -274,7 +274,7 @@ def test_segments_are_taken_alone_or_one_after_another(case, search):
             gone = [i for i in free if i not in chosen]
             scores[number, tuple(sorted((*always, *chosen)))] = -cases.loss(case, [*gone, *out])
         expected |= scores
-        if search == "in_turn":
+        if search == "sequential":
             out += sorted({*free} - {*max(scores, key=scores.get)[1]})
     scored = sglp.score_combinations(
         *(case.network, case.layers, case.segments, budget, case.batches),
@@ -282,7 +282,7 @@ def test_segments_are_taken_alone_or_one_after_another(case, search):
         search=search,
     )
     assert {(row.segment, row.kept): row.score for row in scored} == pytest.approx(expected, rel=1e-9)
-    assert (len(out) == 4) == (search == "in_turn")
+    assert (len(out) == 4) == (search == "sequential")
 
 
 def test_one_after_another_makes_a_difference(case):
@@ -292,7 +292,7 @@ def test_one_after_another_makes_a_difference(case):
             criterion=find_criterion("loss"),
             search=search,
         )
-        for search in ("alone", "in_turn")
+        for search in ("independent", "sequential")
     }
     alone, after = ([row.score for row in found if row.segment == 2] for found in rows.values())
     assert alone != after
@@ -302,14 +302,14 @@ def test_one_after_another_makes_a_difference(case):
 
 def test_a_criterion_of_the_users_own_is_found_by_its_dotted_name(case, tmp_path, monkeypatch):
     (tmp_path / "users_criteria.py").write_text(
-        "def latest(network, layers, batches, loss, seed, draws):\n"
+        "def latest(network, layers, batches, loss, seed, random_inits):\n"
         "    return lambda kept, gone, before: sum(kept) - 100 * len(before)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     plan, rows = sglp_method(
         *(case.network, case.layers, case.segments, None, case.batches, 7, 0),
         criterion=find_criterion("users_criteria:latest"),
-        search="alone",
+        search="independent",
     )
     assert case.gone(plan) == {1, 5, 8}
     assert all(row.score == sum(row.kept) for row in rows)
@@ -344,9 +344,9 @@ def test_passes_are_counted_while_they_are_asked_for():
     network = nn.Linear(2, 1)
     x = torch.ones(3, 2)
     call(network, x)
-    with counted() as outer:
+    with count_passes() as outer:
         call(network, x)
-        with counted() as inner:
+        with count_passes() as inner:
             backward(call(network, x).sum())
         call(network, {"input": x})
     call(network, x)
@@ -355,7 +355,7 @@ def test_passes_are_counted_while_they_are_asked_for():
 
 
 def test_counting_ends_with_an_error():
-    with pytest.raises(KeyboardInterrupt), counted() as passes:
+    with pytest.raises(KeyboardInterrupt), count_passes() as passes:
         raise KeyboardInterrupt
     call(nn.Identity(), torch.ones(1))
     assert passes.forward == 0

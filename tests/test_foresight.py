@@ -36,7 +36,7 @@ def asked(found, tmp_path, monkeypatch):
     calls = []
 
     def find(name):
-        def criterion(network, layers, batches, loss, seed, draws):
+        def criterion(network, layers, batches, loss, seed, random_inits):
             def score(kept, gone, before):
                 assert sorted([*kept, *gone]) == list(range(len(layers)))
                 assert before == ()

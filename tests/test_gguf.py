@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import sys
 
 import numpy as np
@@ -435,20 +434,3 @@ def test_a_missing_package_is_named_with_what_installs_it(folder, tmp_path, monk
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(CheckpointError, match=rf"{package} is needed: pip install 'sglp\[llm\]'"):
         export_gguf(saved, tmp_path / "tiny.gguf")
-
-
-def test_the_command_writes_the_same_file_and_ends_with_a_sentence(folder, tmp_path, monkeypatch):
-    saved = folder()
-    export_gguf(saved, tmp_path / "a.gguf")
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gguf_export", *map(str, arguments)])
-        monkeypatch.delitem(sys.modules, "sglp.exporting.gguf_format", raising=False)
-        runpy.run_module("sglp.exporting.gguf_format", run_name="__main__")
-
-    command(saved, tmp_path / "b.gguf")
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    with pytest.raises(SystemExit, match=r"it has no config\.json"):
-        command(tmp_path, tmp_path / "c.gguf")
-    with pytest.raises(SystemExit, match="which folder, and into which file"):
-        command(saved)

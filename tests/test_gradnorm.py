@@ -11,7 +11,7 @@ import sglp
 from sglp.errors import ArchitectureError, ScoringError
 from sglp.loss import IGNORED
 from sglp.scoring.criteria.gradnorm import GradNorm
-from sglp.surgery.random_weights import random_twin, seed_of_twin
+from sglp.surgery.random_weights import init_seed, reinitialized
 
 FACTORY, KWARGS = "sglp.networks.cifar_resnet:resnet", {"depth": 20, "in_channels": 1}
 
@@ -30,7 +30,7 @@ def gradient_norm(network, x, target):
 
 def by_hand(trained, layers, kept, seed):
     """A random network with the trained weights in some layers."""
-    fresh = sglp.build(FACTORY, KWARGS, seed=seed_of_twin(seed))
+    fresh = sglp.build(FACTORY, KWARGS, seed=init_seed(seed))
     for path in [path for i in kept for path in layers[i].modules]:
         fresh.get_submodule(path).load_state_dict(trained.get_submodule(path).state_dict())
     return fresh
@@ -57,12 +57,12 @@ def test_the_score_equals_autograd_on_a_network_built_by_hand(network, layers, b
 
 def test_the_score_is_the_mean_over_draws_and_batches(network, layers, batches):
     norms = [gradient_norm(by_hand(network, layers, (2, 3), seed), *batch) for seed in (7, 8) for batch in batches]
-    found = GradNorm(network, layers, batches, seed=7, draws=2)((2, 3))
+    found = GradNorm(network, layers, batches, seed=7, random_inits=2)((2, 3))
     assert found == pytest.approx(sum(norms) / 4, rel=1e-6)
 
 
 def test_scores_do_not_depend_on_the_order_of_evaluation(network, layers, batches):
-    criterion = GradNorm(network, layers, batches, draws=2)
+    criterion = GradNorm(network, layers, batches, random_inits=2)
     first = [criterion(kept) for kept in ((1, 2), (4, 5, 6), (), (9,))]
     again = [criterion(kept) for kept in ((9,), (), (4, 5, 6), (1, 2))]
     assert first == again[::-1]
@@ -151,10 +151,10 @@ def test_parameters_that_are_not_drawn_anew_are_named():
 
 def test_random_weights_are_not_those_that_training_began_with():
     network = sglp.build(FACTORY, KWARGS, seed=0)
-    drawn = dict(random_twin(network, seed=0).named_parameters())
+    drawn = dict(reinitialized(network, seed=0).named_parameters())
     assert not any(torch.equal(drawn[name], first) for name, first in network.named_parameters() if first.ndim > 1)
     model, _ = perceptron()  # drawn with the seed 3, and doubled
-    pairs = zip(random_twin(model, seed=3).parameters(), model.parameters(), strict=True)
+    pairs = zip(reinitialized(model, seed=3).parameters(), model.parameters(), strict=True)
     assert not any(torch.equal(2 * drawn, first) for drawn, first in pairs)
 
 
@@ -190,7 +190,7 @@ def test_a_language_models_score_equals_autograd():
     layers = sglp.find_layers(trained, inputs)
     criterion = GradNorm(trained, layers, [(inputs, target)], seed=4)
     for kept in ((), (1, 2), (0, 1, 2, 3)):
-        fresh = tiny_llama(seed=seed_of_twin(4)).train()
+        fresh = tiny_llama(seed=init_seed(4)).train()
         for i in kept:
             fresh.model.layers[i].load_state_dict(trained.model.layers[i].state_dict())
         loss = fresh(**inputs, labels=ids).loss
@@ -236,7 +236,7 @@ def test_layers_that_share_their_parameters_are_trained_together(batches):
     network[4].weight, network[4].bias = network[2].weight, network[2].bias
     x, target = flat(batches)[0]
     criterion = GradNorm(network, sglp.find_layers(network, x), [(x, target)], seed=4)
-    twin = random_twin(network, seed=4)
+    twin = reinitialized(network, seed=4)
 
     def score(*numbers):
         by_hand = copy.deepcopy(twin)
@@ -264,7 +264,7 @@ def test_what_the_factory_freezes_counts_too(batches, monkeypatch):
     layers = sglp.find_layers(network, x)
     free = frozen()
     free[2].requires_grad_(True)
-    free.load_state_dict(random_twin(network, seed=0).state_dict())
+    free.load_state_dict(reinitialized(network, seed=0).state_dict())
     gradients = torch.autograd.grad(F.cross_entropy(free(x), target), [p for p in free.parameters() if p.numel() > 1])
     expected = sum(g.double().square().sum() for g in gradients).sqrt().item()
     assert GradNorm(network, layers, [(x, target)])([]) == pytest.approx(expected, rel=1e-6)
@@ -277,10 +277,10 @@ def test_a_network_that_was_changed_since_it_was_built_is_scored_as_it_is(digits
         network.linear = nn.Linear(network.linear.in_features, 2)
     if change == "stride":
         network.conv1.stride = (2, 2)
-    twin, x = random_twin(network, seed=0), digits[0][:8]
+    twin, x = reinitialized(network, seed=0), digits[0][:8]
     assert repr(twin) == repr(network)
     assert twin(x).shape == network(x).shape
-    again = sglp.build(FACTORY, KWARGS, seed=seed_of_twin(0))
+    again = sglp.build(FACTORY, KWARGS, seed=init_seed(0))
     same = all(torch.equal(a, b) for a, b in zip(twin.layer1.parameters(), again.layer1.parameters(), strict=True))
     assert same == (change == "none"), "from the factory only where it makes this network"
     assert not torch.equal(twin.conv1.weight, network.conv1.weight)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import sglp
 from sglp.architecture import architecture_of
 from sglp.errors import CheckpointError, LayerError, PlanError
-from sglp.hugging_face.pretrained import plain
+from sglp.hugging_face.pretrained import dequantized
 from sglp.running import device_of
-from sglp.surgery.random_weights import random_twin
+from sglp.surgery.random_weights import reinitialized
 
 DEPTH, WINDOW, LENGTH, VOCABULARY = 6, 8, 24, 96
 TOKENS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
@@ -426,7 +426,7 @@ def test_a_random_twin_has_the_shapes_and_other_weights(family):
     layer = small.get_submodule(FAMILIES[family][2])[1].float()  # as some networks keep some in single precision
     assert {p.dtype for p in layer.parameters()} == {torch.float32}
     state, random = copy.deepcopy(small.state_dict()), torch.get_rng_state()
-    twin, same, other = (random_twin(small, seed).state_dict() for seed in (1, 1, 2))
+    twin, same, other = (reinitialized(small, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), random)
     assert {name: (t.shape, t.dtype) for name, t in twin.items()} == {n: (t.shape, t.dtype) for n, t in state.items()}
     matrices = [name for name, tensor in state.items() if tensor.ndim > 1 and "position_ids" not in name]
@@ -437,7 +437,7 @@ def test_a_random_twin_has_the_shapes_and_other_weights(family):
 
 def test_a_random_twin_can_be_trained_and_pruned_further():
     small = pruned("Gemma3").requires_grad_(False)
-    twin = random_twin(small, seed=0)
+    twin = reinitialized(small, seed=0)
     assert all(p.requires_grad for p in twin.parameters())
     assert twin.config.layer_types == small.config.layer_types
     assert twin.config is not small.config
@@ -458,7 +458,7 @@ def test_a_random_twin_is_never_there_in_another_precision():
             precisions.append(torch.get_default_dtype())
             super().__init__(config)
 
-    random_twin(cast(Watched(hf.LlamaConfig(**GROUPED)), torch.bfloat16), seed=0)
+    reinitialized(cast(Watched(hf.LlamaConfig(**GROUPED)), torch.bfloat16), seed=0)
     assert precisions == [torch.float32, torch.bfloat16]
     assert torch.get_default_dtype() == torch.float32
 
@@ -583,7 +583,7 @@ def test_traces_of_a_quantized_file_are_dropped(tmp_path):
     sglp.save(sglp.prune(network, plan("Llama", (2,))), tmp_path / "small")
     assert b"quant" not in files(tmp_path / "small")["config.json"]
     assert network.is_quantized
-    assert plain(network) is network
+    assert dequantized(network) is network
     network.save_pretrained(tmp_path / "theirs")
     assert torch.equal(
         outputs(sglp.load(tmp_path / "small"), example("Llama")), outputs(pruned("Llama", (2,)), example("Llama"))

@@ -13,7 +13,7 @@ import transformers as hf
 import sglp
 from sglp.architecture import architecture_of
 from sglp.errors import CheckpointError, NotPlainWarning, PlanError
-from sglp.surgery.random_weights import random_twin
+from sglp.surgery.random_weights import reinitialized
 from sglp.tasks.image_classification import building
 from sglp.tasks.schemas.workload import Architecture, Weights
 
@@ -154,7 +154,7 @@ def test_what_no_config_can_say_is_saved_for_our_own_load(family, reason, tmp_pa
     card = files(tmp_path / "saved")["README.md"].decode()
     assert 'network = sglp.load("this folder")' in card
     assert f"Plain `from_pretrained` can't read this folder: {type(small).__name__} would not be" in card
-    shapes = {name: tensor.shape for name, tensor in random_twin(ours, seed=3).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in reinitialized(ours, seed=3).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in small.state_dict().items()}
     steps = [trained_a_step(network, images) for network in (small, ours)]
     assert all(torch.equal(steps[0][name], steps[1][name]) for name in steps[0])

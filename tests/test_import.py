@@ -22,7 +22,7 @@ def test_import_sglp_imports_nothing_heavy():
     assert not HEAVY & modules_after("import sglp; dir(sglp)")
 
 
-@pytest.mark.parametrize("module", ["segmentation", "budget", "plan", "errors", "search", "files"])
+@pytest.mark.parametrize("module", ["segmentation", "budget", "plan", "errors", "scores", "choices", "files"])
 def test_modules_without_tensors_import_no_torch(module):
     assert "torch" not in modules_after(f"import sglp.{module}")
 

@@ -24,15 +24,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3
 
 import sglp
 
-TINY_PARAMS = {"model": "tiny", "k": 2, "prune_ratio": 0.25, "benchmark": {"rounds": 2}}
+TINY_PARAMS = {"model": "tiny", "k": 2, "prune_ratio": 0.25, "benchmark": {"repeats": 2}}
 SMALL = {
     "data": {"prepare": {"length": 32}},
     "calibration": {"samples": 8, "batch_size": 4},
     "scoring": {"batch_size": 2},
     "pretrain": {"samples": 64, "batch_size": 16, "epochs": 1},
     "finetune": {"samples": 32, "batch_size": 4},
-    "evaluation": {"length": 32, "stride": 16, "tokens": 400, "batch_size": 4, "tasks": [], "continuation": 4},
-    "benchmark": {"batch_sizes": [1], "prompt": 8, "new": 4},
+    "evaluation": {"length": 32, "stride": 16, "tokens": 400, "batch_size": 4, "tasks": [], "max_new_tokens": 4},
+    "benchmark": {"batch_sizes": [1], "prompt_tokens": 8, "new_tokens": 4},
 }
 
 

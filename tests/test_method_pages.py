@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sglp.errors import SGLPError
-from sglp.running import counted
+from sglp.running import count_passes
 from sglp.scoring.criteria.fitted_loss import FittedLoss
 from sglp.scoring.methods import criterion_names, find_criterion, method_names
 from sglp.scoring.methods import sglp as sglp_method
@@ -66,7 +66,7 @@ def test_a_docstring_without_a_part_is_refused_in_one_sentence(lacking):
 @pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "sglp"])
 def test_a_method_costs_what_its_page_says(case, name, count, goes):
-    with counted() as passes:
+    with count_passes() as passes:
         case.run(name, len(case.layers) - goes, batches=case.batches[:count])
     letters = {"B": count, "L": len(case.free), "r": goes, "D": 1}
     assert (passes.forward, passes.backward) == cost(PAGES["Methods"][name], **letters)
@@ -82,7 +82,7 @@ def test_sglp_costs_what_its_page_says(case, count, goes):
             return super().__call__(*sets)
 
     arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], keep)
-    with counted() as passes:
+    with count_passes() as passes:
         sglp_method(*arguments, 0, criterion=Counted)
     assert (passes.forward, passes.backward) == cost(PAGES["Methods"]["sglp"], B=count, C=len(asked))
     # A round over all layers, and the network as it is; at most as often as `loss_greedy` asks, and once.
@@ -95,7 +95,7 @@ def test_a_criterion_costs_what_its_page_says(case, name, count, draws):
     if name == "synflow" and len(case.layers) == 5:
         return  # it can't read tokens
     arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], len(case.layers) - 2)
-    with counted() as passes:
-        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), draws=draws, search="alone")
+    with count_passes() as passes:
+        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), random_inits=draws, search="independent")
     letters = {"B": count, "L": len(case.free), "r": 2, "C": len(rows), "D": draws}
     assert (passes.forward, passes.backward) == cost(PAGES["Criteria"][name], **letters)

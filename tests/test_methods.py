@@ -14,8 +14,8 @@ from torch import nn
 import sglp
 from sglp.errors import BudgetError, ScoringError
 from sglp.layer import Layer
-from sglp.running import counted, eval_mode
-from sglp.scoring.baselines.angular import distances, ways_out
+from sglp.running import count_passes, eval_mode
+from sglp.scoring.baselines.angular import best_removals, distances
 from sglp.scoring.baselines.taylor import saliences
 from sglp.scoring.methods import method_names
 from sglp.scoring.ranking import keep_best, remove_one_by_one
@@ -248,7 +248,7 @@ def test_the_ways_out_are_the_best_of_all_sets(seed):
         expected = {
             f: min((*way, gone) for gone, way in ways.items() if gone[0] == f and way[0] == fewest) for f in first
         }
-        found = {way[2][0]: way for way in ways_out(runs, count, goes)}
+        found = {way[2][0]: way for way in best_removals(runs, count, goes)}
         assert found.keys() == expected.keys()
         for f, (number, value, gone) in expected.items():
             assert found[f][0] == number
@@ -327,7 +327,7 @@ def test_a_layer_that_goes_has_no_higher_score_than_one_that_stays(cnn, name):
 @METHODS
 def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name):
     for keep in (0, 2, 11):
-        with counted() as passes, pytest.raises(BudgetError):
+        with count_passes() as passes, pytest.raises(BudgetError):
             cnn.run(name, keep)
         assert (passes.forward, passes.backward) == (0, 0)
 

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from sglp.tasks.image_classification.augmentation import TrainingImages
 from sglp.tasks.image_classification.images import Images
-from sglp.tasks.image_classification.pixels import eight_bits, normalized, pixels, shares
+from sglp.tasks.image_classification.pixels import eight_bits, normalized, pixels, to_unit_float
 from sglp.tasks.schemas.image_classification import ImagePreparation
 from sglp.tasks.schemas.workload import Source
 
@@ -85,12 +85,16 @@ def test_an_augmented_image_is_what_torchvision_makes_of_it(pictures, augment):
 def test_scaling_and_rounding_are_those_of_torchvision():
     random = torch.Generator().manual_seed(0)
     for values in (torch.arange(256, dtype=torch.uint8), torch.randint(0, 2**15, (500,), generator=random).short()):
-        assert torch.equal(shares(values), v2.functional.to_dtype(values[None, None], torch.float32, scale=True)[0, 0])
+        assert torch.equal(
+            to_unit_float(values), v2.functional.to_dtype(values[None, None], torch.float32, scale=True)[0, 0]
+        )
     fractions = torch.rand(5000, generator=random)
-    assert torch.equal(shares(fractions), fractions)
+    assert torch.equal(to_unit_float(fractions), fractions)
     expected = v2.functional.to_dtype(fractions[None, None], torch.uint8, scale=True)[0, 0]
     assert torch.equal(eight_bits(fractions), expected)
-    assert torch.equal(eight_bits(shares(torch.arange(256, dtype=torch.uint8))), torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(
+        eight_bits(to_unit_float(torch.arange(256, dtype=torch.uint8))), torch.arange(256, dtype=torch.uint8)
+    )
     batch = torch.rand(4, 3, 5, 6, generator=random)
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     assert torch.equal(normalized(batch, mean, std), v2.functional.normalize(batch, mean, std))

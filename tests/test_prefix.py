@@ -9,7 +9,7 @@ from torch import nn
 
 import sglp
 from sglp.running import backward
-from sglp.scoring.prefix_cache import Prefix
+from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.bypass import Bypass
 
 
@@ -128,7 +128,7 @@ def gradients(network, loss, again):
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_a_resumed_pass_and_its_gradients_are_those_of_a_whole_one(made, training):
     network, layers, inputs = made
-    bypass, prefix = Bypass(network, layers, inputs), Prefix(network, layers)
+    bypass, prefix = Bypass(network, layers, inputs), PrefixCache(network, layers)
     network.train(training)
     for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
         norm.running_mean = norm.running_var = None  # what a pass leaves behind would differ
@@ -136,10 +136,10 @@ def test_a_resumed_pass_and_its_gradients_are_those_of_a_whole_one(made, trainin
         with bypass.without(gone):
             whole = one_pass(network, inputs)
             expected = gradients(network, whole, again=False)
-            with prefix.resumed(0, [i in gone for i in range(len(layers))]):
-                resumed = one_pass(network, inputs)
-            found = gradients(network, resumed, again=True)
-        assert torch.equal(resumed, whole)
+            with prefix.reuse(0, [i in gone for i in range(len(layers))]):
+                reuse = one_pass(network, inputs)
+            found = gradients(network, reuse, again=True)
+        assert torch.equal(reuse, whole)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -183,11 +183,11 @@ def test_nothing_is_computed_before_the_first_layer_that_differs():
     for number, layer in enumerate(layers[1:], 1):
         inner = network.get_submodule(layer.modules[0]).fc
         inner.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
-    prefix, inputs = Prefix(network, layers), {0: torch.randn(4, 3), 1: torch.randn(4, 3)}
+    prefix, inputs = PrefixCache(network, layers), {0: torch.randn(4, 3), 1: torch.randn(4, 3)}
 
     def ran_in(batch, changed):
         ran.clear()
-        with prefix.resumed(batch, [i in changed for i in range(len(layers))]):
+        with prefix.reuse(batch, [i in changed for i in range(len(layers))]):
             network(inputs[batch])
         return list(ran)
 
@@ -203,13 +203,13 @@ def test_nothing_is_computed_before_the_first_layer_that_differs():
 def test_a_pass_that_fails_leaves_the_network_as_it_was_and_nothing_to_go_on_with():
     network, inputs = resnet()
     layers = sglp.find_layers(network.eval(), inputs)
-    prefix, states = Prefix(network, layers), [False] * len(layers)
-    with pytest.raises(RuntimeError), prefix.resumed(0, states):
+    prefix, states = PrefixCache(network, layers), [False] * len(layers)
+    with pytest.raises(RuntimeError), prefix.reuse(0, states):
         network(inputs[:, :2])
     assert not any("forward" in vars(module) for module in network.modules())
     expected = network(inputs)
     for _ in range(2):
-        with prefix.resumed(0, states):
+        with prefix.reuse(0, states):
             assert torch.equal(network(inputs), expected)
 
 
@@ -219,10 +219,10 @@ def test_outputs_that_are_changed_in_place_are_kept_as_copies():
     layers, ran = sglp.find_layers(network, inputs), []
     for block in network.blocks:
         block.conv.register_forward_hook(lambda *_: ran.append(1))
-    prefix, counts = Prefix(network, layers), []
+    prefix, counts = PrefixCache(network, layers), []
     for _ in range(4):
         ran.clear()
-        with prefix.resumed(0, [False] * len(layers)):
+        with prefix.reuse(0, [False] * len(layers)):
             network(inputs)
         counts.append(len(ran))
     assert counts == [5, 5, 0, 0]  # the first pass tells which

@@ -35,7 +35,7 @@ elif stage == "evaluate":
     metrics = {"accuracy": k / 10, "robust": {"fgsm": 0.5}, "samples": 9, "macs": 7, "params": 5}
     write(f"reports/metrics/{sys.argv[2]}.json", json.dumps(metrics))
 else:
-    write("reports/benchmark.json", json.dumps({"batch": {}, "rounds": params["benchmark"]["rounds"], "k": k}))
+    write("reports/benchmark.json", json.dumps({"batch": {}, "repeats": params["benchmark"]["repeats"], "k": k}))
 """
 MODEL = {
     "task": "image_classification",
@@ -43,7 +43,7 @@ MODEL = {
     "finetune": {"epochs": 3},
 }
 FILES = {
-    "params.yaml": {"model": "tiny", "k": 2, "seed": 0, "method": "sglp", "benchmark": {"rounds": 5}},
+    "params.yaml": {"model": "tiny", "k": 2, "seed": 0, "method": "sglp", "benchmark": {"repeats": 5}},
     "models/tiny.yaml": MODEL,
     "dvc.yaml": {
         "stages": {
@@ -71,7 +71,7 @@ FILES = {
             "benchmark": {
                 "cmd": "python stage.py benchmark",
                 "deps": ["data/plan.json", "stage.py"],
-                "params": ["benchmark.rounds"],
+                "params": ["benchmark.repeats"],
                 "outs": ["reports/benchmark.json"],
             },
         }
@@ -138,14 +138,18 @@ def test_a_record_has_all_that_a_run_left(inside):
         "k": 2,
         "seed": 0,
         "method": "sglp",
-        "benchmark.rounds": 5,
+        "benchmark.repeats": 5,
         "workload.task": "image_classification",
         "workload.files.train.sha256": None,
         "workload.finetune.epochs": 3,
     }
     assert two.layers[1] == {"name": "a", "removable": True, "parameters": 3, "macs": 4}
     assert (two.segments, two.removed) == ([(0, 0), (1, 2)], (2,))
-    assert two.scores == [(0, (0,), 1.5), (1, (1,), 2.5), (1, (), float("-inf"))]
+    assert [(row.segment, row.kept, row.score) for row in two.scores] == [
+        (0, (0,), 1.5),
+        (1, (1,), 2.5),
+        (1, (), float("-inf")),
+    ]
     assert two.metrics["finetuned"] == {"accuracy": 0.2, "robust.fgsm": 0.5, "samples": 9, "macs": 7, "params": 5}
     assert two.cost == {"seconds": 0.5, "forward_passes": 2}
     assert two.benchmark["k"] == 2
@@ -192,7 +196,7 @@ def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
 
     inside.experiment("other-k", turned(k=4))
     inside.experiment("other-seed", turned(seed=5))
-    inside.experiment("other-rounds", turned(benchmark={"rounds": 6}))
+    inside.experiment("other-rounds", turned(benchmark={"repeats": 6}))
     inside.experiment("other-model", turned(model="gone"))
     inside.experiment("no-metrics", forgotten("evaluate@pruned"))
     inside.experiment("nothing", (inside.folder / "dvc.lock").unlink)

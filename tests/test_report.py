@@ -15,7 +15,7 @@ from sglp.tasks.schemas.image_classification import ImageWorkload
 from stages import report
 from stages.support.dials import Params
 from stages.support.outcome import NETWORKS
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 
 DENSE = {"accuracy": 0.9, "loss": 0.5, "params": 4000, "macs": 2_000_000, "samples": 100}
 TUNED = {"accuracy": 0.8, "loss": 0.6, "params": 3000, "macs": 1_000_000, "samples": 100}
@@ -30,12 +30,12 @@ SCORES = [  # of the layers 0 to 6, 0 and 4 can't be removed, 2 and 6 go
 TRAINING = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, "", "")]
 
 
-def views() -> tuple[View, View]:
-    params = {"model": "toy", "k": 2, "method": "a b", "segment": {"auto_share": 0.05}, "score": {"budget": None}}
+def views() -> tuple[DeclaredParams, DeclaredParams]:
+    params = {"model": "toy", "k": 2, "method": "a b", "segment": {"min_loss_drop": 0.05}, "score": {"budget": None}}
     source = {"loader": "some:Digits", "name": None}
-    data = View("report", "data.", {"train": {"split": "some<b>"}, "source": source})
+    data = DeclaredParams("report", "data.", {"train": {"split": "some<b>"}, "source": source})
     workload = {"task": "image_classification", "data": data, "finetune": {"epochs": 2}}
-    return View("report", "", params), View("report", "", workload)
+    return DeclaredParams("report", "", params), DeclaredParams("report", "", workload)
 
 
 def write_csv(path: str, columns: str, rows) -> None:
@@ -65,7 +65,8 @@ def write_inputs(
     similarity = 1 - (position[:, None] - position) ** 2
     cells = [(i, j, similarity[i, j]) for i in range(count) for j in range(count)]
     write_csv("data/similarity.csv", "row,column,similarity", cells)
-    write_csv("data/scores.csv", "segment,kept,score,search,best", scores)
+    columns = "segment,kept,score,search,best" if isinstance(scores[0][1], str) else "segment,layer,score,search,kept"
+    write_csv("data/scores.csv", columns, scores)
     write_csv("reports/segmentation.csv", "k,loss", [(k, 8 * (1 / k - 1 / count)) for k in range(1, count + 1)])
     write_csv("reports/training.csv", "step,epoch,loss,learning_rate,heldout_loss,heldout_accuracy", training)
     plan = {
@@ -78,7 +79,7 @@ def write_inputs(
         "speedup": {"median": 2.04, "quartile_1": 1.9, "quartile_3": 2.2},
     }
     batch = {"work": [timed | {"name": kind} for kind in work], "peak_memory_bytes": {"dense": 4e6, "finetuned": 3e6}}
-    benchmark = {"hardware": "a CPU", "threads": 2, "rounds": 3, "batch": {"16": batch, "2": batch}}
+    benchmark = {"hardware": "a CPU", "threads": 2, "repeats": 3, "batch": {"16": batch, "2": batch}}
     scoring = {"seconds": 1.25, "forward_passes": 1234, "backward_passes": 7, "samples_a_pass": 64}
     files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark, "reports/scoring": scoring}
     files["data/finetuned/architecture"] = plan | {"factory": "toys:net", "kwargs": {}, "shared": {}, "versions": {}}
@@ -176,7 +177,7 @@ def test_the_cost_of_the_scores(toy):
 
 def test_every_dial_and_the_command(toy):
     markdown, html, _ = toy
-    for key, value in (("score.budget", "null"), ("segment.auto_share", "0.05"), ("finetune.epochs", "2")):
+    for key, value in (("score.budget", "null"), ("segment.min_loss_drop", "0.05"), ("finetune.epochs", "2")):
         assert f"| `{key}` | `{value}` |" in markdown
     assert "dvc exp run -S model=toy -S k=2 -S 'method=a b'\n" in markdown
     assert "| torch | 1.2 |" in markdown
@@ -209,9 +210,11 @@ def test_the_model_card_has_the_figures_of_the_metrics(toy):
 def test_the_model_card_names_what_chose_the_layers():
     write_inputs()
     params, workload = views()
-    vars(params).update(score={"criterion": "gradnorm", "search": "alone", "budget": None}, prune={"weights": "random"})
+    vars(params).update(
+        score={"criterion": "gradnorm", "search": "independent", "budget": None}, prune={"weights": "random"}
+    )
     report.main(params, workload)
-    asked = "-S score.criterion=gradnorm -S score.search=alone -S prune.weights=random\n"
+    asked = "-S score.criterion=gradnorm -S score.search=independent -S prune.weights=random\n"
     assert asked in Path("reports/model_card.md").read_text()
 
 
@@ -224,7 +227,7 @@ def test_equal_inputs_give_equal_bytes(toy):
 
 
 def test_a_baseline_and_held_out_samples():
-    scores = [(0, str(i), -float(i), "tail", int(i not in (5, 6))) for i in range(7)]
+    scores = [(0, i, -float(i), "tail", int(i not in (5, 6))) for i in range(7)]
     training = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, 0.7, 0.8)]
     write_inputs(removed=(5, 6), segments=[[0, 6]], scores=scores, training=training)
     markdown, _ = made()

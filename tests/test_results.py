@@ -1,10 +1,12 @@
 """The page of results: what results.yaml asks for is possible, and its tables say what runs found."""
 
+import json
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pipeline import ROOT
@@ -332,3 +334,13 @@ def test_workers_are_a_number(project, monkeypatch, capsys, workers):
     monkeypatch.setattr(sys, "argv", ["results", f"--workers={workers}"])
     assert main() == 2
     assert f"{workers} is wrong: it must be a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_every_line_of_the_ledger_is_found_under_the_names_that_parameters_have_now(project):
+    """A parameter that is renamed or added changes what runs are known by: the ledger has to follow."""
+    lines = [json.loads(line)["run"] for line in Path("docs/results.jsonl").read_text().splitlines()]
+    points = {
+        runs.identity(name) for part in parts(Snapshot.take()) for names in part.points.values() for name in names
+    }
+    assert len(lines) > 200
+    assert [line for line in lines if runs.identity(line) not in points] == []

@@ -6,7 +6,7 @@ import time
 from filelock import FileLock
 from pipeline import write_yaml
 
-from stages.support.params import View
+from stages.support.params import DeclaredParams
 from stages.support.resume import resumable
 
 
@@ -15,7 +15,7 @@ def test_what_nobody_went_on_with_for_a_month_is_dropped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "code.py").write_text("")
     write_yaml(tmp_path / "dvc.yaml", {"stages": {"finetune": {"deps": ["code.py"]}}})
-    of_run = "finetune", View("finetune", "", {"seed": 0}), View("finetune", "", {})
+    of_run = "finetune", DeclaredParams("finetune", "", {"seed": 0}), DeclaredParams("finetune", "", {})
     killed = None
     try:
         with resumable(*of_run) as killed:

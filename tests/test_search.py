@@ -123,7 +123,7 @@ def test_scores_say_which_search_found_them(network, layers, digits):
     segments, budget = [(0, 3), (4, 6), (7, 9)], [3, 2, 2]
     batches = [(digits[0][:16], digits[1][:16])]
     scored = score_combinations(
-        network, layers, segments, budget, batches, criterion=GradNorm, search="alone", max_combinations=2
+        network, layers, segments, budget, batches, criterion=GradNorm, search="independent", max_combinations=2
     )
     assert {(c.segment, c.search) for c in scored} == {(0, "beam 4"), (1, "exhaustive"), (2, "exhaustive")}
     criterion = GradNorm(network, layers, batches)

@@ -11,8 +11,8 @@ import sglp
 from sglp.architecture import architecture_of
 from sglp.cost import count_macs, count_parameters
 from sglp.errors import PlanError
-from sglp.surgery.random_weights import random_twin, seed_of_twin
-from sglp.target import Cost
+from sglp.surgery.random_weights import init_seed, reinitialized
+from sglp.target import RemainingCost
 
 RESNET = "sglp.networks.cifar_resnet:resnet"
 
@@ -31,11 +31,11 @@ def bypassed(model, plan):
     """The dense network, in which removed layers hand on what they are given."""
     model = copy.deepcopy(model)
     for path in [path for name in plan.removed for path in name.split("+")]:
-        model.get_submodule(path).forward = functools.partial(handed_on, isinstance(model, Unpacked))
+        model.get_submodule(path).forward = functools.partial(main_input, isinstance(model, Unpacked))
     return model.eval()
 
 
-def handed_on(in_pair, *args, **kwargs):
+def main_input(in_pair, *args, **kwargs):
     given = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
     return (given, None) if in_pair else given
 
@@ -341,7 +341,9 @@ def test_a_module_leaves_under_all_its_names(way):
     assert torch.equal(logits(small, x), logits(bypassed(model, plan), x))
     assert len(small.body) == 2
     assert count_parameters(model) - count_parameters(small) == layers[2].parameters == 30
-    assert Cost("parameters", model, layers, x).share(plan) == count_parameters(small) / count_parameters(model)
+    assert RemainingCost("parameters", model, layers, x).share(plan) == count_parameters(small) / count_parameters(
+        model
+    )
     score = sglp.find_criterion("loss")(model, layers, [(x, target)])
     assert score((), ()) == pytest.approx(-nn.functional.cross_entropy(logits(model, x), target).item())
     assert score((), (2,)) == pytest.approx(-nn.functional.cross_entropy(logits(small, x), target).item())
@@ -360,9 +362,9 @@ def test_an_activation_that_is_shared_stays_where_it_is():
 def test_a_random_twin_of_a_pruned_network_has_its_shape_and_the_dense_draws(make, removed):
     model = sglp.build(f"{__name__}:{make}", seed=0)
     layers = sglp.find_layers(model, IMAGE if make == "units" else VECTOR)
-    twin = random_twin(sglp.prune(model, plan_without(layers, removed)), seed=3)
+    twin = reinitialized(sglp.prune(model, plan_without(layers, removed)), seed=3)
     expected = sglp.prune(
-        sglp.build(f"{__name__}:{make}", seed=seed_of_twin(3)), plan_without(layers, removed)
+        sglp.build(f"{__name__}:{make}", seed=init_seed(3)), plan_without(layers, removed)
     ).state_dict()
     assert list(twin.state_dict()) == list(expected)
     assert all(torch.equal(value, expected[key]) for key, value in twin.state_dict().items())

@@ -186,7 +186,7 @@ def test_what_is_not_begun_does_not_begin_after_an_error(monkeypatch):
     points = {f"k={k}-{k:010}": {"k": k} for k in range(40)}
     began = []
 
-    class Lanes:
+    class Schedule:
         steps = ("one", "two")
 
         def __init__(self, snapshot, points):
@@ -207,7 +207,7 @@ def test_what_is_not_begun_does_not_begin_after_an_error(monkeypatch):
         if dials["k"] == 1:
             raise OSError("disk full")
 
-    monkeypatch.setattr(sweep, "Lanes", Lanes)
+    monkeypatch.setattr(sweep, "Lanes", Schedule)
     monkeypatch.setattr(sweep.runs, "run", run)
     monkeypatch.setattr(sweep.runs, "checksums", lambda name, baseline: {})
     with pytest.raises(OSError, match="disk full"):

@@ -22,7 +22,7 @@ from experiments.settings import settings as compared
 from sglp.cost import count_macs, count_parameters
 from sglp.errors import BudgetError
 from sglp.layer import Layer
-from sglp.target import Cost, meet
+from sglp.target import RemainingCost, search_keep_count
 
 
 def plan_of(layers, gone):
@@ -71,7 +71,7 @@ def case(request, network, digits):
 def test_a_plan_leaves_what_surgery_leaves(case, of):
     network, layers, inputs = case
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    cost, free = Cost(of, network, layers, inputs), [i for i, layer in enumerate(layers) if layer.removable]
+    cost, free = RemainingCost(of, network, layers, inputs), [i for i, layer in enumerate(layers) if layer.removable]
     for size in range(len(free) + 1):
         plan = plan_of(layers, free[size // 2 :][:size])
         assert cost.share(plan) == counted(of, sglp.prune(network, plan), inputs) / counted(of, network, inputs)
@@ -142,9 +142,9 @@ def test_the_most_layers_that_meet_a_target_stay(made, share, nested):
         with pytest.raises(
             BudgetError, match=rf"^target: macs={share:g} is out of reach: .* of the dense network's macs"
         ):
-            meet(share, cost, ask, segments)
+            search_keep_count(share, cost, ask, segments)
         return
-    met = meet(share, cost, ask, segments)
+    met = search_keep_count(share, cost, ask, segments)
     assert cost.share(met.plan) == met.share <= share
     assert plans[met.rows[0]] == met.plan
     assert len(asked) == len(set(asked))
@@ -166,14 +166,14 @@ def test_what_is_said_to_be_in_reach_is(made, share):
         return plan_of(cost.layers, set(gone)), []
 
     try:
-        meet(share, cost, cheapest, segments)
+        search_keep_count(share, cost, cheapest, segments)
     except BudgetError as error:
         least = float(re.search(r"leave ([\d.]+) of", str(error))[1])
         assert least > share
         if least < 1:
-            assert meet(least, cost, cheapest, segments).share <= least
+            assert search_keep_count(least, cost, cheapest, segments).share <= least
             with pytest.raises(BudgetError, match="out of reach"):
-                meet(least - 0.002, cost, cheapest, segments)
+                search_keep_count(least - 0.002, cost, cheapest, segments)
 
 
 def test_equal_layers_are_asked_about_once():
@@ -183,7 +183,7 @@ def test_equal_layers_are_asked_about_once():
         asked.append(keep)
         return plan_of(cost.layers, set(range(40 - keep))), []
 
-    assert meet(0.5, cost, ask, [(0, 39)]).share == 0.5
+    assert search_keep_count(0.5, cost, ask, [(0, 39)]).share == 0.5
     assert asked == [15]  # (100 + 150) / 500
 
 
@@ -198,7 +198,7 @@ def test_where_costs_do_not_say_where_to_look_few_are_asked_about(of, saved):
         asked.append(keep)
         return plan_of(cost.layers, set(range(64 - keep))), []
 
-    met = meet(0.6, cost, ask, [(0, 63)])
+    met = search_keep_count(0.6, cost, ask, [(0, 63)])
     assert len(met.plan.removed) == math.ceil(0.4 * 740 / saved / 10)
     assert len(asked) <= 8
 
@@ -210,20 +210,20 @@ def test_what_can_not_be_met_is_told_before_anything_is_asked():
         "network's macs at least"
     )
     with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
-        meet(0.5, cost, lambda keep: pytest.fail("asked"), [(0, 1), (2, 3)])
+        search_keep_count(0.5, cost, lambda keep: pytest.fail("asked"), [(0, 1), (2, 3)])
     with pytest.raises(BudgetError, match="no layer of this network can be removed"):
-        meet(0.5, MadeUp([1, 2], [False, False], 3), lambda keep: pytest.fail("asked"), [(0, 1)])
+        search_keep_count(0.5, MadeUp([1, 2], [False, False], 3), lambda keep: pytest.fail("asked"), [(0, 1)])
 
 
 def test_a_method_that_keeps_the_large_layers_is_walked_through():
     """The fewest layers cost more than some more of them: 1 of 30, or 3 of 1."""
     cost = MadeUp([30, 1, 1, 1], [True] * 4, 10)
     plans = {1: {1, 2, 3}, 2: {2, 3}, 3: {0}}
-    met = meet(0.5, cost, lambda keep: (plan_of(cost.layers, plans[keep]), []), [(0, 3)])
+    met = search_keep_count(0.5, cost, lambda keep: (plan_of(cost.layers, plans[keep]), []), [(0, 3)])
     assert met.plan.kept == ("l1", "l2", "l3")
     plans[3] = {1}
     with pytest.raises(BudgetError, match=r"the method's plans leave 0\.931 of"):  # 40 / 43
-        meet(0.5, cost, lambda keep: (plan_of(cost.layers, plans[keep]), []), [(0, 3)])
+        search_keep_count(0.5, cost, lambda keep: (plan_of(cost.layers, plans[keep]), []), [(0, 3)])
 
 
 @pytest.mark.parametrize(("name", "of"), [("sglp", "macs"), ("cka", "parameters"), ("tail", "macs")])
@@ -236,9 +236,9 @@ def test_every_number_of_layers_was_tried_in_vain(network, digits, name, of):
     keeps = range(4 if name == "sglp" else 3, 11)
     left = {keep: counted(of, sglp.prune(case.network, ask(keep)[0]), inputs) for keep in keeps}
     left = {keep: count / left[10] for keep, count in left.items()}
-    cost = Cost(of, case.network, case.layers, inputs)
+    cost = RemainingCost(of, case.network, case.layers, inputs)
     for share in (0.95, 0.6, left[keeps[0]] + 1e-9):
-        met = meet(share, cost, ask, case.segments)
+        met = search_keep_count(share, cost, ask, case.segments)
         assert len(met.plan.kept) == max(keep for keep, value in left.items() if value <= share)
         assert met.share == left[len(met.plan.kept)]
 
@@ -255,7 +255,7 @@ def test_latency_is_the_median_of_what_both_take_in_turn(network, digits, monkey
 
     monkeypatch.setattr("sglp.target.call", run)
     monkeypatch.setattr("sglp.target.ROUNDS", 9)
-    cost = Cost("latency", network, layers, digits[0][:2])
+    cost = RemainingCost("latency", network, layers, digits[0][:2])
     share = cost.share(plan_of(layers, {1, 2, 3, 5, 6}))
     assert share == pytest.approx((0.01 + 0.008) / (0.01 + 0.018))
     assert set(order) == {(9, False, False), (4, False, False)}
@@ -264,18 +264,18 @@ def test_latency_is_the_median_of_what_both_take_in_turn(network, digits, monkey
     assert network.training
 
     going = [1, 2, 3, 5, 6, 8, 9]
-    met = meet(0.8, cost, lambda keep: (plan_of(layers, going[: 10 - keep]), []), [(0, 9)])
+    met = search_keep_count(0.8, cost, lambda keep: (plan_of(layers, going[: 10 - keep]), []), [(0, 9)])
     assert met.share <= 0.8
     assert len(met.plan.removed) == 3  # each saves 2 of 28 ms
     with pytest.raises(BudgetError, match=r"^target: latency=0.1 is out of reach: .* leave 0\.5\d* of"):
-        meet(0.1, cost, lambda keep: pytest.fail("asked"), [(0, 9)])
+        search_keep_count(0.1, cost, lambda keep: pytest.fail("asked"), [(0, 9)])
 
 
 def test_a_forward_pass_of_one_sample_is_timed(network, digits, monkeypatch):
     monkeypatch.setattr("sglp.target.ROUNDS", 2)
     layers, seen = sglp.find_layers(network, digits[0][:2]), []
     network.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
-    share = Cost("latency", network, layers, digits[0][:5]).share(plan_of(layers, {1, 2, 3, 5, 6, 8, 9}))
+    share = RemainingCost("latency", network, layers, digits[0][:5]).share(plan_of(layers, {1, 2, 3, 5, 6, 8, 9}))
     assert 0.1 < share < 0.9
     assert set(seen) == {(1, 1, 8, 8)}
 

@@ -104,8 +104,8 @@ def test_perplexity_is_its_definition(length, stride, batch_size, prefix):
 
 
 def test_windows_may_stand_side_by_side():
-    settings = {"length": 8, "stride": 8, "tokens": None, "batch_size": 1, "tasks": [], "questions": None}
-    TextEvaluation.model_validate(settings | {"prompts": [], "continuation": 1})
+    settings = {"length": 8, "stride": 8, "tokens": None, "batch_size": 1, "tasks": [], "limit": None}
+    TextEvaluation.model_validate(settings | {"prompts": [], "max_new_tokens": 1})
     network, tokens = tiny_llama(), torch.tensor([byte + 3 for byte in prose(12).encode()])
     begin, losses = torch.tensor([1]), []
     for block in tokens.split(7):
@@ -140,7 +140,7 @@ def test_what_is_timed_is_a_prompt_and_tokens_after_it():
     network.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    prefill, decode = timing.work(network, texts, {"batch_sizes": [2], "prompt": 10, "new": 3}, 2)
+    prefill, decode = timing.work(network, texts, {"batch_sizes": [2], "prompt_tokens": 10, "new_tokens": 3}, 2)
     assert (prefill.units, decode.units) == (20, 6)
     lengths.clear()
     with torch.inference_mode():
@@ -183,10 +183,10 @@ def test_sequences_longer_than_the_models_positions():
 
 def test_a_prompt_that_leaves_no_room():
     texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
-    settings = {"length": 8, "stride": 4, "tokens": 50, "batch_size": 1, "tasks": [], "questions": None}
-    settings |= {"prompts": ["the fox"], "continuation": 122}
+    settings = {"length": 8, "stride": 4, "tokens": 50, "batch_size": 1, "tasks": [], "limit": None}
+    settings |= {"prompts": ["the fox"], "max_new_tokens": 122}
     assert complaint(evaluation.evaluate, tiny_llama(), texts, settings, byte_tokenizer(), None) == (
-        "evaluation.continuation and a prompt together=129 is too long: LlamaForCausalLM takes sequences of at most "
+        "evaluation.max_new_tokens and a prompt together=129 is too long: LlamaForCausalLM takes sequences of at most "
         "128 tokens"
     )
 

@@ -29,7 +29,7 @@ RECIPE = {
     "label_smoothing": 0.0,
     "holdout": 0.0,
     "keep": "last",
-    "accumulation": 1,
+    "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "distillation": 0.0,
     "temperature": 1.0,
@@ -111,7 +111,7 @@ def test_adapters_depend_on_the_seed_alone():
 
 def test_accumulated_batches_are_one_larger_batch(texts, tmp_path):
     whole, _ = tuned(texts, tmp_path / "whole", batch_size=8)
-    parts, rows = tuned(texts, tmp_path / "parts", batch_size=2, accumulation=4)
+    parts, rows = tuned(texts, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=4)
     assert rows[-1]["step"] == 2
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-4)

@@ -227,12 +227,12 @@ def test_the_network_computes_in_float32_after_training_in_bfloat16(project, net
 
 
 @pytest.mark.parametrize(("there", "told"), [(True, ""), (False, "no instructions for bfloat16: float32 is faster")])
-def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, there, told):
+def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, bfloat16, told):
     recipe = Finetuning.model_validate(read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
-    assert image_training.trainer_arguments(recipe)["bf16"] is there
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+    assert image_training.trainer_arguments(recipe)["bf16"] is bfloat16
     assert told in capsys.readouterr().err
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # there is no fast way then
     assert not image_training.trainer_arguments(recipe)["bf16"]

@@ -23,7 +23,7 @@ from pipeline import (
 )
 
 import sglp
-from sglp.batches import slices
+from sglp.batches import even_slices
 from sglp.tasks.schemas import schema_of
 from stages.support.layers import read_layers
 from stages.support.params import ParameterError, check
@@ -37,7 +37,7 @@ DIALS = {
     "prune_ratio": 0.1,
     "k": 2,
     "method": "tail",
-    "prune": {"recalibration": SAMPLES},
+    "prune": {"recalibration_samples": SAMPLES},
 }
 ALIAS = {"split": "train[:100%]"}  # the same images, under another name
 SIZES = {
@@ -231,7 +231,7 @@ def test_splits_that_share_samples(train, test, overlap):
 @pytest.mark.parametrize(("samples", "size"), [(64, 32), (65, 32), (8, 4), (9, 4), (9, 5), (5, 4), (11, 4), (4, 4)])
 def test_cka_needs_four_samples_in_every_batch(samples, size):
     said = refusal("resnet20-digits", {"calibration.samples": samples, "calibration.batch_size": size})
-    smallest = min(part.stop - part.start for part in slices(samples, size))
+    smallest = min(part.stop - part.start for part in even_slices(samples, size))
     assert (said is None) == (smallest >= 4)
     assert said is None or f"make one of {smallest}, which is too small" in said
 

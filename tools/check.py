@@ -9,7 +9,7 @@ from sglp.tasks.schemas import schema_of
 from stages.support.checks import check_params
 from stages.support.dials import Params
 from stages.support.params import check, read_yaml, workload_path
-from stages.support.userfiles import there
+from stages.support.userfiles import declared_file
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     content = read_yaml(workload)
     check(schema_of(content), content, workload)
     for name, file in content["files"].items():
-        there(workload, name, file)
+        declared_file(workload, name, file)
     find_evaluation(content["task"]).check_workload(content)
     check_params(params)
 

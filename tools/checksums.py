@@ -9,7 +9,7 @@ from sglp.errors import SGLPError
 from sglp.files import new_file
 from sglp.tasks.schemas import schema_of
 from stages.support.params import ParameterError, check, read_yaml
-from stages.support.userfiles import checksum, find
+from stages.support.userfiles import checksum, resolve_path
 
 
 def fill(path: Path) -> None:
@@ -23,7 +23,7 @@ def fill(path: Path) -> None:
         if file["path"] is None:
             file["sha256"] = None
             continue
-        found = find(file["path"])
+        found = resolve_path(file["path"])
         if found is None:
             raise ParameterError(f"{path}: files.{name}.path={file['path']} is not there")
         file["sha256"] = checksum(found)

@@ -26,7 +26,7 @@ criterion says what the method `sglp` asks of a combination of a segment's layer
 be your own, as `package.module:function`; their signatures stand in [sglp/scoring/methods.py](../sglp/methods.py).
 
 Costs are passes of one batch through the network: `B` batches (`score.batches`), `L` layers that can go, `r` of them
-that go, `C` combinations that are scored, `D` random networks (`score.draws`). A pass that differs from the one before
+that go, `C` combinations that are scored, `D` random networks (`score.random_inits`). A pass that differs from the one before
 in some layers begins at the first of them. What a run took stands in reports/scoring.json.
 """
 

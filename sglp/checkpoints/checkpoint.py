@@ -23,7 +23,7 @@ from sglp.hugging_face.equality import first_difference
 from sglp.hugging_face.networks import is_pretrained, reads_images
 from sglp.hugging_face.pretrained import CONFIG, LIBRARY, architecture_in, from_config, load_pretrained, save_pretrained
 from sglp.plan import Plan
-from sglp.record import ARCHITECTURE, Architecture, record_text, recorded
+from sglp.record import ARCHITECTURE, Architecture, from_json, to_json
 from sglp.running import device_of
 from sglp.surgery.prune import drop_modules, prune
 
@@ -51,7 +51,7 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
     architecture = architecture_of(model)
     if is_pretrained(model):
         files = {
-            ARCHITECTURE: record_text(architecture, {}, {}),
+            ARCHITECTURE: to_json(architecture, {}, {}),
             CARD: model_card(architecture, count_parameters(model)),
         }
         try:
@@ -109,7 +109,7 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
     unsaved = {name: buffer.dtype for name, buffer in model.named_buffers() if name not in state}
     floating = {name: dtype for name, dtype in unsaved.items() if dtype.is_floating_point and dtype != torch.float32}
     precisions = {name: str(dtype).removeprefix("torch.") for name, dtype in floating.items()}
-    text = record_text(architecture, shared, versions, reason, precisions)
+    text = to_json(architecture, shared, versions, reason, precisions)
     with new_folder(folder) as new:
         save_file(tensors, new / WEIGHTS)
         (new / ARCHITECTURE).write_text(text, encoding="utf-8")
@@ -140,7 +140,7 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
         if ours:
             remember(network, architecture)
         return network
-    architecture, shared, versions, precisions = recorded(folder)
+    architecture, shared, versions, precisions = from_json(folder)
     if dtype is not None or device_map is not None:
         raise CheckpointError(
             f"{folder} is no folder for from_pretrained: load it without dtype and device_map and move it with to()"

@@ -14,10 +14,10 @@ from sglp.errors import CheckpointError
 from sglp.files import new_folder
 from sglp.hugging_face.equality import difference_of_skeletons
 from sglp.hugging_face.networks import stack_of
-from sglp.hugging_face.pretrained import CONFIG, architecture_in, errors_alone
+from sglp.hugging_face.pretrained import CONFIG, architecture_in, only_errors
 from sglp.hugging_face.skeleton import in_files, save_config, saved_state, skeleton
 from sglp.plan import Plan
-from sglp.record import ARCHITECTURE, record_text
+from sglp.record import ARCHITECTURE, to_json
 from sglp.surgery.prune import prune
 
 INSTEAD = "use sglp.load, sglp.prune and sglp.save"
@@ -58,7 +58,7 @@ def prune_folder(folder, plan: Plan, target, trust: bool = False, shard: int = S
             _take_along(folder, new)
             _check(pruned, new, trust, kept)
             write_tensors(new, kept, shard)
-            (new / ARCHITECTURE).write_text(record_text(known, {}, {}), encoding="utf-8")
+            (new / ARCHITECTURE).write_text(to_json(known, {}, {}), encoding="utf-8")
             (new / CARD).write_text(model_card(known, count_parameters(pruned)), encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ def _check(pruned: nn.Module, new: Path, trust: bool, kept: dict[str, StoredTens
     """Check that the config which was written makes the pruned network."""
     tensors = {name: tensor.meta for name, tensor in kept.items()}
     try:
-        with errors_alone():
+        with only_errors():
             difference = difference_of_skeletons(pruned, skeleton(new, architecture_of(pruned), trust, tensors))
     except CheckpointError as error:
         difference = str(error).replace(str(new), "the folder")

@@ -17,7 +17,7 @@ from sglp.discovery.granularity import Group, by_name, by_rule, text
 from sglp.errors import LayerError, PlanError
 from sglp.hugging_face.networks import is_pretrained, stack_of, stacked_layers, ties_between_layers
 from sglp.layer import STEM, Layer
-from sglp.surgery.equivalence import stuck
+from sglp.surgery.equivalence import unremovable
 
 
 def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = None) -> list[Layer]:
@@ -87,7 +87,7 @@ def _counted(model: nn.Module, layers: list[Layer]) -> bool:
 
 def _tried(model: nn.Module, layers: list[Layer], ran: set[nn.Module], example) -> list[Layer]:
     """The layers, of which those that their parents can't be without are not removable."""
-    why = stuck(model, layers, ran, example)
+    why = unremovable(model, layers, ran, example)
     return [replace(layer, removable=False, reason=why[i]) if i in why else layer for i, layer in enumerate(layers)]
 
 

@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from sglp.errors import LayerError
-from sglp.running import call, eval_mode, handed_on
+from sglp.running import call, eval_mode, main_input
 
 
 @dataclass(eq=False)
@@ -150,7 +150,7 @@ def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set],
                 known[module].times += 1
                 running.append(known[module])
                 return
-            given = handed_on(args, kwargs)
+            given = main_input(args, kwargs)
             nodes = (_nodes(given), _nodes([args, kwargs]))
             outer = running[-1] if running else None
             entry = Call(path, module, outer, nodes, _shape(given), _container(given))

@@ -7,7 +7,7 @@ from torch import Tensor
 from sglp.distributed import processes
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over all processes, which gradients flow through: of the sum of what all of them make of it."""
     return _Total.apply(value) if processes.count() > 1 else value
 

@@ -59,7 +59,7 @@ def shared_map(function: Callable, items: Sequence, **bar) -> list:
     return [result for part in parts for result in part]
 
 
-def of_first(make: Callable):
+def from_rank_zero(make: Callable):
     """What the first process makes, in all of them."""
     if not _joined:
         return make()
@@ -69,10 +69,10 @@ def of_first(make: Callable):
 
 
 @contextmanager
-def entered_by_first(context: AbstractContextManager) -> Iterator:
+def entered_by_rank_zero(context: AbstractContextManager) -> Iterator:
     """What a context gives, in all processes; the first one alone enters it, and leaves it when all are done."""
     with context if rank() == 0 else nullcontext() as given:
-        yield of_first(lambda: given)
+        yield from_rank_zero(lambda: given)
         wait()
 
 

@@ -27,13 +27,13 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
     Raises:
         CheckpointError: plain `from_pretrained` would make another network of the folder, or none.
     """
-    name, ordinary = type(network).__name__, plain(detached(network))
-    with new_folder(folder) as new, quiet():
+    name, ordinary = type(network).__name__, dequantized(with_own_config(network))
+    with new_folder(folder) as new, no_progress_bars():
         try:
             ordinary.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
-            with errors_alone():
+            with only_errors():
                 reloaded = _reloaded(ordinary, architecture, new)
             difference = first_difference(ordinary, reloaded)
         except Exception as error:  # whatever transformers raises, the user needs one sentence
@@ -114,7 +114,7 @@ def read(kind, folder: Path, **arguments) -> nn.Module:
     Raises:
         CheckpointError: nothing, or there are weights too few or too many.
     """
-    with quiet():
+    with no_progress_bars():
         try:
             network, report = kind.from_pretrained(**arguments, output_loading_info=True)
         except Exception as error:  # whatever transformers raises, the user needs one sentence
@@ -143,7 +143,7 @@ def from_config(folder: Path, architecture: Architecture) -> nn.Module:
         raise CheckpointError(f"{folder} is broken: its config makes no {name} ({sentence(error)})") from error
 
 
-def plain(network: nn.Module) -> nn.Module:
+def dequantized(network: nn.Module) -> nn.Module:
     """Make an ordinary network, in place, of one whose weights were unpacked from a GGUF file.
 
     transformers takes it for a quantized one: it neither trains nor saves it.
@@ -175,15 +175,15 @@ def _check_network(kind, factory: str, folder: Path) -> None:
         raise CheckpointError(f"{folder} is built by {factory}, which is no network of transformers")
 
 
-def detached(network: nn.Module) -> nn.Module:
+def with_own_config(network: nn.Module) -> nn.Module:
     """The same network, sharing all modules, with a config of its own, without names of local folders and old code."""
-    detached = copy.copy(network)
-    detached.config = copy.deepcopy(network.config)
-    for config in configs_of(detached.config):
+    copied = copy.copy(network)
+    copied.config = copy.deepcopy(network.config)
+    for config in configs_of(copied.config):
         config._name_or_path = ""
     if type(network)._auto_class is None:
-        vars(detached.config).pop("auto_map", None)
-    return detached
+        vars(copied.config).pop("auto_map", None)
+    return copied
 
 
 def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> nn.Module:
@@ -219,7 +219,7 @@ def sentence(error: Exception) -> str:
 
 
 @contextmanager
-def errors_alone() -> Iterator[None]:
+def only_errors() -> Iterator[None]:
     """No reports of what is missing in a folder: the comparison says it in one sentence."""
     from transformers.utils import logging
 
@@ -232,7 +232,7 @@ def errors_alone() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """No progress bars of transformers where nobody watches."""
     from transformers.utils import logging
 

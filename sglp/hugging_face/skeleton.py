@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sglp.errors import CheckpointError
-from sglp.hugging_face.pretrained import CONFIG, detached, quiet, read, reader_of, sentence
+from sglp.hugging_face.pretrained import CONFIG, no_progress_bars, read, reader_of, sentence, with_own_config
 from sglp.record import Architecture
 
 
@@ -59,5 +59,5 @@ def in_files(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def save_config(network: nn.Module, folder: Path) -> None:
     """Write all that transformers saves of a network but its weights."""
-    with quiet():
-        detached(network).save_pretrained(folder, state_dict={})
+    with no_progress_bars():
+        with_own_config(network).save_pretrained(folder, state_dict={})

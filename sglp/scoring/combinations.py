@@ -17,11 +17,11 @@ from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.beam import choose_widths, evaluations
-from sglp.scoring.beam import search as find_best
+from sglp.scoring.beam import search as search_sets
 from sglp.scoring.criteria.fitted_loss import FittedLoss
-from sglp.scoring.together import share
+from sglp.scoring.joint import search_jointly
 
-SEARCH: Search = "together"  # the default
+SEARCH: Search = "joint"  # the default
 
 
 def score_combinations(
@@ -35,7 +35,7 @@ def score_combinations(
     search: Search = SEARCH,
     loss: Loss = cross_entropy,
     seed: int = 0,
-    draws: int = 1,
+    random_inits: int = 1,
     max_combinations: int = 1000,
     max_evaluations: int = 5000,
     beam_width: int = 4,
@@ -46,17 +46,18 @@ def score_combinations(
         model: the trained network.
         layers: what `find_layers` found.
         segments: inclusive (first, last), as `fisher_segmentation` gives them.
-        budget: how many layers each segment keeps, as `allocate_budget` gives them; "together" takes their sum.
+        budget: how many layers each segment keeps, as `allocate_budget` gives them; "joint" takes their sum.
         batches: pairs (inputs, target); the same ones for every combination.
         criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them. One that
-            scores a segment and not the network (see `sglp.scoring.methods`) can't be asked with "together".
-        search: "alone", every segment on its own, as in the paper; "in_turn", each with the layers gone that segments
-            before it have lost; or "together", layer by layer, from the segment that can spare one most (`share`).
-        loss, seed, draws: see `sglp.scoring.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
+            scores a segment and not the network (see `sglp.scoring.methods`) can't be asked with "joint".
+        search: "independent", every segment on its own, as in the paper; "sequential", each with the layers gone that segments
+            before it have lost; or "joint", layer by layer, from the segment
+            that can spare one most (`search_jointly`).
+        loss, seed, random_inits: see `sglp.scoring.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
         max_combinations, max_evaluations, beam_width: see `sglp.scoring.beam.choose_widths`.
 
     Returns:
-        The scored combinations of all segments, segment by segment, in the order of their layers. Of "together" a row a
+        The scored combinations of all segments, segment by segment, in the order of their layers. Of "joint" a row a
         layer: first those that go, in their order; the score is by how much the network's falls when it goes.
 
     Raises:
@@ -65,10 +66,12 @@ def score_combinations(
         ArchitectureError: no random network of this architecture can be made.
     """
     check_search(search, criterion)
-    scorer = criterion(model, layers, batches, loss, seed, draws)
-    if search == "together":
-        return _together(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
-    return _each(scorer, layers, segments, budget, search == "in_turn", max_combinations, max_evaluations, beam_width)
+    scorer = criterion(model, layers, batches, loss, seed, random_inits)
+    if search == "joint":
+        return _joint(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
+    return _each(
+        scorer, layers, segments, budget, search == "sequential", max_combinations, max_evaluations, beam_width
+    )
 
 
 def check_search(search: str, criterion: Callable) -> None:
@@ -79,10 +82,10 @@ def check_search(search: str, criterion: Callable) -> None:
     """
     if search not in get_args(Search):
         raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
-    if search == "together" and getattr(criterion, "of_segment", False):
+    if search == "joint" and getattr(criterion, "of_segment", False):
         raise ScoringError(
-            "search=together compares layers all over the network, but "
-            f"{getattr(criterion, '__name__', 'this criterion')} scores one segment: use search=alone or in_turn"
+            "search=joint compares layers all over the network, but "
+            f"{getattr(criterion, '__name__', 'this criterion')} scores one segment: use search=independent or sequential"
         )
 
 
@@ -97,7 +100,7 @@ def best_plan(layers: Sequence[Layer], scores: Iterable[SetScore | LayerScore]) 
     return Plan.without(layers, set(range(len(layers))) - kept)
 
 
-def _together(scorer, layers, segments, goes: int, max_evaluations: int) -> list[LayerScore]:
+def _joint(scorer, layers, segments, goes: int, max_evaluations: int) -> list[LayerScore]:
     segment_of = [number for number, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
 
     def score(number: int, gone: list[int]) -> float:
@@ -105,13 +108,13 @@ def _together(scorer, layers, segments, goes: int, max_evaluations: int) -> list
         before = [i for i in gone if i not in inside]
         return scorer([i for i in inside if i not in gone], [i for i in gone if i in inside], before)
 
-    gone, falls = share(segments, [layer.removable for layer in layers], goes, score, max_evaluations)
+    gone, falls = search_jointly(segments, [layer.removable for layer in layers], goes, score, max_evaluations)
     stay = [i for i in range(len(layers)) if i not in gone]
-    return [LayerScore(segment_of[i], i, falls.get(i, 0.0), "together", i not in gone) for i in (*gone, *stay)]
+    return [LayerScore(segment_of[i], i, falls.get(i, 0.0), "joint", i not in gone) for i in (*gone, *stay)]
 
 
 def _each(
-    scorer, layers, segments, budget, in_turn: bool, max_combinations: int, max_evaluations: int, beam_width: int
+    scorer, layers, segments, budget, sequential: bool, max_combinations: int, max_evaluations: int, beam_width: int
 ) -> list[SetScore]:
     fixed, free = [], []
     for first, last in segments:
@@ -132,13 +135,13 @@ def _each(
                 gone = [i for i in candidates if i not in chosen]
                 return scorer(sorted((*always, *chosen)), gone, out)
 
-            scores = find_best(candidates, sizes[number], score, width)
+            scores = search_sets(candidates, sizes[number], score, width)
             best = max(scores, key=scores.get)
             how = "exhaustive" if width is None else f"beam {width}"
             scored += [
                 SetScore(number, tuple(sorted((*always, *chosen))), value, how, chosen == best)
                 for chosen, value in scores.items()
             ]
-            if in_turn:
+            if sequential:
                 before += [i for i in candidates if i not in best]
     return scored

@@ -6,13 +6,13 @@ network: the trained network; layers: what `find_layers` found; segments: inclus
 layers] array; batches: pairs (inputs, target) of calibration data; keep: how many layers stay; seed: of whatever the
 method draws.
 
-    criterion(network, layers, batches, loss, seed, draws) -> score
+    criterion(network, layers, batches, loss, seed, random_inits) -> score
     score(kept, gone, before) -> float
 
-loss: of the network's output and the target; draws: of random networks to average over; kept, gone: numbers of a
+loss: of the network's output and the target; random_inits: of random networks to average over; kept, gone: numbers of a
 segment's layers that are to stay and to go; before: of layers of other segments that are out already. The higher a
 score the better. A score that compares sets of one segment only, as it is not that of the whole network that is left,
-says so: criterion.of_segment = True; then segments can't share what goes (search "together").
+says so: criterion.of_segment = True; then segments can't share what goes (search "joint").
 
 What each does, where it is from, what it costs and when to use it stands in its docstring, and so in docs/methods.md.
 """
@@ -63,10 +63,10 @@ def check_shared(budget: Sequence[int] | None, search: str) -> None:
     Raises:
         BudgetError: they have.
     """
-    if budget is not None and search == "together":
+    if budget is not None and search == "joint":
         raise BudgetError(
-            f"score.budget={list(budget)} says what each segment keeps, but with score.search=together they share it: "
-            "use in_turn or alone"
+            f"score.budget={list(budget)} says what each segment keeps, but with score.search=joint they share it: "
+            "use sequential or independent"
         )
 
 
@@ -99,7 +99,7 @@ def sglp(
 
     Layers are cut into segments of similar ones. Segments share what goes: a layer at a time, from the segment that can
     spare one most by a criterion, where the other layers of that segment are asked about anew, and those elsewhere only
-    before they go. With `score.search: in_turn` or `alone` each segment keeps its share of the layers; combinations of
+    before they go. With `score.search: sequential` or `independent` each segment keeps its share of the layers; combinations of
     them are scored, all where they are few, else by beam search, with the layers gone that segments before have lost,
     or every segment on its own.
 
@@ -112,7 +112,7 @@ def sglp(
         network, layers, segments, similarity, batches, keep, seed: those of every method.
         budget: how many layers each segment keeps, in place of a split of `keep`; not where segments share.
         search: how segments are searched; see `score_combinations`.
-        scoring: its `criterion`, `loss`, `draws`, `max_combinations`, `max_evaluations` and `beam_width`.
+        scoring: its `criterion`, `loss`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width`.
 
     Raises:
         BudgetError: the segments can't keep so many or so few, or have a budget each though they share one.

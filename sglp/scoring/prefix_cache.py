@@ -26,7 +26,7 @@ class _Given(NamedTuple):
     random: list[Tensor]
 
 
-class Prefix:
+class PrefixCache:
     """What the layers of a network gave in the last pass of each batch.
 
     It keeps the outputs of all layers, batch by batch; with gradients the graphs too, which `backward` must leave.
@@ -42,7 +42,7 @@ class Prefix:
         self.last: dict[Hashable, tuple[list, dict[nn.Module, _Given]]] = {}
 
     @contextmanager
-    def resumed(self, batch: Hashable, states: Sequence) -> Iterator[None]:
+    def reuse(self, batch: Hashable, states: Sequence) -> Iterator[None]:
         """In here one pass runs, from the first layer on whose state is not that of the last pass of this batch.
 
         Args:
@@ -54,19 +54,19 @@ class Prefix:
         while same < len(before) and before[same] == states[same]:
             same += 1
         forwards = {
-            module: self._once(module, given, given.get(module) if number < same else None)
+            module: self._run_or_replay(module, given, given.get(module) if number < same else None)
             for number, modules in enumerate(self.modules)
             for module in modules
         }
         with replaced(forwards):
             yield
         # What is changed in place is of no use: next time a copy is kept of it.
-        spoilt = {module for module, one in given.items() if one.versions != _versions(one.value)}
-        self.changed |= spoilt
-        whole = next((i for i, modules in enumerate(self.modules) if spoilt & set(modules)), len(states))
+        modified_in_place = {module for module, one in given.items() if one.versions != _versions(one.value)}
+        self.changed |= modified_in_place
+        whole = next((i for i, modules in enumerate(self.modules) if modified_in_place & set(modules)), len(states))
         self.last[batch] = (list(states[:whole]), given)
 
-    def _once(self, module: nn.Module, given: dict[nn.Module, _Given], known: _Given | None) -> Callable:
+    def _run_or_replay(self, module: nn.Module, given: dict[nn.Module, _Given], known: _Given | None) -> Callable:
         forward, runs = module.forward, count()
 
         def once(*args, **kwargs):

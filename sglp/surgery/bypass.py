@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sglp.layer import Layer
-from sglp.running import handed_on, run_watched
+from sglp.running import main_input, run_watched
 
 
 class Bypass:
@@ -33,7 +33,7 @@ class Bypass:
     @contextmanager
     def without(self, gone: Iterable[int]) -> Iterator[None]:
         """The layers of these numbers hand on what they are given."""
-        with replaced({module: self._handing_on(module) for i in gone for module in self.modules[i]}):
+        with replaced({module: self._passthrough(module) for i in gone for module in self.modules[i]}):
             yield
 
     def _learn(self, module: nn.Module, args, kwargs, output) -> None:
@@ -49,11 +49,11 @@ class Bypass:
         make = getattr(output, "_make", list if isinstance(output, list) else tuple)  # a named tuple's
         self.more[module] = make, stand_ins[1:]
 
-    def _handing_on(self, module: nn.Module):
+    def _passthrough(self, module: nn.Module):
         more = self.more[module]
 
         def forward(*args, **kwargs):
-            first = handed_on(args, kwargs)
+            first = main_input(args, kwargs)
             if more is None or not isinstance(first, Tensor):
                 return first
             given, (make, stand_ins) = (*args, *kwargs.values()), more

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import one_sample, to_device
+from sglp.batches import first_sample, to_device
 from sglp.errors import PlanError
 from sglp.layer import Layer
 from sglp.plan import Plan
@@ -23,11 +23,11 @@ from sglp.running import call, device_of, eval_mode, seeded
 from sglp.surgery.bypass import Bypass
 from sglp.surgery.prune import drop_modules, runs_in_a_row
 
-BY_NUMBERS = "is in a list whose parent goes by the numbers of its items"
-BY_MORE = "its parent reads from it, or runs it by another reference"
+INDEXED_BY_PARENT = "is in a list whose parent goes by the numbers of its items"
+READ_BY_PARENT = "its parent reads from it, or runs it by another reference"
 
 
-def stuck(network: nn.Module, layers: Sequence, ran: Container[nn.Module], example) -> dict[int, str]:
+def unremovable(network: nn.Module, layers: Sequence, ran: Container[nn.Module], example) -> dict[int, str]:
     """Why layers that can be left out can't be taken out, by their numbers.
 
     Args:
@@ -53,9 +53,11 @@ def stuck(network: nn.Module, layers: Sequence, ran: Container[nn.Module], examp
             return expected is not None and not _differ(left, expected, again)
 
     with eval_mode(network), torch.no_grad():
-        found = {i: BY_NUMBERS for inside in members if not (goes(inside[:1]) and goes(inside[-1:])) for i in inside}
+        found = {
+            i: INDEXED_BY_PARENT for inside in members if not (goes(inside[:1]) and goes(inside[-1:])) for i in inside
+        }
         if others and not goes(others):
-            found |= {i: BY_MORE for i in others if not goes([i])}
+            found |= {i: READ_BY_PARENT for i in others if not goes([i])}
     return found
 
 
@@ -72,7 +74,7 @@ def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example) -> No
         PlanError: it computes something else, or does not run.
     """
     bypass = Bypass(model, [Layer(name, True, "", 0, 0) for name in plan.removed], example)
-    example = to_device(one_sample(example), device_of(model))
+    example = to_device(first_sample(example), device_of(model))
     with eval_mode(model), eval_mode(pruned), torch.no_grad():
         left = _outputs(pruned, example)
         with bypass.without(range(len(plan.removed))):

@@ -12,15 +12,15 @@ from sglp.hugging_face.networks import is_pretrained, leave_out, stack_of
 from sglp.layer import module_paths
 from sglp.plan import Plan
 from sglp.record import Architecture
-from sglp.running import handed_on
+from sglp.running import main_input
 
 
-class PassOn(nn.Identity):
+class PassThrough(nn.Identity):
     """An identity that hands on the first of its arguments, whatever further ones a layer was given in its place."""
 
     def forward(self, *args, **kwargs):
         """What the layer was given."""
-        return handed_on(args, kwargs)
+        return main_input(args, kwargs)
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -65,7 +65,7 @@ def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
             _keep(parent, {name: child for name, child in parent._modules.items() if name not in names})
         else:
             for name in names:
-                setattr(parent, name, PassOn())
+                setattr(parent, name, PassThrough())
 
 
 def _keep(parent: nn.Module, children: dict[str, nn.Module]) -> None:

@@ -14,10 +14,10 @@ from sglp.running import device_of, seeded
 from sglp.surgery.prune import drop_modules, prune
 
 BUILD = "build the network as it is with sglp.build('package.module:function'), so that a random one can be made"
-STREAM = 2718281828  # any number; it is the twins' own
+SEED_STREAM = 2718281828  # any number; it is the twins' own
 
 
-def random_twin(network: nn.Module, seed: int) -> nn.Module:
+def reinitialized(network: nn.Module, seed: int) -> nn.Module:
     """A network of the same architecture with random weights, from the same factory where that is known.
 
     It has the data type of the given one, and no parameter is frozen. One of transformers is made from its config, on
@@ -27,7 +27,7 @@ def random_twin(network: nn.Module, seed: int) -> nn.Module:
         ArchitectureError: the factory is not known, or makes another network, and a module has parameters but no
             `reset_parameters`, or one that leaves some as they were.
     """
-    seed = seed_of_twin(seed)
+    seed = init_seed(seed)
     fresh = _from_config(network, seed) if is_pretrained(network) else _from_factory(network, seed)
     if fresh is None:
         fresh = _module_by_module(network, seed)
@@ -71,13 +71,13 @@ def _module_by_module(network: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-def seed_of_twin(seed: int) -> int:
+def init_seed(seed: int) -> int:
     """What torch draws a twin's weights with.
 
     With the seed itself a network that was trained from it, as the pipeline's, would get its own first weights back,
     which trained ones are still like.
     """
-    return int(np.random.SeedSequence([STREAM, seed]).generate_state(1)[0])
+    return int(np.random.SeedSequence([SEED_STREAM, seed]).generate_state(1)[0])
 
 
 def _from_config(network: nn.Module, seed: int) -> nn.Module:

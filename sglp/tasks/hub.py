@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def hub_at_once() -> Iterator[None]:
+def fail_fast_offline() -> Iterator[None]:
     """Without a hub, what is cached or an error at once: its client would try again for half a minute, a task each."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

@@ -4,8 +4,8 @@ configuration alone."""
 from pathlib import Path
 
 from sglp.errors import ArchitectureError, CheckpointError, first_line
-from sglp.hugging_face.pretrained import plain, quiet
-from sglp.tasks.hub import hub_at_once
+from sglp.hugging_face.pretrained import dequantized, no_progress_bars
+from sglp.tasks.hub import fail_fast_offline
 from sglp.tasks.local_files import CODE, read_local, refuse_code
 
 
@@ -28,7 +28,7 @@ def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_
     if pretrained is None:
         return configured(transformers.AutoModelForCausalLM, "language model", config)
     refuse(config)
-    return plain(fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code))
+    return dequantized(fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code))
 
 
 def configured(kind, what: str, config: dict, *more: str):
@@ -95,7 +95,7 @@ def fetched(kind, name: str, revision: str | None, trust: bool):
     if Path(name).exists():
         return read_local(kind, name, trust)
     try:
-        with quiet(), hub_at_once():
+        with no_progress_bars(), fail_fast_offline():
             return kind.from_pretrained(name, revision=revision or "main", **{CODE: trust})
     except Exception as error:  # whatever transformers raises, the user needs one sentence
         refuse_code(name, error)

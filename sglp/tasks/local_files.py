@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sglp.errors import CheckpointError, first_line
-from sglp.hugging_face.pretrained import quiet
+from sglp.hugging_face.pretrained import no_progress_bars
 
 CODE = "trust_remote_code"
 
@@ -25,7 +25,7 @@ def read_local(kind, name: str, trust: bool):
     if kind.__name__ != "AutoTokenizer" and not file:
         arguments["use_safetensors"] = True
     try:
-        with quiet(), TemporaryDirectory() as scratch:
+        with no_progress_bars(), TemporaryDirectory() as scratch:
             if file:  # alone: files beside it have no checksum
                 (Path(scratch) / file).symlink_to((folder / file).resolve())
                 folder = Path(scratch)

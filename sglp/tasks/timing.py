@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from torch import nn
 
 
-class Work(NamedTuple):
+class BenchmarkTask(NamedTuple):
     """A piece of work that a network is timed on.
 
     Attributes:
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 class Timing(Protocol):
     """Functions of the module `sglp.tasks.TASK.timing`."""
 
-    def work(self, network: nn.Module, data: Any, settings: dict, size: int) -> list[Work]:
+    def work(self, network: nn.Module, data: Any, settings: dict, size: int) -> list[BenchmarkTask]:
         """Return what is timed at a batch size, the forward pass first."""
 
 

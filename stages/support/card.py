@@ -2,7 +2,7 @@
 
 from sglp.checkpoints.model_card import Figures, card_of
 from stages.support.outcome import benchmark_rows, metric_rows
-from stages.support.params import View, flat
+from stages.support.params import DeclaredParams, flat
 
 TASKS = {"image_classification": "image-classification", "causal_lm": "text-generation"}
 # Dials that name a question, beside those on top of params.yaml.
@@ -10,7 +10,9 @@ QUESTION = ("score.criterion", "score.search", "prune.weights")
 NETWORK = "data/finetuned"
 
 
-def complete_card(params: View, workload: View, metrics: dict, benchmark: dict, measured: str, command: str) -> str:
+def complete_card(
+    params: DeclaredParams, workload: DeclaredParams, metrics: dict, benchmark: dict, measured: str, command: str
+) -> str:
     """The card of the fine-tuned network with its figures and the command that makes it again.
 
     Args:

@@ -36,7 +36,7 @@ class Segment(Strict):
 
     by: Cuts
     feature: Feature
-    auto_share: Annotated[float, Field(gt=0, lt=1)]
+    min_loss_drop: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Score(Strict):
@@ -45,7 +45,7 @@ class Score(Strict):
     criterion: Annotated[str, Field(min_length=1)]
     search: Search
     batches: Positive
-    draws: Positive
+    random_inits: Positive
     max_evaluations: Positive
     beam_width: Positive
     budget: list[Positive] | None
@@ -55,13 +55,13 @@ class Prune(Strict):
     """What the pruned network starts with."""
 
     weights: Literal["trained", "random"]
-    recalibration: Annotated[int, Field(ge=0)]
+    recalibration_samples: Annotated[int, Field(ge=0)]
 
 
 class Benchmark(Strict):
     """How networks are timed."""
 
-    rounds: Annotated[int, Field(ge=2)]
+    repeats: Annotated[int, Field(ge=2)]
 
 
 class Params(Strict):

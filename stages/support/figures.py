@@ -66,7 +66,7 @@ def draw_similarity(path: Path, similarity: np.ndarray, layers: Sequence[dict], 
         _legend(figure, layers)
 
 
-def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, auto_share: float) -> None:
+def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, min_loss_drop: float) -> None:
     """The loss of the best segmentation for every k, and what each further cut takes from it."""
     ks, share = np.arange(1, len(losses) + 1), np.asarray(losses) / (losses[0] or 1)
     with _figure(path, 9, 3.2) as figure:
@@ -74,9 +74,9 @@ def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, auto_sha
         left.plot(ks, share, ".-", color=QUIET, markerfacecolor="#0a5c8f", markeredgecolor="#0a5c8f")
         right.vlines(ks[1:], 0, -np.diff(share), color=QUIET, linewidth=1)
         right.plot(ks[1:], -np.diff(share), ".", color="#0a5c8f")
-        right.axhline(auto_share, color="#555555", linewidth=1, linestyle="--")
+        right.axhline(min_loss_drop, color="#555555", linewidth=1, linestyle="--")
         note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right"}
-        right.annotate(f"k: auto cuts above {100 * auto_share:g} %", (len(losses) + 0.5, auto_share), **note)
+        right.annotate(f"k: auto cuts above {100 * min_loss_drop:g} %", (len(losses) + 0.5, min_loss_drop), **note)
         left.set_title("loss that is left, of that of one segment")
         right.set_title("loss that the cut into k segments takes away")
         for axes, height in ((left, share), (right, [None, *-np.diff(share)])):

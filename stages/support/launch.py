@@ -22,17 +22,17 @@ from platformdirs import user_cache_path
 
 from sglp.distributed import processes
 from stages.support import stage
-from stages.support.params import ParameterError, View
+from stages.support.params import DeclaredParams, ParameterError
 
 COMMAND = "SGLP_LAUNCH"
 MARKS = "SGLP_LAUNCH_MARKS"  # in the environment of those that were started: the folder of their marks
 ERROR = "error"
 
 
-def run(main: Callable[[View, View], None], name: str) -> None:
+def run(main: Callable[[DeclaredParams, DeclaredParams], None], name: str) -> None:
     """Run a stage whose work several processes can share: here, or again under the launcher in SGLP_LAUNCH."""
 
-    def here_or_launched(params: View, workload: View) -> None:
+    def here_or_launched(params: DeclaredParams, workload: DeclaredParams) -> None:
         if asked():
             start(name)
             return

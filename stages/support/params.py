@@ -15,7 +15,7 @@ class ParameterError(SGLPError):
     """A parameter file is wrong, or a stage reads what it does not declare."""
 
 
-class View:
+class DeclaredParams:
     """Parameters as attributes; the ones that the stage does not list are not there."""
 
     def __init__(self, stage: str, prefix: str, values: dict):
@@ -28,21 +28,21 @@ class View:
         )
 
 
-def flat(content: View | dict, prefix: str = "") -> dict:
+def flat(content: DeclaredParams | dict, prefix: str = "") -> dict:
     """A view or mapping without nesting: keys joined by dots, what a view keeps to itself left out."""
-    items = vars(content) if isinstance(content, View) else content
+    items = vars(content) if isinstance(content, DeclaredParams) else content
     found = {}
     for key, value in items.items():
-        if isinstance(content, View) and key.startswith("_"):
+        if isinstance(content, DeclaredParams) and key.startswith("_"):
             continue
-        if isinstance(value, View) or (isinstance(value, dict) and value):
+        if isinstance(value, DeclaredParams) or (isinstance(value, dict) and value):
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found
 
 
-def declared(stage: str) -> tuple[View, View]:
+def declared(stage: str) -> tuple[DeclaredParams, DeclaredParams]:
     """The parameters that a stage's entry in dvc.yaml lists, of params.yaml and of the chosen workload.
 
     Raises:
@@ -156,7 +156,7 @@ def _is_group(annotation) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> View:
+def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> DeclaredParams:
     """A view of the keys (with dots) of a mapping."""
     groups: dict[str, list[str]] = {}
     for key in keys:
@@ -166,4 +166,4 @@ def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> View:
     for head, rests in groups.items():
         whole = "" in rests
         values[head] = content[head] if whole else _view(stage, content[head], rests, f"{prefix}{head}.")
-    return View(stage, prefix, values)
+    return DeclaredParams(stage, prefix, values)

@@ -12,14 +12,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from stages.support.params import View, entry, flat
+from stages.support.params import DeclaredParams, entry, flat
 from stages.support.userfiles import checksum
 
 ABANDONED = 30 * 24 * 3600  # seconds
 
 
 @contextmanager
-def resumable(stage: str, params: View, workload: View) -> Iterator[Path]:
+def resumable(stage: str, params: DeclaredParams, workload: DeclaredParams) -> Iterator[Path]:
     """A folder for the checkpoints of one run: the same one for the same code, inputs and parameters.
 
     A second run of the same waits for the first, as two workers on a cold cache would write into each other's.

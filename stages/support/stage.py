@@ -7,10 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sglp.errors import SGLPError, first_line
-from stages.support.params import ParameterError, View, declared
+from stages.support.params import DeclaredParams, ParameterError, declared
 
 
-def run(main: Callable[[View, View], None], name: str, end: Callable[[str], None] = sys.exit) -> None:
+def run(
+    main: Callable[[DeclaredParams, DeclaredParams], None], name: str, end: Callable[[str], None] = sys.exit
+) -> None:
     """Run a stage's `main(params, workload)`. An error that the user can fix becomes one sentence, with exit code 1.
 
     Args:

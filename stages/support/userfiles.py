@@ -12,7 +12,7 @@ from sglp.files import new_file
 from stages.support.params import ParameterError, read_yaml, workload_path
 
 
-def locate(model: str, name: str, sha256: str | None) -> str | None:
+def verified_path(model: str, name: str, sha256: str | None) -> str | None:
     """The path of one of a workload's files, after its content was checked; None where there is none.
 
     Args:
@@ -24,7 +24,7 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
         ParameterError: the file is not there, has no checksum, or another one.
     """
     source = workload_path(model)
-    found = there(source, name, read_yaml(source)["files"][name] | {"sha256": sha256})
+    found = declared_file(source, name, read_yaml(source)["files"][name] | {"sha256": sha256})
     if found is None:
         return None
     actual = checksum(found)
@@ -36,8 +36,8 @@ def locate(model: str, name: str, sha256: str | None) -> str | None:
     return str(found)
 
 
-def there(source: Path, name: str, file: dict) -> Path | None:
-    """What `locate` finds, its content not read.
+def declared_file(source: Path, name: str, file: dict) -> Path | None:
+    """What `verified_path` finds, its content not read.
 
     Args:
         source: the workload's file, for the error.
@@ -52,7 +52,7 @@ def there(source: Path, name: str, file: dict) -> Path | None:
         if sha256 is not None:
             raise ParameterError(f"{source}: files.{name} has a sha256 but no path: write where the file is")
         return None
-    found = find(path)
+    found = resolve_path(path)
     if found is None:
         raise ParameterError(f"{source}: files.{name}.path={path} is not there")
     if sha256 is None:
@@ -60,7 +60,7 @@ def there(source: Path, name: str, file: dict) -> Path | None:
     return found
 
 
-def find(path: str) -> Path | None:
+def resolve_path(path: str) -> Path | None:
     """A file or folder, from the folder that the stage runs in or the project's."""
     return next((p for p in (Path.cwd() / path, project() / path) if p.exists()), None)
 

@@ -10,8 +10,8 @@ import sglp
 from sglp.architecture import resolve
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Source
-from stages.support.params import ParameterError, View
-from stages.support.userfiles import locate, project
+from stages.support.params import DeclaredParams, ParameterError
+from stages.support.userfiles import project, verified_path
 
 OURS = ("sglp", "stages")
 
@@ -21,7 +21,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use_code(params: View, workload: View, *names: str) -> None:
+def use_code(params: DeclaredParams, workload: DeclaredParams, *names: str) -> None:
     """Import the user's Python file or package, its checksum verified, and modules by name; no code beside it.
 
     What a function imports only when it is called is not seen.
@@ -35,7 +35,7 @@ def use_code(params: View, workload: View, *names: str) -> None:
         ArchitectureError: there is no such module or attribute.
     """
     before = set(sys.modules)
-    path = locate(params.model, "code", workload.files.code.sha256)
+    path = verified_path(params.model, "code", workload.files.code.sha256)
     if path is not None:
         _import(Path(path))
     for name in names:
@@ -66,7 +66,9 @@ def _import(path: Path) -> None:
         raise ParameterError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
 
 
-def load_network(folder: str, params: View, workload: View, stored: bool = False, **loading) -> torch.nn.Module:
+def load_network(
+    folder: str, params: DeclaredParams, workload: DeclaredParams, stored: bool = False, **loading
+) -> torch.nn.Module:
     """A network that an earlier stage saved; only what the workload itself names is trusted to build it.
 
     It comes on the device, in the precision that its task computes in.
@@ -96,10 +98,10 @@ def spread(folder: str) -> dict:
     return {} if fits or not (Path(folder) / "config.json").exists() else {"device_map": "auto"}
 
 
-def load_split(split: str, params: View, workload: View, processor):
+def load_split(split: str, params: DeclaredParams, workload: DeclaredParams, processor):
     """A split ("train" or "test") of the workload's data."""
     sha256 = getattr(workload.files, split).sha256
-    path = locate(params.model, split, sha256)
+    path = verified_path(params.model, split, sha256)
     data = workload.data
     source = Source.model_validate(data.source)
     use_code(params, workload, source.loader)

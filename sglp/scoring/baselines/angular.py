@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.activations import Axes
+from sglp.activations import BatchAxis
 from sglp.batches import at_least_one, inputs_of, size_of, to_device
 from sglp.errors import ScoringError
 from sglp.layer import Layer
@@ -32,7 +32,7 @@ from sglp.scores import SetScore
 from sglp.scoring.combinations import best_plan
 from sglp.scoring.ranking import check_keep
 
-Way = tuple[int, float, tuple[int, ...]]  # number of runs, the sum of their distances, their layers
+Removal = tuple[int, float, tuple[int, ...]]  # number of runs, the sum of their distances, their layers
 
 
 def angular(network, layers, segments, similarity, batches, keep: int, seed: int) -> tuple[Plan, list[SetScore]]:
@@ -44,7 +44,7 @@ def angular(network, layers, segments, similarity, batches, keep: int, seed: int
         ScoringError: there is no batch, or a distance is not finite.
     """
     check_keep(layers, keep)
-    ways = ways_out(distances(network, layers, batches), len(layers), len(layers) - keep)
+    ways = best_removals(distances(network, layers, batches), len(layers), len(layers) - keep)
     best, rows = min(ways), []
     for way in ways:
         _, distance, gone = way
@@ -53,7 +53,7 @@ def angular(network, layers, segments, similarity, batches, keep: int, seed: int
     return best_plan(layers, rows), rows
 
 
-def ways_out(distance: Mapping[tuple[int, int], float], count: int, goes: int) -> list[Way]:
+def best_removals(distance: Mapping[tuple[int, int], float], count: int, goes: int) -> list[Removal]:
     """The best way to take out layers for every layer that can be the first of them, all with as few runs as possible.
 
     Args:
@@ -61,10 +61,10 @@ def ways_out(distance: Mapping[tuple[int, int], float], count: int, goes: int) -
         count: number of layers.
         goes: how many of them go; there are as many that can.
     """
-    nothing: Way = (0, 0.0, ())
+    nothing: Removal = (0, 0.0, ())
     # By a layer and how many go: the best way of which it is the first to go, and the best from it on.
-    starting: list[list[Way | None]] = [[None] * (goes + 1) for _ in range(count)]
-    following: list[list[Way | None]] = [[nothing, *[None] * goes] for _ in range(count + 1)]
+    starting: list[list[Removal | None]] = [[None] * (goes + 1) for _ in range(count)]
+    following: list[list[Removal | None]] = [[nothing, *[None] * goes] for _ in range(count + 1)]
     for first in reversed(range(count)):
         for some in range(1, goes + 1):
             ways = []
@@ -84,9 +84,9 @@ def ways_out(distance: Mapping[tuple[int, int], float], count: int, goes: int) -
 
 def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> dict[tuple[int, int], float]:
     """The mean angular distance of every run of layers that can go, by its (first, last), in 0..1."""
-    device, axes, batches = device_of(network), Axes(network, layers), list(at_least_one(batches))
+    device, axes, batches = device_of(network), BatchAxis(network, layers), list(at_least_one(batches))
     means = _distances(network, layers, batches, axes)
-    if axes.mistaken(to_device(inputs_of(batches[0]), device)):
+    if axes.was_wrong(to_device(inputs_of(batches[0]), device)):
         means = _distances(network, layers, batches, axes)
     for (first, last), mean in means.items():
         if not math.isfinite(mean):
@@ -94,7 +94,7 @@ def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) ->
     return means
 
 
-def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, axes: Axes) -> dict:
+def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, axes: BatchAxis) -> dict:
     sums: dict[tuple[int, int], Tensor] = {}
     entering: dict[int, Tensor] = {}  # what came in to the layers that ran in a row
     handles, samples, size, reads_tokens = [], 0, 0, False

@@ -19,7 +19,7 @@ from sglp.batches import at_least_one, inputs_of
 from sglp.cka import cka_matrix
 from sglp.layer import Layer
 from sglp.scoring.features import Features, gram
-from sglp.scoring.prefix_cache import Prefix
+from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.bypass import Bypass
 
 
@@ -30,17 +30,19 @@ class CkaOutput:
         network: the trained network; left as it was.
         layers: what `find_layers` found.
         batches: pairs (inputs, target), whose targets are not used; HSIC is averaged over them (minibatch CKA).
-        loss, seed, draws: not used.
+        loss, seed, random_inits: not used.
 
     Raises:
         ScoringError: there is no batch.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[Layer], batches: Iterable, loss=None, seed=0, draws=1):
+    def __init__(
+        self, network: nn.Module, layers: Sequence[Layer], batches: Iterable, loss=None, seed=0, random_inits=1
+    ):
         self.batches = list(at_least_one(batches))
         first = inputs_of(self.batches[0])
         self.bypass, self.features = Bypass(network, layers, first), Features(network, layers, first)
-        self.prefix, self.numbers = Prefix(network, layers), range(len(layers))
+        self.prefix, self.numbers = PrefixCache(network, layers), range(len(layers))
         self.dense = self._grams(set())
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
@@ -54,7 +56,7 @@ class CkaOutput:
 
     def _grams(self, out: set[int]) -> list[Tensor]:
         states = [i in out for i in self.numbers]
-        features = self.features(self.batches, lambda number: self.prefix.resumed(number, states))
+        features = self.features(self.batches, lambda number: self.prefix.reuse(number, states))
         return [gram(rows) for rows in features]
 
 

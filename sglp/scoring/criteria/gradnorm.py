@@ -8,9 +8,9 @@ Source: SGLP (arXiv 2410.14720), section III. The published code never resets th
 a new batch for each; here all combinations see the same random networks and the same batches.
 Cost: forward `C * B * D + D`, backward `C * B * D`. A random network takes one pass of one sample, the memory of a
 network, and that of what its pass keeps for gradients, of every batch.
-Use: as the criterion of the paper, and as what others are held against; with `score.search: alone` or `in_turn`. It
+Use: as the criterion of the paper, and as what others are held against; with `score.search: independent` or `sequential`. It
 asks about a segment's layers among random ones, not about the network that is left, and depends on the draw of the
-random weights: average over several (`score.draws`).
+random weights: average over several (`score.random_inits`).
 """
 
 import math
@@ -25,10 +25,10 @@ from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.running import backward, call, device_of, seeded
-from sglp.scoring.prefix_cache import Prefix
+from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.batchnorm import batch_statistics
 from sglp.surgery.bypass import Bypass
-from sglp.surgery.random_weights import random_twin
+from sglp.surgery.random_weights import reinitialized
 
 
 class GradNorm:
@@ -41,8 +41,8 @@ class GradNorm:
         layers: what `find_layers` found.
         batches: pairs (inputs, target); the score is the mean over them.
         loss: of the network's output and the target; cross-entropy by default.
-        seed: of the random weights (see `random_twin`), and of the random state in which every pass runs (dropout).
-        draws: number of random networks (seeds `seed`, `seed + 1`, ...) over which the score is averaged.
+        seed: of the random weights (see `reinitialized`), and of the random state in which every pass runs (dropout).
+        random_inits: number of random networks (seeds `seed`, `seed + 1`, ...) over which the score is averaged.
 
     Raises:
         ScoringError: there is no batch.
@@ -58,13 +58,13 @@ class GradNorm:
         batches: Iterable,
         loss: Loss = cross_entropy,
         seed: int = 0,
-        draws: int = 1,
+        random_inits: int = 1,
     ):
         device = device_of(network)
         self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
         self.loss, self.seed = loss, seed
         inputs = inputs_of(self.batches[0])
-        self.twins = [_Twin(network, layers, seed + draw, inputs) for draw in range(draws)]
+        self.twins = [_Twin(network, layers, seed + draw, inputs) for draw in range(random_inits)]
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int] = (), before: Iterable[int] = ()) -> float:
         """The score of the layers with these numbers.
@@ -94,7 +94,7 @@ class GradNorm:
     def _score(self, twin: "_Twin", number: int, states: list[tuple[bool, ...]]) -> float:
         inputs, target = self.batches[number]
         place = device_of(twin.network)
-        with torch.enable_grad(), seeded(self.seed, place), twin.prefix.resumed(number, states):
+        with torch.enable_grad(), seeded(self.seed, place), twin.prefix.reuse(number, states):
             backward(self.loss(call(twin.network.train(), inputs), target), again=True)
         return self._of(twin.taken_norms())
 
@@ -107,12 +107,12 @@ class _Twin:
     """A random network whose layers can be given the trained weights and take back their own.
 
     Its weights cost the memory of one network: a layer is lent the trained parameters themselves, and every gradient is
-    dropped as soon as its norm is taken. The graphs of the last passes, one a batch, stay (`Prefix`).
+    dropped as soon as its norm is taken. The graphs of the last passes, one a batch, stay (`PrefixCache`).
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], seed: int, inputs):
-        self.network = random_twin(network, seed).to(device_of(network))
-        self.bypass, self.prefix = Bypass(self.network, layers, inputs), Prefix(self.network, layers)
+        self.network = reinitialized(network, seed).to(device_of(network))
+        self.bypass, self.prefix = Bypass(self.network, layers, inputs), PrefixCache(self.network, layers)
         self.trained: set[int] = set()
         self.norms: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():

@@ -20,7 +20,7 @@ from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.running import call, device_of, eval_mode
-from sglp.scoring.prefix_cache import Prefix
+from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.bypass import Bypass
 
 
@@ -32,7 +32,7 @@ class CalibrationLoss:
         layers: what `find_layers` found.
         batches: pairs (inputs, target); the score is the mean over them.
         loss: of the network's output and the target; cross-entropy by default.
-        seed, draws: not used, nothing is drawn.
+        seed, random_inits: not used, nothing is drawn.
 
     Raises:
         ScoringError: there is no batch.
@@ -45,12 +45,12 @@ class CalibrationLoss:
         batches: Iterable,
         loss: Loss = cross_entropy,
         seed: int = 0,
-        draws: int = 1,
+        random_inits: int = 1,
     ):
         device = device_of(network)
         self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
         self.network, self.loss = network, loss
-        self.bypass, self.prefix = Bypass(network, layers, inputs_of(self.batches[0])), Prefix(network, layers)
+        self.bypass, self.prefix = Bypass(network, layers, inputs_of(self.batches[0])), PrefixCache(network, layers)
         self.numbers = range(len(layers))
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
@@ -71,7 +71,7 @@ class CalibrationLoss:
         """One a batch; the states say of each layer whether it is out."""
         losses = []
         for number, (inputs, target) in enumerate(self.batches):
-            with self.prefix.resumed(number, states):
+            with self.prefix.reuse(number, states):
                 output = call(self.network, inputs)
             losses.append(self._loss(output, target))
         return losses

@@ -15,7 +15,7 @@ import numpy as np
 class Random:
     """Scores sets of layers by a draw, which depends on the seed and the set alone; arguments as of all criteria."""
 
-    def __init__(self, network, layers, batches, loss=None, seed: int = 0, draws: int = 1):
+    def __init__(self, network, layers, batches, loss=None, seed: int = 0, random_inits: int = 1):
         self.seed = seed
 
     def __call__(self, kept: Iterable[int], gone: Iterable[int] = (), before: Iterable[int] = ()) -> float:

@@ -33,13 +33,15 @@ class SynFlow:
         network: the trained network; left as it was, a copy of it is made.
         layers: what `find_layers` found.
         batches: pairs (inputs, target), of which only the shape of an input is used.
-        loss, seed, draws: not used.
+        loss, seed, random_inits: not used.
 
     Raises:
         ScoringError: there is no batch, or inputs are no real numbers.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[Layer], batches: Iterable, loss=None, seed=0, draws=1):
+    def __init__(
+        self, network: nn.Module, layers: Sequence[Layer], batches: Iterable, loss=None, seed=0, random_inits=1
+    ):
         inputs = inputs_of(next(at_least_one(batches)))
         if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
             raise ScoringError("synflow sends ones through the network, which needs inputs of real numbers, not of ids")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import slices
+from sglp.batches import even_slices
 from sglp.distributed.processes import ALL
 from sglp.errors import DataError
 from sglp.tasks.causal_lm.texts import Texts
@@ -49,7 +49,7 @@ def calibration_batches(
     """
     what = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
     drawn = draw(len(data), samples, seed, what)
-    for some in slices(samples, batch_size)[part]:
+    for some in even_slices(samples, batch_size)[part]:
         yield data.batch(drawn[some])
 
 

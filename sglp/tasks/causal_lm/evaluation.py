@@ -32,8 +32,8 @@ def evaluate(network: nn.Module, data: Texts, settings: dict, processor, tasks: 
     check_fit(network, data)
     check_length(network, "evaluation.length", dials.length)
     for prompt in dials.prompts:
-        tokens = len(texts.encoded(processor, prompt)) + dials.continuation
-        check_length(network, "evaluation.continuation and a prompt together", tokens)
+        tokens = len(texts.encoded(processor, prompt)) + dials.max_new_tokens
+        check_length(network, "evaluation.max_new_tokens and a prompt together", tokens)
     if dials.tokens is not None and dials.tokens > len(data.tokens):
         raise DataError(
             f"evaluation.tokens={dials.tokens} is too many: {data.name} has {len(data.tokens)} for the test; "
@@ -42,8 +42,8 @@ def evaluate(network: nn.Module, data: Texts, settings: dict, processor, tasks: 
     text = data.tokens[: dials.tokens]
     metrics = perplexity(network, text, dials.length, dials.stride, dials.batch_size, data.prefix)
     if dials.tasks:
-        metrics |= questions.answer(network, processor, dials.tasks, tasks, dials.questions, dials.batch_size)
-    return metrics, continuations(network, processor, dials.prompts, dials.continuation)
+        metrics |= questions.answer(network, processor, dials.tasks, tasks, dials.limit, dials.batch_size)
+    return metrics, continuations(network, processor, dials.prompts, dials.max_new_tokens)
 
 
 def macs(network: nn.Module, data: Texts) -> dict[str, int]:

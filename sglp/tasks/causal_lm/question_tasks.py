@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sglp.errors import DataError, first_line
-from sglp.tasks.hub import hub_at_once
+from sglp.tasks.hub import fail_fast_offline
 
 # lm-eval and datasets are imported where they are used: they are slow to import, and few runs ask questions.
 SEED = 0  # of the examples that tasks draw
@@ -101,7 +101,7 @@ def load(manager, tasks: list[str]) -> dict[str, dict]:
     loaded: dict[str, dict] = {"tasks": {}, "groups": {}}
     for name in tasks:
         try:
-            with hub_at_once() if _may_need_hub(manager.task_index[name]) else nullcontext():
+            with fail_fast_offline() if _may_need_hub(manager.task_index[name]) else nullcontext():
                 found = manager.load([name])
         except ConnectionError as error:
             raise DataError(

@@ -18,6 +18,6 @@ def trainer_arguments(recipe) -> dict:
     return {
         "max_grad_norm": 1.0,
         "metric_for_best_model": "loss",
-        "gradient_accumulation_steps": recipe.accumulation,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "bf16": torch.cuda.is_available(),
     }

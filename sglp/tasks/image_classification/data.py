@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import slices
+from sglp.batches import even_slices
 from sglp.distributed.processes import ALL
 from sglp.errors import DataError, first_line
 from sglp.running import call, logits_of
@@ -41,7 +41,7 @@ def calibration_batches(
     Args:
         images: the training split: calibration never sees the test split.
         samples: how many in all.
-        batch_size: how many a batch at most; see `slices`.
+        batch_size: how many a batch at most; see `even_slices`.
         seed: of the draw.
         part: which of the batches.
 
@@ -49,7 +49,7 @@ def calibration_batches(
         DataError: there are fewer samples.
     """
     drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
-    for some in slices(samples, batch_size)[part]:
+    for some in even_slices(samples, batch_size)[part]:
         yield images.batch(drawn[some])
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from sglp.errors import DataError, first_line
-from sglp.tasks.image_classification.pixels import normalized, pixels, shares
+from sglp.tasks.image_classification.pixels import normalized, pixels, to_unit_float
 from sglp.tasks.image_classification.transforms import make_transforms
 from sglp.tasks.schemas.image_classification import ImagePreparation
 from sglp.tasks.schemas.workload import Source
@@ -93,7 +93,7 @@ class Images:
         return stack([self[i] for i in indices])
 
     def _normalized(self, image: Tensor) -> Tensor:
-        return normalized(shares(image), self.prepare.mean, self.prepare.std)
+        return normalized(to_unit_float(image), self.prepare.mean, self.prepare.std)
 
     def _from_table(self, table):
         import datasets

@@ -18,7 +18,7 @@ def pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-def shares(values: Tensor) -> Tensor:
+def to_unit_float(values: Tensor) -> Tensor:
     """Integers as shares of the largest that their kind can be, in float32; fractions stay as they are."""
     if values.is_floating_point():
         return values.to(torch.float32)
@@ -27,7 +27,7 @@ def shares(values: Tensor) -> Tensor:
 
 def eight_bits(values: Tensor) -> Tensor:
     """Shares or integers as 0 to 255."""
-    return values if values.dtype == torch.uint8 else shares(values).mul(256 - 1e-3).to(torch.uint8)
+    return values if values.dtype == torch.uint8 else to_unit_float(values).mul(256 - 1e-3).to(torch.uint8)
 
 
 def normalized(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -15,7 +15,7 @@ from sglp.robustness.corruptions import KINDS, corrupt
 from sglp.running import call, device_of, eval_mode, logits_of
 from sglp.tasks.drawing import draw
 from sglp.tasks.image_classification.images import Images, stack
-from sglp.tasks.image_classification.pixels import eight_bits, normalized, shares
+from sglp.tasks.image_classification.pixels import eight_bits, normalized, to_unit_float
 from sglp.tasks.image_classification.transforms import make_transforms
 from sglp.tasks.schemas.image_classification import Robustness
 
@@ -92,7 +92,7 @@ def _variants(
     classifier: _Classifier, pictures: Tensor, labels: Tensor, indices: list[int], dials: Robustness
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """A batch as it is, attacked and corrupted: names, and pixels in 0..1."""
-    pixels = shares(pictures)
+    pixels = to_unit_float(pictures)
     yield ("clean",), pixels
     for eps in dials.fgsm:
         yield ("fgsm", str(eps)), fgsm(classifier, pixels, labels, eps)
@@ -104,7 +104,7 @@ def _variants(
         for kind in KINDS:
             corrupted = [corrupt(array, kind, severity, index) for array, index in zip(arrays, indices, strict=True)]
             corrupted = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2).contiguous()
-            yield ("corruptions", str(severity), kind), shares(corrupted.to(pictures.device))
+            yield ("corruptions", str(severity), kind), to_unit_float(corrupted.to(pictures.device))
 
 
 def _nested(accuracies: dict[tuple[str, ...], float]) -> dict:

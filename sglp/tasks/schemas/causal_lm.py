@@ -31,11 +31,11 @@ class TextData(Data):
 class TextRecipe(Recipe):
     """How a language model is trained.
 
-    accumulation: batches that make one step.
+    gradient_accumulation_steps: batches that make one step.
     gradient_checkpointing: activations are computed twice instead of kept.
     """
 
-    accumulation: Positive
+    gradient_accumulation_steps: Positive
     gradient_checkpointing: bool
 
 
@@ -71,8 +71,8 @@ class TextEvaluation(Strict):
     length, stride: of the windows for perplexity: each is `length` tokens, `stride` after the one before; every token
     is scored once (but the first, where nothing stands before it).
     tokens: how many of the test text; null for all.
-    tasks, questions: tasks of lm-eval by name, and how many questions of each; null for all.
-    prompts, continuation: prompts to go on from, and by how many tokens.
+    tasks, limit: tasks of lm-eval by name, and how many questions of each; null for all.
+    prompts, max_new_tokens: prompts to go on from, and by how many tokens.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -80,9 +80,9 @@ class TextEvaluation(Strict):
     tokens: Annotated[int, Field(ge=2)] | None
     batch_size: Positive
     tasks: list[str]
-    questions: Positive | None
+    limit: Positive | None
     prompts: list[Annotated[str, Field(min_length=1)]]
-    continuation: Positive
+    max_new_tokens: Positive
 
     @model_validator(mode="after")
     def _no_gaps(self):
@@ -92,11 +92,11 @@ class TextEvaluation(Strict):
 
 
 class TextBenchmark(Strict):
-    """How networks are timed: reading a prompt of `prompt` tokens, then writing `new` tokens one by one."""
+    """How networks are timed: reading a prompt of `prompt_tokens` tokens, then writing `new_tokens` tokens one by one."""
 
     batch_sizes: Annotated[list[Positive], Field(min_length=1)]
-    prompt: Positive
-    new: Annotated[int, Field(ge=2)]
+    prompt_tokens: Positive
+    new_tokens: Annotated[int, Field(ge=2)]
 
 
 class LanguageWorkload(Workload):

@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sglp.batches import to_device
 from sglp.distributed import processes
-from sglp.distributed.all_reduce import total
+from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.errors import SGLPError
 from sglp.hugging_face.networks import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
@@ -35,7 +35,7 @@ from sglp.tasks.training import TaskTraining
 
 # The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
 # after a resume is what an undisturbed run would have logged.
-POINTS = 25
+LOG_EVENTS = 25
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
     further = task.trainer_arguments(recipe)
     batches = math.ceil(len(samples) / recipe.batch_size)
     steps_an_epoch = math.ceil(batches / further.get("gradient_accumulation_steps", 1))
-    every = max(1, math.ceil(recipe.epochs * steps_an_epoch / POINTS))
+    every = max(1, math.ceil(recipe.epochs * steps_an_epoch / LOG_EVENTS))
     arguments = TrainingArguments(
         output_dir=str(resume),
         per_device_train_batch_size=recipe.batch_size // processes.count(),
@@ -144,7 +144,7 @@ def train(
         torch.manual_seed(seed + processes.rank())  # of dropout: no two processes the same
     some, _ = task.collate([samples[0, 0]] * 2)
     with channels_last(network, to_device(some, device_of(network))):
-        trainer.train(resume_from_checkpoint=processes.of_first(lambda: last_complete(resume)))
+        trainer.train(resume_from_checkpoint=processes.from_rank_zero(lambda: last_complete(resume)))
     # Where the Trainer computes in half precision, it has put another forward into the network.
     extract_model_from_parallel(network, keep_fp32_wrapper=False)
     network.cpu().eval()
@@ -184,7 +184,7 @@ class _Trainer(Trainer):
             loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
         if model.training:
             # A mean over this process's rows, whose mean over processes is to be the mean over all rows.
-            loss = loss * (rows * processes.count() / int(total(torch.tensor(rows))))
+            loss = loss * (rows * processes.count() / int(all_reduce_sum(torch.tensor(rows))))
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader, description, *_, **__) -> EvalLoopOutput:
@@ -195,16 +195,16 @@ class _Trainer(Trainer):
                 loss, outputs = self.compute_loss(model, batch, return_outputs=True)
             hits = (outputs["logits"].argmax(dim=-1) == batch["labels"]).sum()
             sums += torch.tensor([float(loss) * batch["rows"], int(hits), batch["rows"]])
-        loss, hits, rows = total(sums).tolist()
+        loss, hits, rows = all_reduce_sum(sums).tolist()
         metrics = {"eval_loss": loss / rows, "eval_accuracy": hits / rows}
         return EvalLoopOutput(None, None, metrics, num_samples=len(self.eval_dataset))
 
     def _distance(self, logits: Tensor, inputs, labels: Tensor) -> Tensor:
         """Hinton et al. 2015: Kullback-Leibler divergence from the teacher at a temperature, times its square."""
-        temperature, counted = self.recipe.temperature, labels != IGNORED
+        temperature, labelled = self.recipe.temperature, labels != IGNORED
         with torch.no_grad():
-            target = logits_of(call(self.teacher.to(labels.device).eval(), inputs))[counted].float() / temperature
-        student = F.log_softmax(logits[counted].float() / temperature, dim=-1)
+            target = logits_of(call(self.teacher.to(labels.device).eval(), inputs))[labelled].float() / temperature
+        student = F.log_softmax(logits[labelled].float() / temperature, dim=-1)
         distance = F.kl_div(student, F.log_softmax(target, dim=-1), log_target=True, reduction="batchmean")
         return distance * temperature**2
 

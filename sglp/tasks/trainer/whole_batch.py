@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sglp.distributed import processes
-from sglp.distributed.all_reduce import total
+from sglp.distributed.all_reduce import all_reduce_sum
 
 
 def whole_batch(counts: bool = True) -> AbstractContextManager:
@@ -53,10 +53,10 @@ def _batch_norm(
     shape = [1, -1] + [1] * (inputs.ndim - 2)
     values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     rows = values.new_tensor([counts * values.numel() / values.shape[1]])
-    sums = total(torch.cat([counts * values.sum(over), rows]))
+    sums = all_reduce_sum(torch.cat([counts * values.sum(over), rows]))
     mean, rows = sums[:-1] / sums[-1], sums[-1].detach()
     centred = values - mean.view(shape)
-    variance = total(counts * centred.square().sum(over)) / rows
+    variance = all_reduce_sum(counts * centred.square().sum(over)) / rows
     if running_mean is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

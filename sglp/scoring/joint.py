@@ -14,7 +14,7 @@ from sglp.distributed.processes import shared_map
 from sglp.errors import ScoringError
 
 
-def share(
+def search_jointly(
     segments: Sequence[tuple[int, int]],
     removable: Sequence[bool],
     goes: int,
