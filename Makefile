@@ -82,6 +82,7 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	lint-imports
+	mypy
 
 # The lock holds every platform's packages with their hashes, and no addresses.
 lock:
