@@ -20,6 +20,10 @@ torch.set_num_threads(1)
 FIRST = ("test_dvc.py", "test_workloads.py", "test_processes.py", "test_sweep.py", "test_stages.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in FIRST)
 
