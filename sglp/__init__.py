@@ -1,10 +1,10 @@
 """SGLP: remove whole layers from a trained network, guided by similarity.
 
-Names are imported on first use, so that ``import sglp`` costs nothing and code that needs no torch imports none.
+Names are imported on first use, so that ``import sglp`` is fast and code without torch does not import it.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglp.activations import gram_matrices
@@ -84,7 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'sglp' has no attribute {name!r}")
     return getattr(import_module(f"sglp.{_MODULES[name]}"), name)

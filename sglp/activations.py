@@ -1,65 +1,69 @@
-"""Gram matrices of every layer's activations, one batch at a time: all that any kernel or estimator of CKA needs."""
+"""Gram matrices of each layer's activations, one batch at a time: the only input that CKA needs, with any kernel."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import inputs_of, size_of, to_device
+from sglp.batches import Inputs, inputs_of, size_of, to_device
 from sglp.choices import Pooling
 from sglp.errors import SimilarityError
 from sglp.layer import Layer
-from sglp.running import call, device_of, first_tensor, run_watched, watched
+from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
 
-# Relative to a layer's largest value, differences between samples below this are rounding of float32, not activity.
+# A layer's output counts as constant if its samples differ by less than this, relative to its largest value: such
+# differences are float32 rounding.
 CONSTANT = 2**-21
-FEATURES = 2048  # that are multiplied at a time
-ROWS = 32  # of a Gram matrix that are one product; fewer take longer than they save
+FEATURES = 2048  # features multiplied at a time
+ROWS = 32  # least number of rows of a Gram matrix in one product; smaller products take longer than they save
 
 
 def gram_matrices(
     model: nn.Module, layers: Sequence[Layer], batches: Iterable, pooling: Pooling = "flatten"
 ) -> Iterator[Tensor]:
-    """Run batches through a network and give the Gram matrices of its layers' outputs.
+    """Run batches through a network and yield the Gram matrices of its layers' outputs.
 
-    Activations are centred over the batch, which changes no CKA, and multiplied in float64. They are dropped as soon as
-    their Gram matrix stands, so that memory is that of the forward pass.
+    Activations are centred over the batch, which does not change CKA, and multiplied in float64. Each activation is
+    dropped once its Gram matrix is computed, so memory stays at that of the forward pass.
 
     Args:
-        model: the network; runs in eval mode and is left as it was.
-        layers: what `find_layers` found.
-        batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
-        pooling: "flatten", all values of a sample; "mean", over space [samples, channels, height, width] or tokens
-            [samples, tokens, channels]; "last", the last token; "tokens", every token is a sample of its own. Of other
-            shapes (Swin's [samples, height, width, channels], a 1-D convolution's) only "flatten" is right.
+        model: the network; runs in eval mode and is left unchanged.
+        layers: the layers, from `find_layers`.
+        batches: tensors, dicts of keyword arguments, or pairs of one of these and a target.
+        pooling: "flatten", all values of a sample; "mean", the mean over space [samples, channels, height, width] or
+            tokens [samples, tokens, channels]; "last", the last token; "tokens", each token counts as a sample. Other
+            shapes (Swin's [samples, height, width, channels], a 1-D convolution's) need "flatten".
 
     Yields:
-        One float64 tensor [layers, samples, samples] a batch, on the CPU.
+        One float64 tensor [layers, samples, samples] per batch, on the CPU.
 
     Raises:
-        SimilarityError: the pooling is unknown, or needs tokens where there are none; a layer does not run on a batch,
-            or hands on no tensor.
+        SimilarityError: the pooling is unknown or needs tokens that an output does not have; a layer does not run on a
+            batch or returns no tensor.
     """
     if pooling not in get_args(Pooling):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
-    device, axes = device_of(model), BatchAxis(model, layers)
+    device = device_of(model)
+    batch_axis = BatchAxis(model, layers)
     for batch in batches:
         inputs = to_device(inputs_of(batch), device)
-        grams = _grams(model, layers, inputs, pooling, axes)
-        if axes.was_wrong(inputs):
-            grams = _grams(model, layers, inputs, pooling, axes)
+        grams = _grams(model, layers, inputs, pooling, batch_axis)
+        if batch_axis.was_wrong(inputs):
+            grams = _grams(model, layers, inputs, pooling, batch_axis)
         missing = [layer.name for i, layer in enumerate(layers) if i not in grams]
         if missing:
-            raise SimilarityError(f"the layer {missing[0]} did not run on a batch: it can't be compared with others")
+            raise SimilarityError(f"the layer {missing[0]} did not run on a batch, so it can't be compared with others")
         yield torch.stack([grams[i] for i in range(len(layers))])
 
 
 class BatchAxis:
-    """Puts samples first: activations may be [tokens, samples, ...], as `nn.MultiheadAttention` has it by default.
+    """The position of the batch dimension: some activations are [tokens, samples, ...], as in `nn.MultiheadAttention`.
 
-    A layer with as many tokens as a batch has samples is taken to have samples first. `was_wrong` then asks one sample.
+    An activation with equal numbers of tokens and samples is ambiguous. It is assumed to be batch-first, which
+    `was_wrong` checks by running a single sample.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]):
@@ -68,7 +72,7 @@ class BatchAxis:
         self.transposed: set[int] | None = None
 
     def samples_first(self, i: int, activation: Tensor, samples: int) -> Tensor:
-        """A layer's activation [samples, ...], by its number."""
+        """Return the activation of layer index `i` as [samples, ...], for a batch of `samples`."""
         if activation.ndim < 3 or activation.shape[1] != samples:
             return activation
         if len(activation) == samples and self.transposed is None:
@@ -76,63 +80,70 @@ class BatchAxis:
         transposed = len(activation) != samples or i in (self.transposed or ())
         return activation.transpose(0, 1) if transposed else activation
 
-    def was_wrong(self, inputs) -> bool:
-        """Whether tokens were taken for samples in the pass that was just made; not again in those that follow."""
+    def was_wrong(self, inputs: Inputs) -> bool:
+        """Check whether the last pass mistook tokens for samples; later passes then get the right axis."""
         if not self.ambiguous or self.transposed is not None:
             return False
-        self.transposed = set()
+        transposed: set[int] = set()
+        self.transposed = transposed
 
-        def learn(i: int, value) -> None:
+        def learn(i: int, value: Any) -> None:
             activation = first_tensor(value)
             if activation.ndim > 2 and len(activation) != 1 and activation.shape[1] == 1:
-                self.transposed.add(i)
+                transposed.add(i)
 
-        run_watched(self.model, inputs, [_watch(self.model, self.layers, i, learn) for i in range(len(self.layers))])
-        return bool(self.transposed & self.ambiguous)
+        run_hooked(self.model, inputs, [_hook(self.model, self.layers, i, learn) for i in range(len(self.layers))])
+        return bool(transposed & self.ambiguous)
 
 
-def _grams(model: nn.Module, layers: Sequence[Layer], inputs, pooling: str, axes: BatchAxis) -> dict[int, Tensor]:
-    """Of one batch, by the layers' numbers."""
-    grams, samples = {}, size_of(inputs)
+def _grams(
+    model: nn.Module, layers: Sequence[Layer], inputs: Inputs, pooling: str, batch_axis: BatchAxis
+) -> dict[int, Tensor]:
+    """Compute the Gram matrices of one batch, by layer index."""
+    grams: dict[int, Tensor] = {}
+    samples = size_of(inputs)
 
-    def keep(i: int, value) -> None:
+    def keep(i: int, value: Any) -> None:
         try:
             activation = first_tensor(value)
         except StopIteration:
             raise SimilarityError(
-                f"the layer {layers[i].name} hands on no tensor, but a {type(value).__name__}"
+                f"the layer {layers[i].name} returns no tensor, but a {type(value).__name__}"
             ) from None
-        grams[i] = _gram(axes.samples_first(i, activation, samples), pooling)
+        grams[i] = _gram(batch_axis.samples_first(i, activation, samples), pooling)
 
-    # Batch by batch: what fails outside, while this waits, would leave the network with the hooks.
-    with watched(model, [_watch(model, layers, i, keep) for i in range(len(layers))]):
+    # Hooks are added anew for each batch: if they outlived a yield, an error in the caller would leave them in place.
+    with hooked_eval(model, [_hook(model, layers, i, keep) for i in range(len(layers))]):
         call(model, inputs)
     return grams
 
 
-def _watch(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable):
-    """Hook a layer's output. The stem's is the first block's input, after what is no module."""
+def _hook(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable[[int, Any], None]) -> RemovableHandle:
+    """Pass a layer's output to `keep`.
+
+    The stem's output is taken from the input of the first block, as operations that are not modules may come between.
+    """
     if layers[i].is_stem and i + 1 < len(layers):
         following = model.get_submodule(layers[i + 1].modules[0])
 
-        def before(module, args, kwargs):
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
             keep(i, args or kwargs)
 
         return following.register_forward_pre_hook(before, with_kwargs=True)
 
-    def after(module, args, output):
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
         keep(i, output)
 
     return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:
-    """[samples, samples] inner products of the centred activations; zeros where all samples have the same."""
+    """Compute [samples, samples] inner products of the centred activations; zeros if all samples are the same."""
     features = _pooled(activation.detach(), pooling)
     gram, offset = _centred_products(features)
     largest = gram.diagonal().amax().item()
-    # No value is larger than the largest mean and the largest deviation together, so that the sums of squares say of
-    # almost every layer that a deviation is above the limit, without another look at it.
+    # No value exceeds the largest mean plus the largest deviation. For almost every layer this bound shows that some
+    # deviation is above the limit, which saves a second pass over the features.
     if largest <= features.shape[1] * (CONSTANT * (offset + math.sqrt(largest))) ** 2:
         limit = CONSTANT * max(abs(end.item()) for end in features.aminmax())
         features = features.double()
@@ -142,35 +153,35 @@ def _gram(activation: Tensor, pooling: str) -> Tensor:
 
 
 def _centred_products(features: Tensor) -> tuple[Tensor, float]:
-    """[samples, samples] in float64, from features of any precision, and the largest mean of a feature, without sign.
+    """Compute [samples, samples] products in float64 and the largest absolute mean of a feature, in any precision.
 
-    Products in float32 would cost half as much, but similarities were then off by 2e-8 with 64 samples and by 2e-5
-    with 4. Instead the features are taken so many at a time that the cache holds them while they are converted, centred
-    and multiplied, and most of what mirrors the upper triangle is not computed.
+    Products in float32 would cost half as much, but similarities would be off by 2e-8 with 64 samples and by 2e-5 with
+    4. Instead, features are converted, centred and multiplied in chunks that fit the cache, and most of the products
+    below the diagonal are skipped, as they mirror those above it.
     """
     samples, width = len(features), min(FEATURES, features.shape[1])
     gram = features.new_zeros(samples, samples, dtype=torch.float64)
-    some = features.new_empty(samples, width, dtype=torch.float64)
+    chunk = features.new_empty(samples, width, dtype=torch.float64)
     step = max(ROWS, samples // 8)
-    products = [(gram[i : i + step, i:], some[i : i + step], some[i:].T) for i in range(0, samples, step)]
+    products = [(gram[i : i + step, i:], chunk[i : i + step], chunk[i:].T) for i in range(0, samples, step)]
     means = []
     for part in features.split(width, dim=1):
-        some[:, part.shape[1] :] = 0  # the last part may be narrower
-        some[:, : part.shape[1]] = part
-        means.append(some.mean(dim=0))
-        some -= means[-1]
+        chunk[:, part.shape[1] :] = 0  # the last part may be narrower
+        chunk[:, : part.shape[1]] = part
+        means.append(chunk.mean(dim=0))
+        chunk -= means[-1]
         for block, rows, columns in products:
             block.addmm_(rows, columns)
     return gram.triu() + gram.triu(1).T, torch.cat(means).abs().amax().item()
 
 
 def _pooled(activation: Tensor, pooling: str) -> Tensor:
-    """[samples, features]; means are float64, all else is as it was."""
+    """Pool an activation to [samples, features]; means are in float64, other values keep their precision."""
     if pooling in ("last", "tokens"):
         if activation.ndim != 3:
             raise SimilarityError(
-                f"pooling={pooling!r} needs tokens [samples, tokens, channels], but a layer's output has the shape "
-                f"{list(activation.shape)}: 'flatten' or 'mean' would be right"
+                f"pooling={pooling!r} needs tokens [samples, tokens, channels], but the output of a layer has the "
+                f"shape {list(activation.shape)}: use 'flatten' or 'mean'"
             )
         return activation[:, -1] if pooling == "last" else activation.flatten(0, 1)
     if pooling == "mean" and activation.ndim > 2:

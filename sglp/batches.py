@@ -1,6 +1,7 @@
-"""A batch: its inputs, alone or with their targets; its samples; batches of another size."""
+"""Batches of inputs, with or without targets: their samples, their devices, and batches of another size."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,26 +9,28 @@ from tqdm import tqdm
 
 from sglp.errors import DataError, ScoringError
 
+Inputs = Tensor | Mapping[str, Any]  # a tensor [samples, ...], or keyword arguments
 
-def inputs_of(batch):
-    """The inputs of a batch: of a pair (inputs, target) the first, else the batch itself (a tensor or a dict)."""
+
+def inputs_of(batch: Any) -> Any:
+    """Return the inputs of a batch: the first item of a pair (inputs, target), else the batch itself."""
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def even_slices(samples: int, size: int) -> list[slice]:
-    """Where samples are cut into as few batches as possible of at most so many, all but alike in size.
+    """Cut samples into as few batches as possible, of at most `size` samples each.
 
-    What is averaged over batches would otherwise count the samples of a small last one more than others.
+    Batch sizes differ by at most one, so that a mean over batches does not overweight a small last batch.
     """
     count = -(-samples // size)
     return [slice(samples * i // count, samples * (i + 1) // count) for i in range(count)]
 
 
 def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator:
-    """The same batches.
+    """Yield the batches, and refuse an empty iterable.
 
     Raises:
-        ScoringError: there is none to do this with.
+        ScoringError: there is no batch; the message says what it is needed for.
     """
     empty = True
     for batch in batches:
@@ -37,24 +40,25 @@ def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator
         raise ScoringError(f"there is no batch to {what}")
 
 
-def first_sample(inputs):
-    """The first sample of the inputs of a batch, as a batch."""
+def first_sample(inputs: Any) -> Any:
+    """Return the first sample of a batch's inputs, as a batch of one."""
     if isinstance(inputs, Mapping):
         return {key: v[:1] if isinstance(v, Tensor) and v.ndim else v for key, v in inputs.items()}
     return inputs[:1]
 
 
-def size_of(inputs) -> int:
-    """The number of samples in the inputs of a batch: of a dict, the length of its first tensor that has one."""
+def size_of(inputs: Inputs) -> int:
+    """Count the samples in a batch's inputs; for a dict, the length of its first tensor that has a dimension."""
     if not isinstance(inputs, Mapping):
         return len(inputs)
     return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
 
 
-def to_device(batch, device: torch.device):
-    """The same batch with all its tensors on a device."""
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return the batch with all its tensors on a device."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=device.type == "cuda")  # the CPU would go on before it has the values
+        # From a GPU to the CPU a copy must block: the CPU would go on before the values have arrived.
+        return batch.to(device, non_blocking=device.type == "cuda")
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
@@ -63,16 +67,17 @@ def to_device(batch, device: torch.device):
 
 
 def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
-    """As many batches as hold the most samples that are needed; no further one is asked for.
+    """Read batches until they hold enough samples for every purpose; read no further batch.
 
     Args:
         batches: pairs (inputs, target).
-        needed: how many, by what they are for.
+        needed: number of samples by purpose.
 
     Raises:
-        DataError: there are fewer, or a batch is no such pair.
+        DataError: there are too few samples, or a batch is not such a pair.
     """
-    taken, count, samples = [], 0, max(needed.values())
+    taken: list[tuple] = []
+    count, samples = 0, max(needed.values())
     with tqdm(total=samples, desc="samples", unit="", disable=None) as bar:
         for batch in batches:
             if not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -83,19 +88,19 @@ def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
             if count >= samples:
                 return taken
     if not count:
-        raise DataError("there is no batch of samples")
+        raise DataError("the batches hold no samples")
     large = " and ".join(f"{what}=({number}, ...)" for what, number in needed.items() if number > count)
-    raise DataError(f"batches hold {count} samples, but there is {large}: ask for {count} at most")
+    raise DataError(f"the batches hold {count} samples, too few for {large}: ask for at most {count}")
 
 
 def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
-    """The first samples of batches, at most so many a batch; see `even_slices`.
+    """Yield the first samples of batches in batches of at most `size`; see `even_slices`.
 
     Raises:
-        DataError: samples that would be in one batch have different shapes.
+        DataError: samples of different shapes would share a batch.
     """
-    for some in even_slices(samples, size):
-        parts, begin, end = [], some.start, some.stop
+    for new in even_slices(samples, size):
+        parts, begin, end = [], new.start, new.stop
         for batch in batches:
             length = size_of(batch[0])
             if begin < length and end > 0:
@@ -104,7 +109,7 @@ def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
         yield parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _part(value, first: int, last: int):
+def _part(value: Any, first: int, last: int) -> Any:
     if isinstance(value, Tensor):
         return value[first:last] if value.ndim else value
     if isinstance(value, Mapping):
@@ -114,13 +119,13 @@ def _part(value, first: int, last: int):
     return value
 
 
-def _joined(parts: list):
+def _joined(parts: list) -> Any:
     if isinstance(parts[0], Tensor) and parts[0].ndim:
         shapes = sorted({tuple(part.shape[1:]) for part in parts})
         if len(shapes) > 1:
             raise DataError(
-                f"samples of the shapes {' and '.join(str(list(shape)) for shape in shapes)} can't be in one batch: "
-                "pad them to one shape, or ask for as many at a time as your batches have"
+                f"samples of the shapes {' and '.join(str(list(shape)) for shape in shapes)} can't share a batch: pad "
+                "them to one shape, or use the batch size that your batches have"
             )
         return torch.cat(parts)
     if isinstance(parts[0], Mapping):

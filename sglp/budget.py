@@ -1,6 +1,6 @@
-"""How many layers each segment keeps.
+"""Number of layers that each segment keeps.
 
-Source: SGLP (arXiv 2410.14720) sets these counts by hand; here one ratio sets them all, or a target (`sglp.target`).
+Source: SGLP (arXiv 2410.14720) sets these numbers by hand; here they follow from one ratio or target (`sglp.target`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,29 @@ TARGETS = get_args(CostKind)
 
 
 def allocate_budget(segments: Segments, removable: Sequence[bool], prune_ratio: float) -> list[int]:
-    """Split one pruning ratio over the segments.
+    """Split a pruning ratio over the segments.
 
-    The number of layers that go is `prune_ratio` times the number of removable layers, rounded to the nearest (halves
-    up). Each segment gives its share of them, in proportion to its removable layers, by largest remainder (the
-    earlier segment where remainders are equal), and keeps at least one layer. Layers that can't go count as kept.
+    The number of layers to remove is `prune_ratio` times the number of removable layers, rounded to the nearest integer
+    (halves up). It is split in proportion to the segments' removable layers, by largest remainder (if remainders are
+    equal, the earlier segment loses the layer). Each segment keeps at least one layer.
 
     Args:
         segments: inclusive (first, last) pairs that cover all layers.
-        removable: for every layer whether it can go.
-        prune_ratio: share of the removable layers that goes, at least 0 and below 1.
+        removable: for each layer, whether it can be removed.
+        prune_ratio: share of the removable layers to remove, at least 0 and below 1.
 
     Returns:
-        For every segment the number of layers that stay, those that can't go included.
+        For each segment the number of layers to keep, including those that can't be removed.
 
     Raises:
-        BudgetError: the ratio is not in [0, 1), nothing is removable, or the segments can't give so many layers: the
-            message says the largest ratio that they can.
+        BudgetError: the ratio is not in [0, 1), no layer is removable, or the segments can't lose that many layers: the
+            message gives the largest possible ratio.
     """
     return split_budget(segments, removable, layers_to_keep(removable, prune_ratio))
 
 
 def layers_to_keep(removable: Sequence[bool], prune_ratio: float) -> int:
-    """How many of all layers stay at a pruning ratio; see `allocate_budget`."""
+    """Compute the number of layers to keep at a pruning ratio; see `allocate_budget`."""
     if not 0 <= prune_ratio < 1:
         raise BudgetError(f"prune_ratio={prune_ratio} is impossible: it must be at least 0 and below 1")
     free = sum(removable)
@@ -48,10 +48,10 @@ def layers_to_keep(removable: Sequence[bool], prune_ratio: float) -> int:
 
 
 def check_removable(layers: Sequence) -> None:
-    """Refuse layers, as `find_layers` finds them, of which none can go.
+    """Check that at least one of the layers, from `find_layers`, can be removed.
 
     Raises:
-        BudgetError: the message has the reasons of the first ones.
+        BudgetError: none can; the message gives the reasons for the first three layers.
     """
     if not any(layer.removable for layer in layers):
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:3])
@@ -59,78 +59,84 @@ def check_removable(layers: Sequence) -> None:
 
 
 def split_budget(segments: Segments, removable: Sequence[bool], keep: int) -> list[int]:
-    """Split a number of layers that stay over the segments; see `allocate_budget`."""
+    """Split the number of layers to keep over the segments; see `allocate_budget`."""
     if keep > len(removable):
-        raise BudgetError(f"{keep} layers can't stay: this network has {len(removable)}")
+        raise BudgetError(f"{keep} layers can't be kept: this network has {len(removable)}")
     sizes = [last - first + 1 for first, last in segments]
     free = [sum(removable[first : last + 1]) for first, last in segments]
-    most = most_to_go(segments, removable)
-    goes = len(removable) - keep
-    if goes > sum(most):
-        # The largest ratio, to three digits, that rounds to no more layers than the segments can give.
-        largest = int(Fraction(2 * sum(most) + 1, 2 * sum(free)) * 1000 - Fraction(1, 10**6)) / 1000
+    limits = max_removable(segments, removable)
+    num_removed = len(removable) - keep
+    if num_removed > sum(limits):
+        # The largest ratio, to three digits, that rounds to no more layers than the segments can lose.
+        largest = int(Fraction(2 * sum(limits) + 1, 2 * sum(free)) * 1000 - Fraction(1, 10**6)) / 1000
         raise BudgetError(
-            f"{goes} of {sum(free)} removable layers are to go, but {len(segments)} segments that keep a layer each "
-            f"can give {sum(most)}: the largest possible prune_ratio is {largest:g}"
+            f"removing {num_removed} of {sum(free)} removable layers is impossible: {len(segments)} segments that keep "
+            f"at least one layer each can lose {sum(limits)}; the largest possible prune_ratio is {largest:g}"
         )
-    removed = _largest_remainder(goes, free, most)
+    removed = _largest_remainder(num_removed, free, limits)
     return [size - count for size, count in zip(sizes, removed, strict=True)]
 
 
-def most_to_go(segments: Segments, removable: Sequence[bool]) -> list[int]:
-    """How many layers each segment can give: those that can go, but one where it would lose all."""
+def max_removable(segments: Segments, removable: Sequence[bool]) -> list[int]:
+    """Count the layers that each segment can lose: its removable layers, less one if the segment would be empty."""
     return [min(sum(removable[first : last + 1]), last - first) for first, last in segments]
 
 
 def savings(segments: Segments, removable: Sequence[bool], costs: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The least and the most that can be saved when so many layers go, from none to as many as segments can give.
+    """Bound the cost that removing layers saves, for each possible number of removed layers.
 
     Args:
         segments, removable: see `allocate_budget`.
-        costs: what every layer costs.
+        costs: the cost of each layer.
+
+    Returns:
+        The least and the greatest savings; entry n is for n removed layers, from 0 to all that segments can lose.
     """
-    cheap, dear = [], []
-    for (first, last), most in zip(segments, most_to_go(segments, removable), strict=True):
+    cheapest: list[int] = []
+    dearest: list[int] = []
+    for (first, last), limit in zip(segments, max_removable(segments, removable), strict=True):
         inside = sorted(costs[i] for i in range(first, last + 1) if removable[i])
-        cheap += inside[:most]
-        dear += inside[len(inside) - most :]
-    return list(accumulate(sorted(cheap), initial=0)), list(accumulate(sorted(dear, reverse=True), initial=0))
+        cheapest += inside[:limit]
+        dearest += inside[len(inside) - limit :]
+    least = list(accumulate(sorted(cheapest), initial=0))
+    greatest = list(accumulate(sorted(dearest, reverse=True), initial=0))
+    return least, greatest
 
 
 def check_target(target: Mapping[str, float], budget: Sequence[int] | None = None) -> tuple[str, float]:
-    """What a target is of, and the share of the dense network that may be left.
+    """Check a target and return its kind of cost and the share of that cost that may remain.
 
     Args:
-        target: one of macs, parameters and latency with its share, above 0 and below 1, as {"macs": 0.5}.
-        budget: how many layers each segment keeps; there can't be both.
+        target: one of macs, parameters and latency with a share above 0 and below 1, such as {"macs": 0.5}.
+        budget: number of layers that each segment keeps; excludes a target.
 
     Raises:
-        BudgetError: it is no such target, or there is a budget too.
+        BudgetError: the target is wrong, or there is a budget too.
     """
-    known = isinstance(target, Mapping) and len(target) == 1 and set(target) <= set(TARGETS)
-    if not known:
+    valid = isinstance(target, Mapping) and len(target) == 1 and set(target) <= set(TARGETS)
+    if not valid:
         raise BudgetError(
-            f"target={target} is wrong: it must be one of {', '.join(TARGETS)} with a share, as macs: 0.5"
+            f"target={target} is wrong: it must be one of {', '.join(TARGETS)} with a share, such as macs: 0.5"
         )
-    ((of, share),) = target.items()
+    ((kind, share),) = target.items()
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise BudgetError(f"target: {of}={share} is wrong: the share that is left must be above 0 and below 1")
+        raise BudgetError(f"target: {kind}={share} is wrong: the remaining share must be above 0 and below 1")
     if budget is not None:
         raise BudgetError(
-            f"score.budget={list(budget)} and a target can't both say how many layers stay: leave one out"
+            f"score.budget={list(budget)} and a target can't both set the number of kept layers: leave one out"
         )
-    return of, share
+    return kind, share
 
 
 def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence[int]) -> list[int]:
-    """Check a budget that a user wrote: one number of kept layers a segment.
+    """Check a user's budget: one number of kept layers per segment.
 
     Raises:
-        BudgetError: there is not one number a segment, or a segment can't keep so many or so few.
+        BudgetError: there is not one number per segment, or a segment can't keep its number of layers.
     """
     if len(budget) != len(segments):
         raise BudgetError(
-            f"a budget has one number a segment, but {list(budget)} has {len(budget)} for {len(segments)}"
+            f"a budget needs one number per segment, but {list(budget)} has {len(budget)} for {len(segments)} segments"
         )
     for (first, last), kept in zip(segments, budget, strict=True):
         size = last - first + 1
@@ -140,21 +146,21 @@ def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence
     return list(budget)
 
 
-def _largest_remainder(goes: int, free: list[int], most: list[int]) -> list[int]:
-    """Split `goes` in proportion to `free`, no part above `most`; what a full part can't take goes to the others."""
-    removed = [0] * len(free)
-    open_ = [i for i, room in enumerate(most) if room]
+def _largest_remainder(total: int, weights: list[int], limits: list[int]) -> list[int]:
+    """Split `total` in proportion to `weights`; what exceeds a part's limit is split over the other parts."""
+    parts = [0] * len(weights)
+    open_ = [i for i, limit in enumerate(limits) if limit]
     while open_:
-        rest, weight = goes - sum(removed), sum(free[i] for i in open_)
-        shares = {i: Fraction(rest * free[i], weight) for i in open_}
-        full = [i for i in open_ if shares[i] >= most[i]]
+        rest, weight = total - sum(parts), sum(weights[i] for i in open_)
+        shares = {i: Fraction(rest * weights[i], weight) for i in open_}
+        full = [i for i in open_ if shares[i] >= limits[i]]
         if not full:
             for i in open_:
-                removed[i] = int(shares[i])
-            for i in sorted(open_, key=lambda i: (-(shares[i] % 1), i))[: goes - sum(removed)]:
-                removed[i] += 1
+                parts[i] = int(shares[i])
+            for i in sorted(open_, key=lambda i: (-(shares[i] % 1), i))[: total - sum(parts)]:
+                parts[i] += 1
             break
         for i in full:
-            removed[i] = most[i]
+            parts[i] = limits[i]
         open_ = [i for i in open_ if i not in full]
-    return removed
+    return parts

@@ -1,4 +1,4 @@
-"""The values that options can have. Nothing here imports torch, so that parameters are checked in no time."""
+"""Allowed values of parameters. This module does not import torch, so that parameters are checked quickly."""
 
 from typing import Literal
 

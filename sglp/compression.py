@@ -1,10 +1,10 @@
-"""The whole way from a trained network to a smaller one, in a script: what the pipeline's stages do, one after another.
+"""Compress a trained network in one call: the stages of the pipeline, one after another, as a library function.
 
-Source: SGLP (arXiv 2410.14720). The same dials and samples give the network of `dvc repro`, to the bit.
+Source: SGLP (arXiv 2410.14720). The same parameters and samples give the network of `dvc repro`, bit for bit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sglp.plan import Plan
 from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
-from sglp.scoring.methods import check_shared, find_criterion, find_method
+from sglp.scoring.methods import check_search_budget, find_criterion, find_method
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
@@ -36,16 +36,16 @@ OPTIONS = ("search", "budget", "random_inits", "max_combinations", "max_evaluati
 
 
 class Compressed(NamedTuple):
-    """A smaller network, and the way to it.
+    """A smaller network, with the plan and the measurements that led to it.
 
     Attributes:
-        network: an ordinary module in eval mode; it shares nothing with the dense one. Train it on.
-        plan: the layers that stayed and those that went, by name.
+        network: an ordinary module in eval mode, which shares no parameters with the dense network. Fine-tune it next.
+        plan: the names of the kept and the removed layers.
         layers: all layers of the dense network.
         similarity: [layers, layers] CKA.
-        segments: inclusive (first, last) numbers of layers.
-        scores: what the method asked about, and what it found.
-        left: the share of the target's cost that is left; None without a target.
+        segments: inclusive (first, last) layer indices.
+        scores: the sets of layers, or single layers, that the method scored.
+        left: the remaining share of the target's cost; None without a target.
     """
 
     network: nn.Module
@@ -73,119 +73,123 @@ def compress(
     recalibration: tuple[int, int] = (512, 128),
     pooling: Pooling = "flatten",
     paths: str | Sequence[str] | None = None,
-    **options,
+    **options: Any,
 ) -> Compressed:
-    """Remove whole layers from a trained network: those that others like them can stand in for.
+    """Remove whole layers, those that similar layers can make up for, from a trained network.
 
-    The first samples of `batches` are all that is looked at, and kept in memory; how they come in batches makes no
-    difference. They should be of the training data, in random order.
+    Only the first samples of `batches` are read and kept in memory: the largest of the three sample counts below. The
+    batch size of `batches` does not affect the result. Use training data in random order.
 
     Args:
-        model: the trained network, left as it was; it runs where its parameters are.
-        batches: pairs (inputs, target), as of a DataLoader; inputs are a tensor, or a dict of arguments.
-        loss: of logits and target. Criteria other than the default are given what the network returns.
+        model: the trained network; left unchanged. It runs on the device of its parameters.
+        batches: pairs (inputs, target), for example a DataLoader; inputs are a tensor or a dict of keyword arguments.
+        loss: a function of logits and target. Criteria other than the default pass it the raw output of the network.
         k: number of segments, or "auto".
-        prune_ratio: share of the removable layers that goes; not used with a target.
-        target: how much of the dense network may be left, one of {"macs": 0.5}, {"parameters": 0.5}, {"latency": 0.5}
-            (of a sample's forward pass, the one thing here that differs from run to run). As many layers stay as that
-            allows.
-        method: "sglp", a rival of docs/methods.md, or "package.module:function".
-        criterion: what picks the layers of a segment, a name of docs/methods.md or "package.module:callable".
-        seed: of whatever is drawn; of a loader that shuffles, too.
-        calibration: how many samples similarity is measured on, and how many at a time.
-        scoring: how many samples plans are scored on, and how many at a time; what takes longest is done on these.
-        recalibration: how many samples batch norm takes its new statistics from, and how many at a time; 0 leaves them.
-            Networks without batch norm need none.
-        pooling: what is compared of activations; see `gram_matrices`. For texts "mean" is usual.
+        prune_ratio: share of the removable layers to remove; ignored if there is a target.
+        target: the share of the dense network's cost that may remain: {"macs": 0.5}, {"parameters": 0.5} or
+            {"latency": 0.5} (of one sample's forward pass; the only result that varies between runs). As many layers
+            are kept as the target allows.
+        method: "sglp", a baseline of docs/methods.md, or "package.module:function".
+        criterion: scores the layers of a segment: a name in docs/methods.md or "package.module:callable".
+        seed: for every random draw, including those of a shuffling loader.
+        calibration: (number of samples, batch size) to measure similarity on.
+        scoring: (number of samples, batch size) to score plans on; most of the time is spent on these.
+        recalibration: (number of samples, batch size) to recompute batch-norm statistics from; 0 samples keeps the old
+            statistics. Ignored for networks without batch norm.
+        pooling: how activations are pooled before they are compared; see `gram_matrices`. "mean" is usual for texts.
         paths: of the modules that are layers; see `find_layers`.
-        options: `search`, `budget`, `random_inits`, `max_combinations`, `max_evaluations`, `beam_width` of the method sglp.
+        options: `search`, `budget`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width` of the
+            method sglp.
 
     Raises:
-        SGLPError: something can't be as it is asked; the message says what, and what would be right.
+        SGLPError: an argument is wrong or does not fit the network; the message says what would be right.
     """
-    way = find_method(method)
-    goal = None if target is None else check_target(target, options.get("budget"))
-    options = _options(method, criterion, loss, options)
-    sizes = _sizes(calibration=calibration, scoring=scoring, recalibration=recalibration)
+    run_method = find_method(method)
+    cost_limit = None if target is None else check_target(target, options.get("budget"))
+    options = _method_options(method, criterion, loss, options)
+    sizes = _check_sizes(calibration=calibration, scoring=scoring, recalibration=recalibration)
     if not has_statistics(model):
         del sizes["recalibration"]
     with seeded(seed, device_of(model)):
         samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
-        scored = list(rebatch(samples, *sizes["scoring"]))
+        scoring_batches = list(rebatch(samples, *sizes["scoring"]))
         if criterion == CRITERION and method == "sglp":
-            _check_loss(model, scored[0], loss)
+            _check_loss(model, scoring_batches[0], loss)
 
         example = to_device(first_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
         check_removable(layers)
         keep = layers_to_keep([layer.removable for layer in layers], prune_ratio)
-        equal_segments(len(layers), 1 if k == "auto" else k)  # an impossible k is told now
+        equal_segments(len(layers), 1 if k == "auto" else k)  # refuses an impossible k before any long work
 
-        shown = tqdm(list(rebatch(samples, *sizes["calibration"])), desc="similarity", unit="batch", disable=None)
+        calibration_batches = list(rebatch(samples, *sizes["calibration"]))
+        shown = tqdm(calibration_batches, desc="similarity", unit="batch", disable=None)
         names = [layer.name for layer in layers]
         similarity = cka_matrix(gram_matrices(model, layers, shown, pooling), names=names).numpy()
 
         table = segmentation_table(similarity)
         segments = table.segments(number_of_segments(k, table.losses, method))
 
-        def ask(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
+        def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
             try:
-                return way(model, layers, segments, similarity, scored, keep, seed, **options)
+                return run_method(model, layers, segments, similarity, scoring_batches, keep, seed, **options)
             except (SGLPError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # of a network's output that has no logits, of a method or a criterion of yours
+            except Exception as error:  # an output without logits, or an error in the user's own method or criterion
                 raise ScoringError(f"method={method} can't score this network: {first_line(error)}") from error
 
-        if goal is None:
-            (plan, scores), left = ask(keep), None
+        remaining = None
+        if cost_limit is None:
+            plan, scores = plan_for(keep)
         else:
-            of, share = goal
-            plan, scores, left = search_keep_count(share, RemainingCost(of, model, layers, example), ask, segments)
+            kind, share = cost_limit
+            cost = RemainingCost(kind, model, layers, example)
+            plan, scores, remaining = search_keep_count(share, cost, plan_for, segments)
 
         network = prune(model, plan).eval()
         check_pruned(model, plan, network, example)
         if sizes.get("recalibration", (0,))[0]:
             recalibrate(network, rebatch(samples, *sizes["recalibration"]))
-    return Compressed(network, plan, layers, similarity, segments, scores, left)
+    return Compressed(network, plan, layers, similarity, segments, scores, remaining)
 
 
-def _options(method: str, criterion: str, loss: Loss, options: dict) -> dict:
-    """What the method is given besides what all are."""
+def _method_options(method: str, criterion: str, loss: Loss, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the method-specific arguments and return those to call the method with."""
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
-        raise SGLPError(f"compress takes no {unknown[0]}; besides its own arguments it takes {', '.join(OPTIONS)}")
+        raise SGLPError(f"compress has no parameter {unknown[0]}; the options of method=sglp are {', '.join(OPTIONS)}")
     if method == "sglp":
-        search, found = options.get("search", SEARCH), find_criterion(criterion)
-        check_search(search, found)
-        check_shared(options.get("budget"), search)
-        return options | {"criterion": found, "loss": loss}
-    given = [*options, *["criterion"] * (criterion != CRITERION), *["loss"] * (loss is not cross_entropy)]
-    if given:
-        raise SGLPError(f"method={method} takes no {given[0]}: only sglp does")
+        search, criterion_class = options.get("search", SEARCH), find_criterion(criterion)
+        check_search(search, criterion_class)
+        check_search_budget(options.get("budget"), search)
+        return options | {"criterion": criterion_class, "loss": loss}
+    unsupported = [*options, *["criterion"] * (criterion != CRITERION), *["loss"] * (loss is not cross_entropy)]
+    if unsupported:
+        raise SGLPError(f"method={method} has no parameter {unsupported[0]}: only method=sglp has it")
     return {}
 
 
-def _sizes(**sizes) -> dict[str, tuple[int, int]]:
-    """Samples, and how many at a time, by what they are for."""
+def _check_sizes(**sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Check pairs (number of samples, batch size) and return them by name."""
     for name, size in sizes.items():
         pair = isinstance(size, tuple | list) and len(size) == 2 and all(type(number) is int for number in size)
         fewest = 4 if name == "calibration" else 1
         unused = pair and name == "recalibration" and size[0] == 0
         if not pair or (min(size) < fewest and not unused):
             raise SGLPError(
-                f"{name}={size} is wrong: it must be how many samples, and how many at a time, as (64, 16), each "
-                f"{fewest} or more"
+                f"{name}={size} is wrong: it must be (number of samples, batch size), such as (64, 16), each at least "
+                f"{fewest}"
             )
         smallest = fewest if unused else min(part.stop - part.start for part in even_slices(*size))
         if smallest < fewest:
             raise SGLPError(
-                f"{name}={size} is wrong: of its batches the smallest has {smallest} samples, and CKA needs {fewest}"
+                f"{name}={size} is wrong: its smallest batch has {smallest} samples, and CKA needs at least {fewest}"
             )
     return sizes
 
 
 def _check_loss(model: nn.Module, batch: tuple, loss: Loss) -> None:
-    """Check that there is a loss of what the network makes of a batch."""
+    """Check that the loss can be computed from the network's output for a batch."""
     inputs, target = to_device(batch, device_of(model))
     try:
         with eval_mode(model), torch.no_grad():

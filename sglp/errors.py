@@ -1,28 +1,28 @@
-"""What can go wrong, as exceptions that say in one sentence what is wrong and what would be right."""
+"""Exceptions, each with one sentence that says what is wrong and what would be right."""
 
 
 class SGLPError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class LayerError(SGLPError):
-    """The network has no layers that could be told apart, or none that can go."""
+    """A network has no distinguishable layers, or none that can be removed."""
 
 
 class SimilarityError(SGLPError):
-    """Similarities can't be computed from what was given."""
+    """Similarities can't be computed from these inputs."""
 
 
 class SegmentationError(SGLPError):
-    """A segmentation that does not exist was asked for."""
+    """The requested segmentation does not exist."""
 
 
 class BudgetError(SGLPError):
-    """A budget that the layers can't meet was asked for."""
+    """The layers can't meet the requested budget or target."""
 
 
 class ScoringError(SGLPError):
-    """Combinations can't be scored as asked."""
+    """Plans can't be scored as requested."""
 
 
 class PlanError(SGLPError):
@@ -34,22 +34,22 @@ class ArchitectureError(SGLPError):
 
 
 class CheckpointError(SGLPError):
-    """Weights can't be read, written, or do not fit the network."""
+    """Weights can't be read or written, or do not fit the network."""
 
 
 class DataError(SGLPError):
-    """Data can't be read or is not what the task needs."""
+    """Data can't be read, or is not what the task needs."""
 
 
 class NotPlainWarning(UserWarning):
-    """A network of transformers can't be saved for plain `from_pretrained`, only for `sglp.load`."""
+    """A Hugging Face model can't be saved for plain `from_pretrained`, only for `sglp.load`."""
 
 
 class DeadLayerWarning(UserWarning):
-    """A layer gives the same output for every sample: it has no similarity to any other."""
+    """A layer returns the same output for every sample, so it counts as similar to no other layer."""
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, in one line."""
+    """Return the first line of another library's error message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders atomically: they appear complete or not at all."""
 
 import os
 import shutil
@@ -10,34 +10,34 @@ from sglp.errors import SGLPError
 
 
 @contextmanager
-def new_folder(path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `path` when all is written and goes when something fails.
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder to write into; it replaces `path` on success and is deleted on failure.
 
     Raises:
-        SGLPError: there is a file at `path`, before anything is written.
+        SGLPError: `path` is a file; this is checked before anything is written.
     """
     target = Path(path)
     if target.is_file():
-        raise SGLPError(f"{path} is a file: give a folder, or the name of one that is not there yet")
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+        raise SGLPError(f"{path} is a file: give a folder, which need not exist yet")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield beside
+        yield temporary
         shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
+        temporary.rename(target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def new_file(path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when it is written and goes when something fails."""
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file to; it replaces `path` on success and is deleted on failure."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        yield beside
-        beside.replace(target)
+        yield temporary
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Latency: two pieces of work timed in turn, so that whatever else the machine does hits both."""
+"""Latency: two functions are timed alternately, so that other load on the machine affects both."""
 
 import time
 from collections.abc import Callable
@@ -7,19 +7,22 @@ import torch
 from tqdm import tqdm
 
 Work = Callable[[], object]
-SHORTEST = 0.05  # seconds; faster work is repeated until a round takes so long
+SHORTEST = 0.05  # seconds; a faster function is repeated until a round takes this long
 
 
 def seconds_in_turn(
     first: Work, second: Work, rounds: int, what: str, device: torch.device | None = None
 ) -> list[tuple[float, float]]:
-    """Seconds of one run of each piece of work, round by round.
+    """Time two functions alternately.
 
     Args:
-        first, second: the work; each runs alone, after a warm-up.
-        rounds: how often both are timed, one after the other.
-        what: is timed, for the progress bar.
-        device: where the work is done; the current GPU, if there is one, where it is not said.
+        first, second: the functions; each is warmed up first, and they never run at the same time.
+        rounds: number of rounds, each of which times both functions.
+        what: the label of the progress bar.
+        device: the device that the functions run on; None is the current GPU if there is one, else the CPU.
+
+    Returns:
+        For each round the seconds of one run of `first` and of `second`.
     """
     repeats = [_repeats(work, device) for work in (first, second)]
     times: list[tuple[float, float]] = []
@@ -29,7 +32,7 @@ def seconds_in_turn(
 
 
 def _seconds(work: Work, repeats: int, device: torch.device | None) -> float:
-    """Seconds of one run, the mean over repeats."""
+    """Return the seconds of one run, averaged over repeats."""
     start = time.perf_counter()
     for _ in range(repeats):
         work()

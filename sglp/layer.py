@@ -7,14 +7,14 @@ STEM = "stem"
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of a network that runs once, in order.
+    """A part of a network that runs once, at a fixed place in the order of execution.
 
     Attributes:
-        name: module paths joined by "+": one, or a run of siblings.
-        removable: whether it maps a tensor to one of the same shape, so that it can be left out.
-        reason: why not, or "" where it is removable.
+        name: the path of a module, or the paths of consecutive siblings joined by "+".
+        removable: whether the layer can be removed: its input and output have the same shape.
+        reason: why the layer can't be removed, or "".
         parameters: number of parameters.
-        macs: multiply-accumulates of convolutions and matrix products, for one sample.
+        macs: multiply-accumulates of convolutions and matrix products for one sample.
     """
 
     name: str
@@ -25,15 +25,15 @@ class Layer:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The paths of its modules."""
+        """The paths of the layer's modules."""
         return module_paths(self.name)
 
     @property
     def is_stem(self) -> bool:
-        """Whether it is what comes before the first block."""
+        """Whether the layer is the stem: everything before the first block."""
         return self.reason == STEM
 
 
 def module_paths(name: str) -> tuple[str, ...]:
-    """The module paths in a layer's name: one path, or a run of siblings joined by "+"."""
+    """Split a layer's name into its module paths, which "+" joins."""
     return tuple(name.split("+"))

@@ -1,4 +1,4 @@
-"""What a saved network's architecture.json says: how it is built and what was removed. It needs no torch to be read."""
+"""The architecture.json of a saved network: how it is built and which layers were removed. Reads it without torch."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from pathlib import Path
 from sglp.errors import CheckpointError
 
 ARCHITECTURE = "architecture.json"
-# Libraries whose factories build networks and do nothing else. Any other dotted name runs only on the caller's word.
+# Libraries whose factories only build networks. Any other factory needs `trust=`.
 KNOWN_LIBRARIES = ("torchvision.models", "timm.models", "sglp.networks")
 GENERIC = ("torchvision.models:get_model", "timm:create_model", "timm.models:create_model")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built.
+    """The construction of a network: its factory, and the layers that were removed.
 
     Attributes:
         factory: "package.module:function", which returns a module.
-        kwargs: its arguments, those that fetch weights left out.
-        kept, removed: names of the layers that stayed and went, as in the dense network; empty for a dense one.
-        base_model: what the Hugging Face hub calls the dense network, if that is where it is from.
+        kwargs: the factory's arguments, without those that fetch weights.
+        kept, removed: names of the kept and the removed layers, as in the dense network; empty for a dense network.
+        base_model: the dense network's name on the Hugging Face hub, or "".
     """
 
     factory: str
@@ -37,14 +37,17 @@ def to_json(
     reason: str = "",
     precisions: dict[str, str] | None = None,
 ) -> str:
-    """What stands in architecture.json.
+    """Write the contents of architecture.json.
 
     Args:
         architecture: how the network is built.
-        shared: names of tensors that are others under a second name.
-        versions: of modules, by their paths.
-        reason: why the folder is not one for plain `from_pretrained`.
-        precisions: of buffers that are not saved, by name, where it is not float32.
+        shared: maps a second name of a shared tensor to the name it is saved under.
+        versions: state-dict versions of modules, by module path.
+        reason: why plain `from_pretrained` can't load the folder, or "".
+        precisions: precisions of buffers that are not saved, by name, where they differ from float32.
+
+    Raises:
+        CheckpointError: an argument of the factory can't be written as JSON.
     """
     content = {
         "factory": architecture.factory,
@@ -69,37 +72,44 @@ def to_json(
         ) from error
 
 
-def saved_architecture(folder) -> Architecture:
-    """How a saved network was built and what was removed from it, without running any of its code.
+def saved_architecture(folder: str | Path) -> Architecture:
+    """Read how a saved network was built and which layers were removed, without running any of its code.
 
     Raises:
-        CheckpointError: the folder holds no saved network.
+        CheckpointError: the folder does not hold a saved network.
     """
     return from_json(Path(folder))[0]
 
 
 def from_json(folder: Path) -> tuple[Architecture, dict[str, str], dict[str, int], dict[str, str]]:
-    """What `to_json` has written: the architecture, shared tensors, versions of modules, precisions of buffers."""
+    """Read the architecture.json of a folder.
+
+    Returns:
+        The architecture, the shared tensors, the versions of modules and the precisions of buffers; see `to_json`.
+
+    Raises:
+        CheckpointError: there is no such file, or it is broken.
+    """
     try:
         content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
         factory, kwargs, removed = content["factory"], content["kwargs"], tuple(content["removed"])
         kept, shared, versions = tuple(content["kept"]), content["shared"], content["versions"]
         precisions = content.get("precisions", {})
         architecture = Architecture(factory, kwargs, kept, removed, content.get("base_model", ""))
-        of_names = (kwargs, shared, versions, precisions)
-        if not (isinstance(factory, str) and all(isinstance(part, dict) for part in of_names)):
+        mappings = (kwargs, shared, versions, precisions)
+        if not (isinstance(factory, str) and all(isinstance(mapping, dict) for mapping in mappings)):
             raise TypeError("wrong kinds of values")
         if not all(isinstance(name, str) for name in (*kept, *removed, *shared.values(), *precisions.values())):
             raise TypeError("wrong kinds of names")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} is no saved network: it has no {ARCHITECTURE}") from error
+        raise CheckpointError(f"{folder} is not a saved network: it has no {ARCHITECTURE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ARCHITECTURE} is broken: it does not say how to build the network") from error
     return architecture, shared, versions, precisions
 
 
-def of_known_library(factory: str) -> bool:
-    """Whether a factory's name is one in a library whose networks load without the caller's word."""
+def is_known_library(factory: str) -> bool:
+    """Check whether a factory belongs to a library whose networks load without `trust`."""
     module = factory.partition(":")[0]
     inside = any(module == library or module.startswith(f"{library}.") for library in KNOWN_LIBRARIES)
     return inside or factory in GENERIC

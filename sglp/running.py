@@ -1,19 +1,21 @@
-"""Run a network: forward and backward passes, eval mode, hooks, seeds, devices."""
+"""Running a network: forward and backward passes, eval mode, hooks, seeds, devices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import first_sample, to_device
+from sglp.batches import Inputs, first_sample, to_device
 
 
 @dataclass(eq=False)
 class Passes:
-    """How often networks ran on a batch, and how often gradients were taken through them."""
+    """Numbers of forward and backward passes, each over one batch."""
 
     forward: int = 0
     backward: int = 0
@@ -24,7 +26,7 @@ _counting: list[Passes] = []
 
 @contextmanager
 def count_passes() -> Iterator[Passes]:
-    """Count the passes of `call` and `backward` for a while: what a method costs, on any machine."""
+    """Count the passes of `call` and `backward` inside a context: a machine-independent cost of a method."""
     passes = Passes()
     _counting.append(passes)
     try:
@@ -33,7 +35,7 @@ def count_passes() -> Iterator[Passes]:
         _counting.remove(passes)
 
 
-def call(network: nn.Module, inputs):
+def call(network: nn.Module, inputs: Any) -> Any:
     """Run a network on a tensor, or on a dict of keyword arguments."""
     for passes in _counting:
         passes.forward += 1
@@ -41,7 +43,7 @@ def call(network: nn.Module, inputs):
 
 
 def backward(loss: Tensor, again: bool = False) -> None:
-    """Take the gradients of a loss; its graph stays where parts of it are to be gone through again."""
+    """Compute the gradients of a loss; `again` keeps the graph for a further backward pass."""
     for passes in _counting:
         passes.backward += 1
     loss.backward(retain_graph=again)
@@ -49,9 +51,9 @@ def backward(loss: Tensor, again: bool = False) -> None:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module is in the mode that it was in.
+    """Put a network in eval mode inside a context, then restore the mode of every module.
 
-    Without attention's fast path, which hands layers nested tensors, or nothing at all to modules inside of them.
+    The fast path of attention is disabled: it passes nested tensors to layers, and skips the modules inside them.
     """
     training = {module: module.training for module in network.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -63,19 +65,19 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training.items():  # the outermost first
             if module.training != mode:
-                module.train(mode)  # which may do more than set it (LoRA takes out again what it has merged)
+                module.train(mode)  # can do more than set the mode: LoRA unmerges its weights
         for module, mode in training.items():
             module.training = mode
 
 
-def logits_of(output) -> Tensor:
-    """The logits in what a network returns: a tensor, or an output object of transformers."""
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in a network's output: a tensor, or a Hugging Face output object."""
     return output if isinstance(output, Tensor) else output.logits
 
 
 @contextmanager
-def watched(network: nn.Module, handles: Sequence) -> Iterator[None]:
-    """Eval mode without gradients for a while; then the handles' hooks, which watched the network, are removed."""
+def hooked_eval(network: nn.Module, handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Put a network in eval mode without gradients inside a context, then remove the hooks of `handles`."""
     try:
         with eval_mode(network), torch.no_grad():
             yield
@@ -84,40 +86,40 @@ def watched(network: nn.Module, handles: Sequence) -> Iterator[None]:
             handle.remove()
 
 
-def run_watched(network: nn.Module, inputs, handles: Sequence) -> None:
-    """Run a network on one sample of the inputs of a batch, `watched` by hooks."""
-    with watched(network, handles):
+def run_hooked(network: nn.Module, inputs: Inputs, handles: Sequence[RemovableHandle]) -> None:
+    """Run a network on the first sample of a batch's inputs with hooks, as in `hooked_eval`."""
+    with hooked_eval(network, handles):
         call(network, to_device(first_sample(inputs), device_of(network)))
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random states of the CPU, and of a GPU if the device is one, that begin with a seed; then they are as before."""
-    # Other GPUs are left alone: to look at them all takes time, which torch warns of.
+    """Seed the CPU, and the device if it is a GPU, inside a context, then restore their random states."""
+    # Other GPUs are left alone: saving the states of all of them takes time, and torch warns about it.
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
-        for place in devices:
-            with torch.cuda.device(place):
+        for gpu in devices:
+            with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network's parameters are (the CPU for one without any), or where accelerate runs it."""
-    place = getattr(getattr(network, "_hf_hook", None), "execution_device", None)
-    places = (p.device for p in network.parameters() if not p.is_meta)
-    return torch.device(next(places, "cpu") if place is None else place)
+    """Return the device of a network's parameters (the CPU if it has none), or the one that accelerate runs it on."""
+    execution_device = getattr(getattr(network, "_hf_hook", None), "execution_device", None)
+    devices = (p.device for p in network.parameters() if not p.is_meta)
+    return torch.device(next(devices, "cpu") if execution_device is None else execution_device)
 
 
-def first_tensor(value) -> Tensor:
-    """The first tensor of what a module was given or returned."""
+def first_tensor(value: Any) -> Tensor:
+    """Return the first tensor in the arguments or the output of a module."""
     value = dict(value) if isinstance(value, Mapping) else value
     return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
-def main_input(args: tuple, kwargs: dict):
-    """What a module hands on if it does nothing: its first argument, or the first that is a tensor."""
+def main_input(args: tuple, kwargs: dict) -> Any:
+    """Return the argument that an identity module would return: a tuple or list in first place, or the first tensor."""
     if args and isinstance(args[0], tuple | list):
         return args[0]
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)

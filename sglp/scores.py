@@ -1,18 +1,18 @@
-"""What a method scored: sets of layers that a segment could keep, or layers one by one."""
+"""Scores of a pruning method: for sets of layers that a segment could keep, or for single layers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SetScore:
-    """A set of layers that a segment could keep.
+    """The score of a set of layers that a segment could keep.
 
     Attributes:
         segment: index of the segment.
         kept: indices of the layers that are kept, in order; layers that can't be removed are included.
         score: the higher the better.
-        search: how the set was found: "exhaustive", or "beam 4" for a beam of width 4; a method's name.
-        best: whether the set is the segment's best (the first of equal ones).
+        search: how the set was found: "exhaustive", "beam 4" for a beam of width 4, or the name of the method.
+        best: whether the set is the best of its segment (the first one in a tie).
     """
 
     segment: int
@@ -24,13 +24,13 @@ class SetScore:
 
 @dataclass(frozen=True)
 class LayerScore:
-    """A single layer, where layers are scored one by one.
+    """The score of a single layer.
 
     Attributes:
         segment: index of the segment.
         layer: index of the layer.
-        score: the higher, the more the layer is worth.
-        search: "joint", or the method's name.
+        score: the higher, the more important the layer.
+        search: "joint", or the name of the method.
         kept: whether the plan keeps the layer.
     """
 

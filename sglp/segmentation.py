@@ -1,4 +1,4 @@
-"""Fisher's optimal segmentation of an ordered sequence: one table gives the exact optimum for every k.
+"""Fisher's optimal segmentation of an ordered sequence: one table holds the exact optimum for each k.
 
 Source: SGLP (arXiv 2410.14720), section III; W. D. Fisher, "On grouping for maximum homogeneity", 1958.
 """
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sglp.choices import Feature
 from sglp.errors import SegmentationError
@@ -15,27 +16,27 @@ from sglp.errors import SegmentationError
 
 @dataclass(frozen=True)
 class SegmentationTable:
-    """The optimal segmentations of one sequence for every number of segments.
+    """The optimal segmentations of one sequence, for each number of segments.
 
     Attributes:
-        losses: [layers], `losses[k - 1]` is the smallest sum of diameters that k segments reach.
-        starts: [layers, layers], `starts[k - 1, j]` is the first element of the last of the k segments that
-            segment elements 0..j optimally (the smallest such start where several are optimal).
+        losses: [layers], `losses[k - 1]` is the smallest sum of diameters of k segments.
+        starts: [layers, layers], `starts[k - 1, j]` is the first element of the last segment in the optimal k segments
+            of elements 0..j (the smallest such index in a tie).
     """
 
     losses: np.ndarray
     starts: np.ndarray
 
     def segments(self, k: int) -> list[tuple[int, int]]:
-        """The optimal k segments as inclusive (first, last).
+        """Return the optimal k segments as inclusive (first, last) pairs.
 
         Raises:
             SegmentationError: k is not between 1 and the number of layers, or larger than the table was made for.
         """
         _check_k(k, len(self.losses))
         if not np.isfinite(self.losses[k - 1]):
-            made = int(np.isfinite(self.losses).sum())
-            raise SegmentationError(f"k={k} is not in this table, which was made for up to {made} segments")
+            max_k = int(np.isfinite(self.losses).sum())
+            raise SegmentationError(f"k={k} is not in this table, which was made for up to {max_k} segments")
         segments, last = [], len(self.losses) - 1
         for row in range(k - 1, -1, -1):
             first = int(self.starts[row, last])
@@ -44,14 +45,14 @@ class SegmentationTable:
         return segments[::-1]
 
 
-def fisher_segmentation(similarity, k: int, feature: Feature = "rows") -> list[tuple[int, int]]:
-    """Cut layers into the k contiguous segments with the smallest sum of squared distances to their means.
+def fisher_segmentation(similarity: ArrayLike, k: int, feature: Feature = "rows") -> list[tuple[int, int]]:
+    """Cut layers into the k contiguous segments with the smallest sum of squared distances to the segment means.
 
     Args:
         similarity: [layers, layers] matrix of similarities between layers, in order of execution.
         k: number of segments, 1 to the number of layers.
-        feature: what stands for a layer: "rows", its whole row of the matrix, or "row_sum", the sum of that row
-            (the paper's choice).
+        feature: what represents a layer: "rows", its row of the matrix, or "row_sum", the sum of that row (the paper's
+            choice).
 
     Returns:
         k inclusive (first, last) pairs that cover all layers in order.
@@ -62,10 +63,10 @@ def fisher_segmentation(similarity, k: int, feature: Feature = "rows") -> list[t
     return segmentation_table(similarity, feature, k).segments(k)
 
 
-def segmentation_table(similarity, feature: Feature = "rows", max_k: int | None = None) -> SegmentationTable:
-    """All optimal segmentations with up to `max_k` segments (all of them by default), in O(max_k layers^2).
+def segmentation_table(similarity: ArrayLike, feature: Feature = "rows", max_k: int | None = None) -> SegmentationTable:
+    """Compute all optimal segmentations with up to `max_k` segments (default: one per layer), in O(max_k layers^2).
 
-    Args and errors are those of `fisher_segmentation`.
+    Arguments and errors are as in `fisher_segmentation`.
     """
     values = _features(np.asarray(similarity, dtype=np.float64), feature)
     diameter = _diameters(values)
@@ -76,7 +77,7 @@ def segmentation_table(similarity, feature: Feature = "rows", max_k: int | None 
     best = diameter[0]
     losses[0] = best[-1]
     for row in range(1, rows):
-        # candidate[i, j]: the last segment is i..j, and what comes before it is optimal with one segment less.
+        # candidate[i, j]: the last segment is i..j, and the elements before it are cut optimally into one segment less.
         candidate = np.full((layers, layers), np.inf)
         candidate[row:] = best[row - 1 : layers - 1, None] + diameter[row:]
         starts[row] = candidate.argmin(axis=0)
@@ -86,7 +87,7 @@ def segmentation_table(similarity, feature: Feature = "rows", max_k: int | None 
 
 
 def equal_segments(layers: int, k: int) -> list[tuple[int, int]]:
-    """Cut layers into k contiguous segments of as equal a size as can be, whatever their similarity.
+    """Cut layers into k contiguous segments of nearly equal size, regardless of similarity.
 
     Raises:
         SegmentationError: k is not between 1 and the number of layers.
@@ -96,28 +97,30 @@ def equal_segments(layers: int, k: int) -> list[tuple[int, int]]:
     return [(first, after - 1) for first, after in pairwise(borders)]
 
 
-def choose_k(losses, share: float = 0.05) -> int:
-    """The largest k whose last cut still takes at least `share` of the loss of one segment (at least 1).
+def choose_k(losses: ArrayLike, share: float = 0.05) -> int:
+    """Return the largest k whose last cut lowers the loss by at least `share` of the one-segment loss (at least 1).
 
-    Source: the rule of SGLP's published code (5 %), measured against the loss of a single segment instead of the
-    loss before the cut, so that cuts of noise near a loss of zero do not count.
+    Source: the rule of SGLP's published code (5 %), measured against the loss of a single segment instead of the loss
+    before the cut, so that cuts in noise near a loss of zero do not count.
     """
     losses = np.asarray(losses, dtype=np.float64)
+    if not losses[0] > 0:  # also if it is NaN
+        return 1
     drops = losses[:-1] - losses[1:]
-    worthwhile = np.flatnonzero(drops >= share * losses[0]) if losses[0] > 0 else []
+    worthwhile = np.flatnonzero(drops >= share * losses[0])
     return int(worthwhile[-1]) + 2 if len(worthwhile) else 1
 
 
-def number_of_segments(k: int | Literal["auto"], losses, method: str = "sglp", share: float = 0.05) -> int:
-    """How many segments a method gets: k, or for "auto" what `choose_k` says; one if it uses none."""
-    # So that k never runs such a method again.
+def number_of_segments(k: int | Literal["auto"], losses: ArrayLike, method: str = "sglp", share: float = 0.05) -> int:
+    """Return the number of segments for a method: k, or `choose_k` for "auto"; 1 if the method uses no segments."""
+    # Always 1, so that another k does not re-run a method that ignores segments.
     if not uses_segments(method):
         return 1
     return choose_k(losses, share) if k == "auto" else k
 
 
 def uses_segments(method: str) -> bool:
-    """Whether a method of this name reads segments: "sglp", and maybe a user's own, but no baseline."""
+    """Check whether a method may use segments: "sglp" and users' methods may, baselines do not."""
     return method == "sglp" or ":" in method
 
 
@@ -128,9 +131,9 @@ def _check_k(k: int, layers: int) -> None:
 
 def _features(similarity: np.ndarray, feature: str) -> np.ndarray:
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not similarity.size:
-        raise SegmentationError(f"a similarity matrix is square, but this one has the shape {similarity.shape}")
+        raise SegmentationError(f"a similarity matrix must be square, but this one has the shape {similarity.shape}")
     if not np.isfinite(similarity).all():
-        raise SegmentationError("the similarity matrix holds values that are not finite")
+        raise SegmentationError("the similarity matrix has values that are not finite")
     if feature == "rows":
         return similarity
     if feature == "row_sum":
@@ -139,10 +142,10 @@ def _features(similarity: np.ndarray, feature: str) -> np.ndarray:
 
 
 def _diameters(values: np.ndarray) -> np.ndarray:
-    """[layers, layers] sums of squared distances to the mean of elements i..j; infinite where i > j.
+    """Compute [layers, layers] sums of squared distances to the mean of elements i..j; infinite where i > j.
 
-    Means and sums are updated one element at a time (Welford), for all starts at once: nothing cancels, as it would
-    in differences of prefix sums.
+    Means and sums are updated one element at a time (Welford), for all starts at once. This avoids the cancellation of
+    differences of prefix sums.
     """
     layers = len(values)
     diameter = np.full((layers, layers), np.inf)

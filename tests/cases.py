@@ -1,4 +1,4 @@
-"""What methods are tried on: a small CNN and a tiny language model, with batches of unequal size."""
+"""Cases for methods and criteria: a small CNN and a tiny language model, with batches of unequal size."""
 
 import copy
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from sglp.scoring.methods import find_method
 
 
 class Case(NamedTuple):
-    """All that a method is given, but for `keep` and the seed."""
+    """The arguments of a method, except `keep` and the seed."""
 
     network: nn.Module
     layers: list
@@ -25,26 +25,28 @@ class Case(NamedTuple):
     batches: list
 
     @property
-    def free(self) -> list[int]:
-        """The numbers of the layers that can go."""
+    def removable(self) -> list[int]:
+        """The indices of the removable layers."""
         return [i for i, layer in enumerate(self.layers) if layer.removable]
 
     def run(self, name, keep, seed=0, batches=None):
+        """Run a method."""
         batches = self.batches if batches is None else batches
         return find_method(name)(self.network, self.layers, self.segments, self.similarity, batches, keep, seed)
 
-    def without(self, gone):
-        """What surgery leaves without the layers of these numbers."""
+    def without(self, removed):
+        """Return the network pruned of the layers with these indices."""
         names = [layer.name for layer in self.layers]
-        plan = sglp.Plan([n for i, n in enumerate(names) if i not in gone], [names[i] for i in gone])
+        plan = sglp.Plan([n for i, n in enumerate(names) if i not in removed], [names[i] for i in removed])
         return sglp.prune(self.network, plan).eval()
 
-    def gone(self, plan) -> set[int]:
+    def removed_by(self, plan) -> set[int]:
+        """Return the indices of the layers that a plan removes."""
         return {i for i, layer in enumerate(self.layers) if layer.name in plan.removed}
 
 
 def cnn(network, digits, dtype=torch.float64) -> Case:
-    """Ten layers, three of which (0, 4 and 7) can't go."""
+    """Return ten layers, three of which (0, 4 and 7) can't be removed."""
     network = copy.deepcopy(network).to(dtype)
     images, targets = digits[0].to(dtype), digits[1]
     batches = [(images[:10], targets[:10]), (images[10:16], targets[10:16])]
@@ -53,7 +55,7 @@ def cnn(network, digits, dtype=torch.float64) -> Case:
 
 
 def llama(layers=5) -> Case:
-    """Layers that can all go; a residual stream that every one of them turns."""
+    """Return layers that are all removable, each of which rotates the residual stream."""
     network = cast(tiny_llama(layers), torch.float64)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -63,12 +65,12 @@ def llama(layers=5) -> Case:
         ids = torch.randint(259, (samples, 9), generator=torch.Generator().manual_seed(seed))
         target = torch.cat([ids[:, 1:], torch.full((samples, 1), IGNORED)], dim=1)
         batches.append(({"input_ids": ids, "use_cache": False}, target))
-    found = sglp.find_layers(network, batches[0][0])
-    return Case(network, found, [(0, 1), (2, layers - 1)], similarity(layers), batches)
+    network_layers = sglp.find_layers(network, batches[0][0])
+    return Case(network, network_layers, [(0, 1), (2, layers - 1)], similarity(layers), batches)
 
 
 def similarity(size) -> np.ndarray:
-    """A symmetric matrix with ones on its diagonal."""
+    """Return a symmetric matrix with ones on its diagonal."""
     values = np.random.default_rng(5).random((size, size))
     values = (values + values.T) / 2
     np.fill_diagonal(values, 1)
@@ -76,13 +78,13 @@ def similarity(size) -> np.ndarray:
 
 
 def run(network, inputs):
-    """A network's logits, without gradients."""
+    """Return a network's logits, without gradients."""
     with torch.no_grad():
         return logits_of(network(**inputs) if isinstance(inputs, dict) else network(inputs))
 
 
 def features(network, inputs):
-    """What the classifier is given, row by row."""
+    """Return the input of the classifier, row by row."""
     with torch.no_grad():
         if isinstance(inputs, dict):
             return network.model(**inputs).last_hidden_state.flatten(0, 1).numpy()
@@ -91,18 +93,22 @@ def features(network, inputs):
 
 
 def hsic(x, y):
-    """Unbiased HSIC as Song et al. 2012 write it, with all matrices at hand."""
+    """Compute unbiased HSIC as in Song et al. 2012, from the full matrices."""
     n = len(x)
-    K, L, one = x @ x.T, y @ y.T, np.ones(n)
+    K, L, ones = x @ x.T, y @ y.T, np.ones(n)
     np.fill_diagonal(K, 0)
     np.fill_diagonal(L, 0)
-    parts = np.trace(K @ L), one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2)), one @ K @ L @ one * 2 / (n - 2)
+    parts = (
+        np.trace(K @ L),
+        ones @ K @ ones * (ones @ L @ ones) / ((n - 1) * (n - 2)),
+        ones @ K @ L @ ones * 2 / (n - 2),
+    )
     return (parts[0] + parts[1] - parts[2]) / (n * (n - 3))
 
 
-def change(case, gone):
-    """1 - CKA of the features without these layers and with them; every HSIC is a mean over batches."""
-    small, terms = case.without(gone), []
+def change(case, removed):
+    """Compute 1 - CKA of the features with and without these layers; every HSIC is a mean over batches."""
+    small, terms = case.without(removed), []
     for inputs, _ in case.batches:
         x, y = features(case.network, inputs), features(small, inputs)
         terms.append([hsic(x, y), hsic(x, x), hsic(y, y)])
@@ -110,8 +116,8 @@ def change(case, gone):
     return 1 - xy / np.sqrt(xx * yy)
 
 
-def loss(case, gone):
-    """The mean of all batches' losses without these layers."""
-    small = case.without(gone)
+def loss(case, removed):
+    """Compute the mean of all batches' losses without these layers."""
+    small = case.without(removed)
     losses = [F.cross_entropy(run(small, x).flatten(0, -2), t.flatten()).item() for x, t in case.batches]
     return sum(losses) / len(losses)

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pipeline
@@ -58,6 +59,17 @@ def network(_trained):
 @pytest.fixture
 def layers(network, digits):
     return sglp.find_layers(network, digits[0][:2])
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch) -> Path:
+    """A folder of a language model that brings code of its own."""
+    from hugging_face_families import save_with_code
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    save_with_code(tmp_path / "foreign")
+    return tmp_path / "foreign"
 
 
 @pytest.fixture(scope="session")

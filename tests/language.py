@@ -17,19 +17,19 @@ def tiny_llama(layers: int = 4, seed: int = 0, **more) -> LlamaForCausalLM:
 
 
 def byte_tokenizer():
-    """Every byte is a token."""
+    """A tokenizer with one token per byte."""
     return ByT5Tokenizer(extra_ids=0)
 
 
 def prose(words: int, seed: int = 0) -> str:
     """Words in a random order."""
-    known = TEXT.split()
-    drawn = torch.randint(len(known), (words,), generator=torch.Generator().manual_seed(seed))
-    return " ".join(known[i] for i in drawn)
+    vocabulary = TEXT.split()
+    indices = torch.randint(len(vocabulary), (words,), generator=torch.Generator().manual_seed(seed))
+    return " ".join(vocabulary[i] for i in indices)
 
 
 def cast(network, dtype: torch.dtype):
-    """Give a network's parameters another precision, in place; `to(dtype)` would spoil rotary frequencies."""
+    """Convert a network's parameters to another precision, in place; `to(dtype)` would spoil rotary frequencies."""
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     return network

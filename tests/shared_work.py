@@ -1,4 +1,4 @@
-"""Work for one process or several: ``torchrun --nproc-per-node 2 tests/shared_work.py FILE``. All give the same."""
+"""Work with the same results in one or several processes: ``torchrun --nproc-per-node 2 tests/shared_work.py FILE``."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ RECIPE = {
 
 
 def everything() -> dict[str, list]:
-    """What is shared, by name; in every process all of it."""
+    """Run all shared work and return the results by name; every process returns all results."""
     images = Images(_source("sglp.tasks.digits:Digits"), {"train": True}, PREPARE)
     text = TextPreparation(text_column="text", separator="\n", length=32, tokenizer="bytes")
     texts = Texts(_source("sglp.tasks.topics:Topics"), {"train": True}, text, byte_tokenizer())
@@ -57,7 +57,7 @@ def everything() -> dict[str, list]:
         "norm 1": batch_norm(1),
         **trained_images(images),
         **trained_texts(texts),
-        **judged(images),
+        **evaluated(images),
         "perplexity": list(perplexity(tiny_llama(), texts.tokens[:500], 48, 20, 3).values()),
         "calibration": calibrated(images),
         "scores": scored(images),
@@ -65,7 +65,7 @@ def everything() -> dict[str, list]:
 
 
 def batch_norm(samples: int) -> list:
-    """Outputs, gradients and running statistics of samples of which each process has a part, maybe none."""
+    """Compute outputs, gradients and running statistics; each process has a part of the samples, possibly none."""
     generator = torch.Generator().manual_seed(0)
     inputs, pull = (torch.randn(2, samples, 3, 4, 5, generator=generator, dtype=torch.float64) + 3).unbind()
     norm = nn.BatchNorm2d(3).double()
@@ -75,10 +75,10 @@ def batch_norm(samples: int) -> list:
     with whole_batch(counts=len(inputs[part]) > 0):
         outputs = norm(own)
     (outputs[: len(pull[part])] * pull[part]).sum().backward()
-    found = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
-    both = processes.shared_map(lambda _: found, range(processes.count()))
+    own_rows = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
+    all_rows = processes.shared_map(lambda _: own_rows, range(processes.count()))
     sums = [all_reduce_sum(p.grad).tolist() for p in (norm.weight, norm.bias)]
-    return [[row for one in column for row in one] for column in zip(*both, strict=True)] + [
+    return [[row for rows in column for row in rows] for column in zip(*all_rows, strict=True)] + [
         *sums,
         norm.running_mean.tolist(),
         norm.running_var.tolist(),
@@ -91,7 +91,7 @@ class Double(nn.Module):
 
 
 def small(seed: int) -> nn.Module:
-    """A network in float64, so that rounding can't grow into more than that."""
+    """Build a network in float64, so that rounding errors stay small."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -99,16 +99,16 @@ def small(seed: int) -> nn.Module:
 
 
 def trained_images(images: Images) -> dict[str, list]:
-    """17 samples in batches of 4, the last one of a single sample, and 4 held out."""
-    more = {"samples": 21, "batch_size": 4, "holdout": 0.19, "keep": "last", "precision": "float32"}
-    recipe = ImageRecipe.model_validate(RECIPE | more | {"augment": [{"RandomCrop": {"size": 8, "padding": 1}}]})
+    """Train on 17 samples in batches of 4, the last of a single sample, with 4 samples held out."""
+    changes = {"samples": 21, "batch_size": 4, "holdout": 0.19, "keep": "last", "precision": "float32"}
+    recipe = ImageRecipe.model_validate(RECIPE | changes | {"augment": [{"RandomCrop": {"size": 8, "padding": 1}}]})
     network = small(0)
     return _trained("images", network, image_classification, images, recipe, small(1).eval())
 
 
 def trained_texts(texts: Texts) -> dict[str, list]:
-    """Batches that add up to steps; the last step is of one batch alone, of a single sample."""
-    more = {
+    """Train with accumulated gradients; the last step has one batch with a single sample."""
+    changes = {
         "samples": 12,
         "batch_size": 2,
         "holdout": 0.2,
@@ -117,8 +117,10 @@ def trained_texts(texts: Texts) -> dict[str, list]:
         "tuning": "full",
     }
     lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"}
-    more |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1}
-    recipe = TextRecipe.model_validate(RECIPE | more | {"optimizer": "adamw", "momentum": 0.0, "learning_rate": 1e-3})
+    changes |= {"gradient_checkpointing": False, "lora": lora, "last_layers": 1}
+    recipe = TextRecipe.model_validate(
+        RECIPE | changes | {"optimizer": "adamw", "momentum": 0.0, "learning_rate": 1e-3}
+    )
     return _trained("texts", tiny_llama(), causal_lm, texts, recipe, tiny_llama(seed=9))
 
 
@@ -129,8 +131,8 @@ def _trained(name: str, network, task, data, recipe, teacher) -> dict[str, list]
     return {f"{name}: weights": weights, f"{name}: rows": [list(row.values()) for row in rows]}
 
 
-def judged(images: Images) -> dict[str, list]:
-    """Accuracy, loss and robustness."""
+def evaluated(images: Images) -> dict[str, list]:
+    """Evaluate accuracy, loss and robustness."""
     attacks = {"samples": 21, "fgsm": [0.1], "pgd": [0.1], "pgd_steps": 2, "severities": [2]}
     settings = {"batch_size": 8, "robustness": attacks}
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8, "in_channels": 1}, seed=0)
@@ -140,15 +142,15 @@ def judged(images: Images) -> dict[str, list]:
 
 
 def calibrated(images: Images) -> list:
-    """The batches of all parts."""
+    """Draw calibration batches in parts and return the labels of all of them."""
     part = processes.part(3)
     own = [labels.tolist() for _, labels in image_data.calibration_batches(images, 22, 8, 0, part)]
-    everyone = processes.shared_map(lambda _: own, range(processes.count()))
-    return [labels for batches in everyone for labels in batches]
+    parts = processes.shared_map(lambda _: own, range(processes.count()))
+    return [labels for batches in parts for labels in batches]
 
 
 def scored(images: Images) -> list:
-    """Every search, with the default criterion."""
+    """Score with every search and the default criterion."""
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).eval()
     batches = list(image_data.calibration_batches(images, 16, 16, 0))
     layers = sglp.find_layers(network, batches[0][0])
@@ -169,6 +171,6 @@ def _source(loader: str) -> Source:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes.joined():
-        found = everything()
+        results = everything()
         if processes.rank() == 0:
-            Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+            Path(sys.argv[1]).write_text(json.dumps(results), encoding="utf-8")

@@ -320,7 +320,7 @@ def test_only_the_workloads_factory_is_trusted(project):
     run_module("stages.pretrain")
     path = project / "data/dense/architecture.json"
     path.write_text(path.read_text().replace("sglp.networks.cifar_resnet:resnet", "os:system"))
-    assert "data/dense is built by os:system, which is no known library's" in complaint("stages.extract")
+    assert "data/dense is built by os:system, which is not from a known library" in complaint("stages.extract")
 
 
 def test_other_versions_than_those_written_down(project):

@@ -1,4 +1,4 @@
-"""The baselines, and how a name finds a method."""
+"""The baselines, and the lookup of methods by name."""
 
 import copy
 
@@ -26,7 +26,7 @@ def plan_of(name, keep, seed=0, layers=LAYERS):
 
 @BASELINES
 @POSSIBLE
-def test_a_plan_keeps_so_many_layers_and_those_that_can_not_go(name, keep):
+def test_a_plan_keeps_the_required_number_and_all_unremovable_layers(name, keep):
     plan, _ = plan_of(name, keep)
     assert len(plan.kept) == keep
     assert {f"layer{i}" for i in FIXED} <= set(plan.kept)
@@ -36,13 +36,13 @@ def test_a_plan_keeps_so_many_layers_and_those_that_can_not_go(name, keep):
 
 @BASELINES
 @POSSIBLE
-def test_the_rows_of_scores_say_what_the_plan_does(name, keep):
+def test_the_score_rows_match_the_plan(name, keep):
     plan, rows = plan_of(name, keep)
     assert [row.layer for row in rows] == list(range(10))
     assert [LAYERS[row.layer].name for row in rows if row.kept] == list(plan.kept)
-    gone = [row.score for row in rows if not row.kept]
-    stays = [row.score for row in rows if row.kept and LAYERS[row.layer].removable]
-    assert max(gone, default=-np.inf) <= min(stays, default=np.inf)
+    removed_scores = [row.score for row in rows if not row.kept]
+    kept_scores = [row.score for row in rows if row.kept and LAYERS[row.layer].removable]
+    assert max(removed_scores, default=-np.inf) <= min(kept_scores, default=np.inf)
 
 
 @BASELINES
@@ -52,10 +52,10 @@ def test_impossible_numbers_of_layers_are_refused(name, keep):
         plan_of(name, keep)
 
 
-@pytest.mark.parametrize(("keep", "gone"), [(9, (9,)), (7, (6, 8, 9)), (5, (3, 5, 6, 8, 9)), (10, ())])
-def test_tail_removes_the_last_layers_that_can_go(keep, gone):
+@pytest.mark.parametrize(("keep", "removed"), [(9, (9,)), (7, (6, 8, 9)), (5, (3, 5, 6, 8, 9)), (10, ())])
+def test_tail_removes_the_last_removable_layers(keep, removed):
     plan, _ = plan_of("tail", keep)
-    assert plan.removed == tuple(f"layer{i}" for i in gone)
+    assert plan.removed == tuple(f"layer{i}" for i in removed)
 
 
 def test_random_is_the_same_for_the_same_seed_and_differs_by_seed():
@@ -79,7 +79,7 @@ def test_random_leaves_the_global_state_of_numpy_alone():
     assert np.random.random() == expected
 
 
-def test_methods_are_found_by_their_names():
+def test_methods_are_found_by_name():
     assert {"sglp", "random", "tail", "block_influence"} <= set(method_names())
     assert method_names()[0] == "sglp"
     assert find_method("sglp") is sglp_method
@@ -87,7 +87,7 @@ def test_methods_are_found_by_their_names():
         assert find_method(name).__name__ == name
 
 
-def test_a_method_of_the_users_own_is_found_by_its_dotted_name():
+def test_a_users_own_method_is_found_by_its_dotted_name():
     assert find_method("sglp.scoring.baselines.tail:tail") is find_method("tail")
 
 
@@ -106,7 +106,7 @@ def test_unknown_methods_are_refused(name, message):
         find_method(name)
 
 
-def test_sglp_splits_its_budget_or_takes_the_users(network, layers, digits):
+def test_sglp_splits_its_budget_or_uses_the_given_one(network, layers, digits):
     batches = [(digits[0][:16], digits[1][:16])]
     arguments = (network, layers, SEGMENTS, np.eye(10), batches)
     plan, rows = sglp_method(*arguments, 7, 0, search="sequential")
@@ -143,8 +143,8 @@ def test_block_influence_is_one_minus_the_mean_cosine_of_a_sample(network, layer
             x = y
     assert [row.score for row in rows] == pytest.approx(expected, abs=1e-6)
     free = [i for i, layer in enumerate(layers) if layer.removable]
-    gone = sorted(free, key=lambda i: expected[i])[:4]
-    assert set(plan.removed) == {layers[i].name for i in gone}
+    removed = sorted(free, key=lambda i: expected[i])[:4]
+    assert set(plan.removed) == {layers[i].name for i in removed}
 
 
 def test_block_influence_of_tokens_is_a_mean_over_tokens():
@@ -152,7 +152,7 @@ def test_block_influence_of_tokens_is_a_mean_over_tokens():
     network = torch.nn.Sequential(*(copy.deepcopy(layer) for _ in range(3))).eval()
     x = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
     layers = [sglp.Layer(str(i), True, "", 1, 1) for i in range(3)]
-    found = influences(network, layers, [x[:1], x[1:]])
+    values = influences(network, layers, [x[:1], x[1:]])
     expected = []
     with torch.no_grad():
         for module in network:
@@ -160,4 +160,4 @@ def test_block_influence_of_tokens_is_a_mean_over_tokens():
             a, b = x.double(), y.double()
             expected.append(1 - float(((a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).mean()))
             x = y
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert values == pytest.approx(expected, abs=1e-6)

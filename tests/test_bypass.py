@@ -7,8 +7,8 @@ import cases
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from test_hugging_face import FAMILIES, REMOVED, example, make, outputs, plan
-from test_surgery import Keywords, Pairs, Sized, Unpacked, logits, plan_without
+from hugging_face_families import FAMILIES, REMOVED, example, make, outputs, plan
+from networks import Keywords, Pairs, Sized, Unpacked, logits, plan_without
 from torch import nn
 
 import sglp
@@ -49,7 +49,7 @@ def test_every_family_of_transformers_computes_what_surgery_leaves(family, remov
 def test_a_cnn_computes_what_surgery_leaves(case):
     bypass, images = Bypass(case.network, case.layers, case.batches[0][0]), case.batches[0][0]
     for count in (0, 1, 2, 6, 7):
-        for gone in list(combinations(case.free, count))[:8]:
+        for gone in list(combinations(case.removable, count))[:8]:
             expected = cases.run(case.without(gone), images)
             assert torch.equal(without(bypass, gone, case.network, images), expected)
 

@@ -1,4 +1,4 @@
-"""Saved networks come back to the bit, and what is broken or not to be trusted is refused in one sentence."""
+"""Saved networks load bit for bit, and broken or untrusted folders are refused in one sentence."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def saved(network, tmp_path):
 
 
 def change(folder, **content):
-    """Write something else into a saved network's architecture.json."""
+    """Change entries of a saved network's architecture.json."""
     path = folder / "architecture.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | content))
 
@@ -67,7 +67,7 @@ def test_a_loaded_network_can_be_pruned_and_saved_again(network, digits, tmp_pat
     assert torch.equal(logits(sglp.load(tmp_path / "twice"), digits[0][:8]), logits(expected, digits[0][:8]))
 
 
-def test_names_in_the_file_are_those_of_the_dense_network(network, tmp_path):
+def test_names_in_the_file_are_from_the_dense_network(network, tmp_path):
     sglp.save(VARIANTS["pruned twice"](network), tmp_path / "saved")
     content = json.loads((tmp_path / "saved/architecture.json").read_text())
     assert content["removed"] == ["layer1.0", "layer3.1", "layer1.1", "layer3.2"]
@@ -129,30 +129,30 @@ def test_networks_of_unknown_origin_are_not_saved(tmp_path):
 
 
 def test_a_network_that_was_changed_is_not_saved(network, tmp_path):
-    """Nobody could load it."""
+    """It could not be loaded."""
     message = (
-        r"^this CifarResNet has linear.weight \[5, 64\], but what .*:resnet builds from {.*} has linear.weight "
-        r"\[10, 64\]: give its arguments to sglp.build, instead of changing the network$"
+        r"^this CifarResNet has linear.weight \[5, 64\], but the network that .*:resnet builds from {.*} has "
+        r"linear.weight \[10, 64\]: pass the right arguments to sglp.build instead of changing the network$"
     )
     network.linear = nn.Linear(64, 5)
     with pytest.raises(CheckpointError, match=message):
         sglp.save(network, tmp_path / "changed")
     network.linear = nn.Sequential(nn.Linear(64, 10))
-    with pytest.raises(CheckpointError, match=r"has no linear.weight, but what .* has linear.weight \[10, 64\]: give"):
+    with pytest.raises(CheckpointError, match=r"has no linear.weight, but the .* has linear.weight \[10, 64\]: pass"):
         sglp.save(network, tmp_path / "changed")
     assert not list(tmp_path.iterdir())
 
 
 def counting(width):
-    """A factory that needs numbers of what it computes."""
+    """A factory that computes with values, which tensors on the meta device lack."""
     return nn.Linear(width, int(torch.ones(width).sum()))
 
 
-def test_a_factory_that_computes_is_asked_with_numbers(tmp_path):
+def test_a_factory_that_computes_with_values_is_called_on_the_cpu(tmp_path):
     network = sglp.build(f"{__name__}:counting", {"width": 3}, seed=0)
     sglp.save(network, tmp_path / "same")
     network.bias = None
-    with pytest.raises(CheckpointError, match=r"this Linear has no bias, but what .* has bias"):
+    with pytest.raises(CheckpointError, match=r"this Linear has no bias, but the network that .* has bias"):
         sglp.save(network, tmp_path / "changed")
     assert [folder.name for folder in tmp_path.iterdir()] == ["same"]
 
@@ -164,7 +164,7 @@ def test_arguments_that_json_can_not_hold_are_refused(tmp_path):
 
 
 class Tied(nn.Module):
-    """Embedding and head share their weight, as in language models; an alias and a view share memory too."""
+    """An embedding and a head that share their weight, as in language models, and views that share memory."""
 
     def __init__(self):
         super().__init__()
@@ -198,13 +198,14 @@ def build(width):
 """
 
 
-def test_a_users_factory_runs_only_on_the_callers_word(tmp_path, monkeypatch):
+def test_a_users_factory_runs_only_if_it_is_trusted(tmp_path, monkeypatch):
     (tmp_path / "users_network.py").write_text(USERS_NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
     model, x = sglp.build("users_network:build", {"width": 5}, seed=0), torch.ones(2, 4)
     sglp.save(model, tmp_path / "saved")
     with pytest.raises(
-        CheckpointError, match=r"users_network:build, which is no known library's.*trust=\['users_network:build'\]"
+        CheckpointError,
+        match=r"users_network:build, which is not from a known library .*trust=\['users_network:build'\]",
     ):
         sglp.load(tmp_path / "saved")
     assert torch.equal(logits(sglp.load(tmp_path / "saved", trust=True), x), logits(model, x))
@@ -230,7 +231,7 @@ def test_a_users_factory_runs_only_on_the_callers_word(tmp_path, monkeypatch):
 )
 def test_other_code_is_refused(saved, factory):
     change(saved, factory=factory)
-    with pytest.raises(CheckpointError, match="no known library's"):
+    with pytest.raises(CheckpointError, match="not from a known library"):
         sglp.load(saved)
 
 
@@ -274,7 +275,7 @@ def test_networks_of_timm_are_known(fake_timm, tmp_path):
 
 
 def test_a_module_that_is_named_like_a_known_library_is_not_imported(saved, tmp_path, monkeypatch):
-    """Importing it runs its code, whatever is decided afterwards."""
+    """The import alone would run its code."""
     (tmp_path / "timm_like.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(tmp_path)
     change(saved, factory="timm_like:build")
@@ -331,12 +332,12 @@ def test_an_architecture_of_wrong_content_is_refused(saved, content):
 
 
 def test_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere is no saved network: it has no architecture\.json"):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a saved network: it has no architecture\.json"):
         sglp.load(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"is no saved network"):
+    with pytest.raises(CheckpointError, match=r"is not a saved network"):
         sglp.load(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no file of weights at .*saved/model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no weight file at .*saved/model\.safetensors"):
         sglp.load(saved)
 
 
@@ -426,7 +427,7 @@ def test_code_in_a_pickle_does_not_run(network, tmp_path, write):
     "content", [b"", b"hello", b"<!DOCTYPE html>", b"PK\x03\x04 no zip", bytes(range(256)), b"\x80\x02}."], ids=repr
 )
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_files_that_are_no_weights_are_refused(network, tmp_path, name, content):
+def test_files_without_weights_are_refused(network, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         sglp.load_weights(network, tmp_path / name)
@@ -441,7 +442,7 @@ def test_a_truncated_file_of_torch_is_refused(network, tmp_path):
             sglp.load_weights(network, tmp_path / "weights.pt")
 
 
-def test_what_does_not_fit_is_said_in_one_sentence(network, digits, tmp_path):
+def test_weights_that_do_not_fit_are_reported_in_one_sentence(network, digits, tmp_path):
     before, state = logits(network, digits[0][:8]), network.state_dict()
     wrong = {
         "missing": ({k: v for k, v in state.items() if k != "linear.bias"}, "linear.bias"),
@@ -458,9 +459,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(network, digits, tmp_path):
         assert fault in message
         assert "\n" not in message
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match=r"list\.pt holds a list, but a file of weights holds named tensors"):
+    with pytest.raises(CheckpointError, match=r"list\.pt holds a list, but a weight file holds named tensors"):
         sglp.load_weights(network, tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match=r"no file of weights at .*nowhere\.pt"):
+    with pytest.raises(CheckpointError, match=r"no weight file at .*nowhere\.pt"):
         sglp.load_weights(network, tmp_path / "nowhere.pt")
     assert torch.equal(logits(network, digits[0][:8]), before)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.cifar10_jpeg import pack
-from experiments.git import RunError
+from experiments.errors import RunError
 
 CLASSES = ("airplane", "automobile", "bird")
 
@@ -33,6 +33,6 @@ def test_the_files_hold_every_image_with_its_class(tmp_path):
 
 
 def test_a_folder_without_images_is_told(tmp_path):
-    with pytest.raises(RunError, match=r"has no JPEG files as train/airplane/0000\.jpg"):
+    with pytest.raises(RunError, match=r"has no JPEG files such as train/airplane/0000\.jpg"):
         pack(tmp_path, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()

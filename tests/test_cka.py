@@ -1,4 +1,4 @@
-"""Similarities against their definitions in float64, and the Gram matrices that they come from."""
+"""Similarities compared with their definitions in float64, and Gram matrices."""
 
 import copy
 import weakref
@@ -34,7 +34,7 @@ KERNELS = pytest.mark.parametrize("kernel", ["linear", "rbf"])
 
 
 def cka_by_definition(blocks, estimator):
-    """Each HSIC term is averaged over the batches, then the ratio is taken."""
+    """Average each HSIC term over the batches, then take the ratio."""
     terms = [[[HSIC[estimator](K, L) for L in block] for K in block] for block in blocks]
     hsic = torch.tensor(terms, dtype=torch.float64).mean(dim=0)
     return hsic / hsic.diag().outer(hsic.diag()).sqrt()
@@ -49,13 +49,13 @@ def grams_of(activations):
 
 
 def related_activations(n=20, seed=0):
-    """Four layers that look alike to different degrees, and are not centred."""
+    """Draw four layers that are similar to different degrees and not centred."""
     base = gaussian(n, 6, seed=seed)
     return [base + share * gaussian(n, 6, seed=seed + 1 + i) + 3 for i, share in enumerate((0.1, 0.5, 1, 4))]
 
 
 def hooked_grams(network, names, batch):
-    """Uncentred Gram matrices of the stem (the first block's input) and the blocks' whole outputs, by own hooks."""
+    """Compute uncentred Gram matrices of the stem (the first block's input) and of the blocks' outputs."""
     seen = {}
     handles = [
         network.get_submodule(name).register_forward_hook(
@@ -77,8 +77,8 @@ def test_cka_of_a_network_equals_its_definition(network, layers, digits, estimat
     batches = [digits[0][:24], digits[0][24:40]]
     names = [layer.name for layer in layers[1:]]
     expected = cka_by_definition([hooked_grams(network, names, batch) for batch in batches], estimator)
-    found = cka_matrix(gram_matrices(network, layers, batches), estimator)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    actual = cka_matrix(gram_matrices(network, layers, batches), estimator)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
 @ESTIMATORS
@@ -89,7 +89,7 @@ def test_cka_of_gram_matrices_equals_its_definition(estimator, samples):
     torch.testing.assert_close(cka_matrix(blocks, estimator), expected, rtol=0, atol=1e-9)
 
 
-def test_minibatch_cka_is_no_mean_of_ratios():
+def test_minibatch_cka_is_not_a_mean_of_ratios():
     blocks = [grams_of(related_activations(n, seed=10 * n)) for n in (5, 30)]
     mean = torch.stack([cka_by_definition([block], "biased") for block in blocks]).mean(dim=0)
     assert (cka_matrix(blocks, "biased") - mean).abs().max() > 1e-3
@@ -106,12 +106,12 @@ def test_rbf_cka_equals_its_definition(estimator):
         median = pairs.median()  # the lower of the two middle ones
         kernels.append(torch.exp(-(distances**2) / (2 * median**2)))
     expected = cka_by_definition([torch.stack(kernels)], estimator)
-    found = cka_matrix([grams_of(activations)], estimator, "rbf")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    actual = cka_matrix([grams_of(activations)], estimator, "rbf")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("n", "biased"), [(32, 0.985), (128, 0.942), (1024, 0.667)])
-def test_independent_wide_layers_look_alike_to_the_biased_estimator_alone(n, biased):
+def test_only_the_biased_estimator_finds_independent_wide_layers_similar(n, biased):
     block = grams_of([gaussian(n, 2048, seed=1), gaussian(n, 2048, seed=2)])
     assert cka_matrix([block], "biased")[0, 1] == pytest.approx(biased, abs=0.003)
     assert abs(cka_matrix([block], "unbiased")[0, 1]) < 0.05
@@ -124,8 +124,8 @@ def test_cka_ignores_rotation_scale_and_shift(estimator, kernel):
     rotation = torch.linalg.qr(gaussian(6, 6, seed=9)).Q
     moved = [activations[0] @ rotation * 7 + 2, *activations[1:]]
     expected = cka_matrix([grams_of(activations)], estimator, kernel)
-    found = cka_matrix([grams_of(moved)], estimator, kernel)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    actual = cka_matrix([grams_of(moved)], estimator, kernel)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
 def test_cka_sees_a_stretch():
@@ -146,10 +146,10 @@ def test_similarity_is_symmetric_with_ones_on_the_diagonal(estimator, kernel):
 
 @ESTIMATORS
 @KERNELS
-def test_a_dead_layer_is_named_and_like_no_other(estimator, kernel):
+def test_a_dead_layer_is_named_and_similar_to_no_other(estimator, kernel):
     activations = related_activations()
     block = grams_of([activations[0], torch.zeros(20, 6, dtype=torch.float64), activations[1]])
-    with pytest.warns(DeadLayerWarning, match=r"output of layer2\.4:"):
+    with pytest.warns(DeadLayerWarning, match=r"output of layer2\.4 is the same for all samples"):
         similarity = cka_matrix([block], estimator, kernel, names=["conv1", "layer2.4", "layer3.0"])
     assert similarity[1].tolist() == similarity[:, 1].tolist() == [0, 1, 0]
     without = cka_matrix([block[[0, 2]]], estimator, kernel)
@@ -162,9 +162,9 @@ def test_a_layer_that_is_constant_but_for_rounding_is_dead():
         model[1].weight.zero_()
         model[2].bias.fill_(1000)
     x = gaussian(16, 4).float()
-    found = find_layers(model, x)
-    with pytest.warns(DeadLayerWarning, match="output of 1, 2:"):
-        similarity = cka_matrix(gram_matrices(model, found, [x]), names=[layer.name for layer in found])
+    layers = find_layers(model, x)
+    with pytest.warns(DeadLayerWarning, match="output of 1, 2 is the same for all samples"):
+        similarity = cka_matrix(gram_matrices(model, layers, [x]), names=[layer.name for layer in layers])
     assert torch.equal(similarity, torch.eye(3, dtype=torch.float64))
 
 
@@ -178,8 +178,12 @@ def with_nan():
     ("blocks", "arguments", "message"),
     [
         (with_nan(), {}, "not finite"),
-        ([grams_of(related_activations(3))], {}, "3 samples is too small: unbiased CKA needs 4"),
-        ([grams_of(related_activations(1))], {"estimator": "biased"}, "1 samples is too small: biased CKA needs 2"),
+        ([grams_of(related_activations(3))], {}, "3 samples is too small: unbiased CKA needs at least 4"),
+        (
+            [grams_of(related_activations(1))],
+            {"estimator": "biased"},
+            "1 samples is too small: biased CKA needs at least 2",
+        ),
         ([grams_of(related_activations()), grams_of(related_activations(3))], {}, "3 samples is too small"),
         ([], {}, "no batch"),
         ([grams_of(related_activations())], {"estimator": "best"}, "estimator='best' is unknown.*'unbiased'"),
@@ -196,8 +200,8 @@ def test_the_smallest_batches_are_enough(samples):
     activations = [gaussian(samples, 9, seed=1), gaussian(samples, 9, seed=2)]
     expected = unbiased_hsic(*grams_of(activations))
     own = [unbiased_hsic(K, K) for K in grams_of(activations)]
-    found = cka_matrix([grams_of(activations)])[0, 1]
-    assert found == pytest.approx(float(expected / (own[0] * own[1]).sqrt()), abs=1e-9)
+    actual = cka_matrix([grams_of(activations)])[0, 1]
+    assert actual == pytest.approx(float(expected / (own[0] * own[1]).sqrt()), abs=1e-9)
 
 
 def test_pooling_is_a_mean_over_space_or_tokens():
@@ -210,8 +214,8 @@ def test_pooling_is_a_mean_over_space_or_tokens():
     x = gaussian(5, 2, 4, 4).float()
     space = conv(x).double()
     tokens = norm(space.float().flatten(2).mT).double()
-    found = find_layers(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.zeros(1, 3))
-    renamed = [type(layer)(name, True, "", 0, 0) for layer, name in zip(found, ["0", "2"], strict=True)]
+    layers = find_layers(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.zeros(1, 3))
+    renamed = [type(layer)(name, True, "", 0, 0) for layer, name in zip(layers, ["0", "2"], strict=True)]
     for pooling, features in {
         "mean": [space.mean(dim=(2, 3)), tokens.mean(dim=1)],
         "flatten": [space.flatten(1), tokens.flatten(1)],
@@ -221,8 +225,8 @@ def test_pooling_is_a_mean_over_space_or_tokens():
         torch.testing.assert_close(block, grams_of(centred).detach(), rtol=1e-6, atol=1e-8)
 
 
-class Gives(nn.Module):
-    """A layer that gives what it was told."""
+class Returns(nn.Module):
+    """A layer that returns a fixed activation."""
 
     def __init__(self, activation):
         super().__init__()
@@ -233,14 +237,14 @@ class Gives(nn.Module):
 
 
 def grams_through_a_network(activations, pooling="flatten"):
-    network = nn.Sequential(*(Gives(activation) for activation in activations))
+    network = nn.Sequential(*(Returns(activation) for activation in activations))
     layers = [Layer(str(i), True, "", 0, 0) for i in range(len(activations))]
     (block,) = gram_matrices(network, layers, [torch.zeros(len(activations[0]), 1)], pooling)
     return block
 
 
 def wide_activations(samples=40):
-    """Three layers of 5,000 features that look alike to different degrees."""
+    """Draw three layers of 5,000 features that are similar to different degrees."""
     base = gaussian(samples, 5000)
     return [base + share * gaussian(samples, 5000, seed=seed) for seed, share in enumerate((0.3, 1, 4), start=1)]
 
@@ -269,22 +273,22 @@ HARD = {
 @pytest.mark.parametrize(
     ("hard", "dtype"),
     [(hard, torch.float32) for hard in HARD]
-    # bfloat16 keeps little of small differences.
+    # bfloat16 loses small differences.
     + [(hard, torch.bfloat16) for hard in HARD if hard not in ("a large common offset", "a nearly dead layer")],
     ids=str,
 )
 def test_hard_activations_have_the_similarities_of_the_definition(hard, dtype, samples, estimator):
     activations = [layer.to(dtype) for layer in HARD[hard](wide_activations(samples))]
-    # The terms of the definition cancel, in float64 too, unless what samples share is taken off; the median leaves an
-    # outlier where it is.
+    # The terms of the definition cancel, even in float64, unless the common offset is subtracted. The median ignores
+    # the outlier.
     shifted = [layer.double() - layer.double().median(dim=0).values for layer in activations]
     expected = cka_by_definition([grams_of(shifted)], estimator)
-    found = cka_matrix([grams_through_a_network(activations)], estimator)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    actual = cka_matrix([grams_through_a_network(activations)], estimator)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (31, 2047), (33, 2049), (100, 1), (300, 4200)], ids=str)
-def test_gram_matrices_of_any_size_are_symmetric_and_those_of_the_centred_features(shape):
+def test_gram_matrices_of_any_size_are_symmetric_and_of_centred_features(shape):
     activation = gaussian(*shape).float() + 3
     (gram,) = grams_through_a_network([activation])
     centred = activation.double() - activation.double().mean(dim=0)
@@ -292,7 +296,7 @@ def test_gram_matrices_of_any_size_are_symmetric_and_those_of_the_centred_featur
     assert torch.equal(gram, gram.T)
 
 
-def test_rounding_is_no_life_and_one_feature_is():
+def test_a_layer_with_one_varying_feature_is_alive_but_rounding_does_not_count():
     same = torch.full((16, 5000), 1000.0)
     rounded = same * (1 + 2**-23 * gaussian(16, 5000).sign().float())
     living = same.clone()
@@ -313,7 +317,7 @@ def test_values_that_are_not_finite_are_refused(value):
 
 @ESTIMATORS
 @KERNELS
-def test_gram_matrices_are_left_as_they_were(estimator, kernel):
+def test_gram_matrices_are_unchanged(estimator, kernel):
     block = grams_of(related_activations())
     before = block.clone()
     cka_matrix([block], estimator, kernel)
@@ -325,7 +329,7 @@ def test_unknown_pooling_is_refused(network, layers, digits):
         list(gram_matrices(network, layers, [digits[0][:4]], "max"))
 
 
-def test_batches_are_pulled_one_at_a_time_and_their_activations_dropped(network, layers, digits):
+def test_batches_are_read_one_at_a_time_and_their_activations_dropped(network, layers, digits):
     pulled, alive = [], []
     network.layer2[1].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
 
@@ -343,8 +347,8 @@ def test_batches_are_pulled_one_at_a_time_and_their_activations_dropped(network,
     assert [activation() for activation in alive] == [None, None]
 
 
-def test_a_network_is_left_as_it_was(network, layers, digits):
-    """Between batches too: where what is done with them fails, the traceback keeps the generator waiting."""
+def test_a_network_is_unchanged_between_batches(network, layers, digits):
+    """If the caller fails between batches, the traceback keeps the generator suspended."""
     network.train()
     network.layer2.eval()
     modes = [module.training for module in network.modules()]
@@ -356,7 +360,7 @@ def test_a_network_is_left_as_it_was(network, layers, digits):
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-def test_the_stem_is_what_the_first_block_is_given(network, layers, digits):
+def test_the_stem_is_the_input_of_the_first_block(network, layers, digits):
     x = digits[0][:8]
     (block,) = gram_matrices(network, layers, [x])
     stem = F.relu(network.bn1(network.conv1(x))).detach().double().flatten(1)
@@ -372,7 +376,7 @@ def test_pairs_and_keyword_arguments_are_batches(network, layers, digits):
         assert torch.equal(block, plain)
 
 
-def test_an_operation_in_place_after_a_layer_does_not_reach_its_gram_matrix():
+def test_an_in_place_operation_after_a_layer_does_not_change_its_gram_matrix():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -382,9 +386,9 @@ def test_an_operation_in_place_after_a_layer_does_not_reach_its_gram_matrix():
             return self.b(F.relu(self.a(x), inplace=True))
 
     model, x = Net(), gaussian(8, 6).float()
-    found = find_layers(model, x)
-    assert [layer.name for layer in found] == ["a", "b"]
-    (block,) = gram_matrices(model, found, [x])
+    layers = find_layers(model, x)
+    assert [layer.name for layer in layers] == ["a", "b"]
+    (block,) = gram_matrices(model, layers, [x])
     before_relu = model.a(x).detach().double()
     centred = before_relu - before_relu.mean(dim=0)
     torch.testing.assert_close(block[0], centred @ centred.T, rtol=1e-12, atol=1e-12)
@@ -397,13 +401,13 @@ def test_tokens_can_be_pooled_in_four_ways():
     x = torch.randn(5, 4, 6)
     with torch.no_grad():
         outputs = [network[0](x).double(), network(x).double()]
-    ways = {
+    poolings = {
         "flatten": lambda y: y.flatten(1),
         "mean": lambda y: y.mean(dim=1),
         "last": lambda y: y[:, -1],
         "tokens": lambda y: y.reshape(20, 6),
     }
-    for name, pool in ways.items():
+    for name, pool in poolings.items():
         (grams,) = gram_matrices(network, layers, [x], name)
         for gram, output in zip(grams, outputs, strict=True):
             features = pool(output) - pool(output).mean(dim=0)
@@ -415,15 +419,15 @@ def test_pooling_of_tokens_needs_tokens(network, layers, digits):
         list(gram_matrices(network, layers, [digits[0][:8]], "last"))
 
 
-def test_unbiased_similarity_of_layers_that_one_sample_alone_activates_is_no_noise():
-    # U-centring leaves nothing of them, in exact numbers; what rounding leaves would be scaled up to any similarity.
+def test_layers_that_a_single_sample_activates_have_no_unbiased_similarity():
+    # In exact arithmetic U-centring gives zeros; rounding errors would be scaled up to an arbitrary similarity.
     drawn = torch.Generator().manual_seed(0)
-    one, another = torch.zeros(64, 50), torch.zeros(64, 40)
-    one[3], another[3] = torch.rand(50, generator=drawn), torch.rand(40, generator=drawn)
-    features = [one, another, torch.randn(64, 30, generator=drawn)]
+    first, second = torch.zeros(64, 50), torch.zeros(64, 40)
+    first[3], second[3] = torch.rand(50, generator=drawn), torch.rand(40, generator=drawn)
+    features = [first, second, torch.randn(64, 30, generator=drawn)]
     centred = [f.double() - f.double().mean(dim=0) for f in features]
     block = torch.stack([f @ f.T for f in centred])
-    with pytest.warns(DeadLayerWarning, match="output of layer 0, layer 1:"):
+    with pytest.warns(DeadLayerWarning, match="output of layer 0, layer 1 is the same for all samples"):
         similarity = cka_matrix([block])
     assert torch.equal(similarity, torch.eye(3, dtype=torch.float64))
     assert cka_matrix([block], estimator="biased")[0, 1] == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""The command line: tables of layers, exports, and what is wrong in one sentence."""
+"""The command line: tables of layers, exports, and errors in one sentence."""
 
 import re
 import subprocess
@@ -37,12 +37,12 @@ def refused(capsys, *arguments) -> str:
     return end.value.code
 
 
-def test_rows_are_what_find_layers_found_and_what_the_modules_are(network, digits):
+def test_rows_agree_with_find_layers_and_the_modules(network, digits):
     x = digits[0][:2]
     rows = inspect(network, x)
-    found = sglp.find_layers(network, x)
+    layers = sglp.find_layers(network, x)
     assert [(r.name, r.parameters, r.macs, r.removable, r.reason) for r in rows] == [
-        (layer.name, layer.parameters, layer.macs, layer.removable, layer.reason) for layer in found
+        (layer.name, layer.parameters, layer.macs, layer.removable, layer.reason) for layer in layers
     ]
     assert [row.number for row in rows] == list(range(10))
     assert [row.kind for row in rows] == ["Conv2d+BatchNorm2d", *["BasicBlock"] * 9]
@@ -74,13 +74,13 @@ def test_a_workload_with_embedded_data_needs_no_input(monkeypatch, capsys):
     assert out == layer_table(expected, torch.zeros(1, 1, 8, 8)) + "\n"
 
 
-def test_a_workloads_language_model_reads_as_many_tokens_as_its_samples_have(monkeypatch, capsys):
+def test_a_workloads_language_model_reads_samples_of_the_workloads_length(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main(["inspect", "llama-tiny"])
     assert "LlamaDecoderLayer  64x32 " in capsys.readouterr().out
 
 
-def test_a_factory_of_the_users_is_found_in_the_current_folder(folder, capsys):
+def test_a_users_factory_is_found_in_the_current_folder(folder, capsys):
     (folder / "users_nets_of_command.py").write_text(USERS)
     main(["inspect", "users_nets_of_command:build", "--kwargs", '{"width": 5}', "--input", "5"])
     lines = capsys.readouterr().out.splitlines()
@@ -88,7 +88,7 @@ def test_a_factory_of_the_users_is_found_in_the_current_folder(folder, capsys):
     assert lines[1].split()[1:4] == ["0", "Linear", "5"]
 
 
-def test_a_saved_folder_shows_what_is_left(network, digits, capsys):
+def test_a_saved_folder_shows_the_kept_layers(network, digits, capsys):
     names = [layer.name for layer in sglp.find_layers(network, digits[0][:2])]
     pruned = sglp.prune(network, sglp.Plan([n for n in names if n != "layer1.1"], ["layer1.1"]))
     sglp.save(pruned, "saved")
@@ -96,7 +96,7 @@ def test_a_saved_folder_shows_what_is_left(network, digits, capsys):
     assert capsys.readouterr().out == layer_table(pruned, digits[0][:1]) + "\n"
 
 
-def test_a_saved_language_model_needs_no_input_and_may_be_given_a_length(capsys):
+def test_a_saved_language_model_needs_no_input_but_accepts_a_length(capsys):
     sglp.save(tiny_llama(2), "saved")
     main(["inspect", "saved"])
     assert "64x16" in capsys.readouterr().out
@@ -104,17 +104,17 @@ def test_a_saved_language_model_needs_no_input_and_may_be_given_a_length(capsys)
     assert "9x16" in capsys.readouterr().out
 
 
-def test_export_writes_beside_the_folder_or_where_it_is_told(folder, capsys):
+def test_export_writes_beside_the_folder_or_to_a_given_file(folder, capsys):
     (folder / "users_nets_of_command.py").write_text(USERS)
     sys.path.append(str(folder))
     name = "users_nets_of_command:build"
     network = sglp.build(name).eval()
     sglp.save(network, "saved")
-    told = ["--to", "torch-export", "--input", "4"]
-    assert "no known library's" in refused(capsys, "export", "saved", *told)
-    main(["export", "saved", *told, "--trust", name])
+    options = ["--to", "torch-export", "--input", "4"]
+    assert "not from a known library" in refused(capsys, "export", "saved", *options)
+    main(["export", "saved", *options, "--trust", name])
     assert "saved.pt2 (0.0 MB)" in capsys.readouterr().out
-    main(["export", "saved", "other.pt2", *told, "--trust", "all"])
+    main(["export", "saved", "other.pt2", *options, "--trust", "all"])
     x = torch.randn(3, 4)
     for file in ("saved.pt2", "other.pt2"):
         assert torch.equal(torch.export.load(file).module()(x), network(x))
@@ -124,51 +124,56 @@ REFUSED = {
     (
         "inspect",
         "nothing",
-    ): "sglp inspect: nothing is no factory .*, no folder and no workload: there is no models/n",
+    ): "sglp inspect: nothing is not a factory .*, a folder or a workload: models/nothing.yaml does not exist",
     ("inspect", "my:net"): "my:net: the module my can't be imported",
     ("inspect", RESNET): "sglp.networks.cifar_resnet:resnet can't build a network from {}",
-    ("inspect", RESNET, "--kwargs", '{"depth": 21}'): "depth=21 is no CIFAR ResNet",
+    ("inspect", RESNET, "--kwargs", '{"depth": 21}'): "depth=21 is not the depth of a CIFAR ResNet",
     ("inspect", RESNET, "--kwargs", '{"depth": 20}'): "not known which inputs this CifarResNet takes",
     ("inspect", RESNET, "--kwargs", '{"depth": 20}', "--input", "1x8x8"): r"can't be run on inputs .* \[1, 1, 8, 8\]",
-    ("inspect", "nothing", "--kwargs", "{}"): "--kwargs are arguments of a factory, and nothing is none",
-    ("inspect", "."): "is no saved network: it has no architecture.json",
+    (
+        "inspect",
+        "nothing",
+        "--kwargs",
+        "{}",
+    ): r"--kwargs needs a factory \(package.module:function\), and nothing is not one",
+    ("inspect", "."): "is not a saved network: it has no architecture.json",
     ("inspect", "broken"): "models/broken.yaml is no workload: with model: broken in params.yaml, 'python -m tools.ch",
     ("export", ".", "--to", "tflite"): "sglp export: a network can't be exported to 'tflite'",
-    ("export", ".", "--to", "gguf"): "is no language model's folder",
+    ("export", ".", "--to", "gguf"): "is not the folder of a language model",
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.items(), ids=map(" ".join, REFUSED))
-def test_what_is_wrong_is_said_in_one_sentence(folder, capsys, arguments, message):
+def test_errors_are_one_sentence(folder, capsys, arguments, message):
     (folder / "models").mkdir()
     (folder / "models/broken.yaml").write_text("task: image_classification")
-    said = refused(capsys, *arguments)
-    assert said.startswith(f"sglp {arguments[0]}: ")
-    assert re.search(message, said), said
+    error = refused(capsys, *arguments)
+    assert error.startswith(f"sglp {arguments[0]}: ")
+    assert re.search(message, error), error
 
 
-def test_a_workload_whose_weights_or_data_are_elsewhere_says_so(monkeypatch, capsys):
+def test_a_workload_with_data_elsewhere_asks_for_an_input_shape(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert "give the shape of one sample, as --input 3x224x224" in refused(capsys, "inspect", "resnet20-cifar10")
+    assert "pass the shape of one sample, such as --input 3x224x224" in refused(capsys, "inspect", "resnet20-cifar10")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "3x0"], "'3x0' is no shape: write sizes with x between them, as 3x224x224"),
-        (["--kwargs", "{"], "'{' is no JSON"),
-        (["--kwargs", "[1]"], "is no JSON object: write names and values"),
+        (["--input", "3x0"], "'3x0' is not a shape: write sizes joined by x, such as 3x224x224"),
+        (["--kwargs", "{"], "'{' is not valid JSON"),
+        (["--kwargs", "[1]"], "is not a JSON object: write names and values"),
     ],
 )
-def test_arguments_that_can_not_be_read_are_named(capsys, arguments, message):
+def test_arguments_that_cannot_be_parsed_are_named(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main(["inspect", "x:y", *arguments])
     assert message in capsys.readouterr().err
 
 
-def test_the_module_is_the_command_and_says_in_one_line_what_is_wrong():
+def test_the_module_runs_the_command_and_reports_errors_in_one_line():
     command = [sys.executable, "-W", "error", "-m", "sglp"]
     done = subprocess.run([*command, "export", "nowhere", "--to", "onnx"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "sglp export: nowhere is no saved network: it has no architecture.json\n"
+    assert done.stderr == "sglp export: nowhere is not a saved network: it has no architecture.json\n"
     assert "inspect" in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The library in five lines: the pipeline's network, from anybody's network and batches."""
+"""`sglp.compress`: equal to the pipeline, for any network and any batches."""
 
 import copy
 import json
@@ -28,21 +28,21 @@ SMALL = {"calibration": (64, 32), "scoring": (16, 16), "recalibration": (64, 128
 
 @pytest.fixture(scope="session")
 def tiny(finished) -> tuple[nn.Module, list]:
-    """The tiny project's dense network, and samples of its training split in the order of its draws, seven a batch."""
+    """The tiny project's dense network and training samples in the order of its draws, seven per batch."""
     workload = pipeline.read_yaml(finished / "models/tiny.yaml")
     network = sglp.load(finished / "data/dense", trust=[workload["architecture"]["factory"]])
     return network, drawn(workload, 70, 7)
 
 
 def drawn(workload, samples, size) -> list:
-    """What the pipeline takes of the training split."""
+    """Read the batches that the pipeline draws from the training split."""
     source, data, task = Source(**workload["data"]["source"]), workload["data"], find_data(workload["task"])
     split = task.open_split(source, data["train"], data["prepare"], None, None, None)
     return list(task.calibration_batches(split, samples, size, seed=0))
 
 
 @pytest.mark.parametrize("size", [7, 16, 35, 48, 70, 80])
-def test_batches_are_the_pipelines(finished, tiny, size):
+def test_batches_equal_the_pipelines(finished, tiny, size):
     pairs = zip(
         rebatch(tiny[1], 70, size), drawn(pipeline.read_yaml(finished / "models/tiny.yaml"), 70, size), strict=True
     )
@@ -52,7 +52,7 @@ def test_batches_are_the_pipelines(finished, tiny, size):
 @given(st.integers(1, 300), st.integers(1, 80))
 def test_no_batch_is_much_smaller_than_the_others(samples, size):
     numbers = np.arange(samples)
-    parts = [numbers[some] for some in even_slices(samples, size)]
+    parts = [numbers[rows] for rows in even_slices(samples, size)]
     assert np.array_equal(np.concatenate(parts), numbers)
     sizes = {len(part) for part in parts}
     assert (len(parts), max(sizes) - min(sizes) <= 1) == (math.ceil(samples / size), True)
@@ -60,7 +60,7 @@ def test_no_batch_is_much_smaller_than_the_others(samples, size):
 
 
 @pytest.mark.parametrize(
-    ("params", "dials"),
+    ("params", "arguments"),
     [
         ({}, {}),
         ({"k": "auto", "target": {"macs": 0.6}}, {"k": "auto", "target": {"macs": 0.6}}),
@@ -71,7 +71,9 @@ def test_no_batch_is_much_smaller_than_the_others(samples, size):
         ({"method": "cka_greedy"}, {"method": "cka_greedy"}),
     ],
 )
-def test_the_same_dials_give_the_pipelines_network_to_the_bit(finished, tiny, tmp_path, monkeypatch, params, dials):
+def test_the_same_parameters_give_the_pipelines_network_bit_for_bit(
+    finished, tiny, tmp_path, monkeypatch, params, arguments
+):
     project = tmp_path / "project"
     shutil.copytree(finished, project)
     monkeypatch.chdir(project)
@@ -82,15 +84,15 @@ def test_the_same_dials_give_the_pipelines_network_to_the_bit(finished, tiny, tm
             shutil.rmtree(project / out, ignore_errors=True)
         pipeline.run_stages(project, ["segment", "score", "prune"])
     network, batches = tiny
-    found = sglp.compress(network, batches, **SMALL, **dials)
-    assert found.plan == sglp.Plan.load("data/plan.json")
-    assert found.plan.removed
-    assert [list(segment) for segment in found.segments] == json.loads((project / "data/segments.json").read_text())
-    tensors, ours = load_file("data/pruned/model.safetensors"), found.network.state_dict()
+    result = sglp.compress(network, batches, **SMALL, **arguments)
+    assert result.plan == sglp.Plan.load("data/plan.json")
+    assert result.plan.removed
+    assert [list(segment) for segment in result.segments] == json.loads((project / "data/segments.json").read_text())
+    tensors, ours = load_file("data/pruned/model.safetensors"), result.network.state_dict()
     assert tensors.keys() == ours.keys()
     assert all(torch.equal(value, ours[name]) for name, value in tensors.items())
     scoring = json.loads((project / "reports/scoring.json").read_text())
-    assert scoring.get("target", {}).get("reached") == found.left
+    assert scoring.get("target", {}).get("reached") == result.left
 
 
 class Block(nn.Module):
@@ -106,7 +108,7 @@ class Block(nn.Module):
 
 @pytest.fixture
 def mlp():
-    """A network of twelve blocks, as nobody here knows it, in train mode but for a part of it."""
+    """A network of twelve custom blocks, in train mode except for one block."""
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(64, 24), *(Block(24) for _ in range(12)), nn.Linear(24, 10)).train()
     network[3].eval()
@@ -118,33 +120,33 @@ def data(digits):
     return TensorDataset(digits[0].flatten(1), digits[1])
 
 
-def test_the_network_and_the_random_state_stay_as_they_were(mlp, data):
+def test_the_network_and_the_random_state_are_unchanged(mlp, data):
     loader = DataLoader(data, batch_size=32, shuffle=True)
     before, modes = copy.deepcopy(mlp.state_dict()), [module.training for module in mlp.modules()]
     state = torch.get_rng_state()
-    found = sglp.compress(mlp, loader, **SMALL)
+    result = sglp.compress(mlp, loader, **SMALL)
     assert torch.equal(torch.get_rng_state(), state)
     assert modes == [module.training for module in mlp.modules()]
     assert all(torch.equal(value, before[name]) for name, value in mlp.state_dict().items())
     assert not any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in mlp.modules())
-    assert not found.network.training
-    assert len(found.network) == 2 + 6 == len(found.plan.kept) + 1
-    assert {p.data_ptr() for p in found.network.parameters()}.isdisjoint(p.data_ptr() for p in mlp.parameters())
+    assert not result.network.training
+    assert len(result.network) == 2 + 6 == len(result.plan.kept) + 1
+    assert {p.data_ptr() for p in result.network.parameters()}.isdisjoint(p.data_ptr() for p in mlp.parameters())
     again = sglp.compress(mlp, loader, **SMALL)
-    assert again.plan == found.plan
-    assert np.array_equal(again.similarity, found.similarity), "the seed draws the samples of a loader that shuffles"
-    assert not np.array_equal(sglp.compress(mlp, loader, **SMALL, seed=1).similarity, found.similarity)
+    assert again.plan == result.plan
+    assert np.array_equal(again.similarity, result.similarity), "the seed draws the samples of a loader that shuffles"
+    assert not np.array_equal(sglp.compress(mlp, loader, **SMALL, seed=1).similarity, result.similarity)
 
 
-def test_it_makes_no_difference_how_samples_come(mlp, data):
+def test_the_batch_size_of_the_loader_does_not_matter(mlp, data):
     def result(batch_size):
-        found = sglp.compress(mlp, DataLoader(data, batch_size=batch_size), **SMALL)
-        return found.plan, found.scores, found.similarity.tolist(), [p.tolist() for p in found.network.buffers()]
+        result = sglp.compress(mlp, DataLoader(data, batch_size=batch_size), **SMALL)
+        return result.plan, result.scores, result.similarity.tolist(), [p.tolist() for p in result.network.buffers()]
 
     assert result(1) == result(9) == result(64) == result(1797)
 
 
-def test_no_more_batches_are_taken_than_needed(mlp, data):
+def test_no_more_batches_are_read_than_needed(mlp, data):
     taken = []
 
     def stream():
@@ -153,35 +155,35 @@ def test_no_more_batches_are_taken_than_needed(mlp, data):
             yield batch
 
     sglp.compress(mlp, stream(), **SMALL)
-    assert sum(taken) == 70  # of 64 samples the last batch of ten has the last four
+    assert sum(taken) == 70  # seven batches of ten for 64 samples
 
 
 def test_batch_norm_has_the_statistics_of_the_samples(mlp, data):
-    found = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL)
-    norm = found.network[1].inner[1]
-    given = found.network[1].inner[0](found.network[0](data[:64][0]))
-    torch.testing.assert_close(norm.running_mean, given.mean(dim=0))
-    left = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)})
-    assert torch.equal(left.network[1].inner[1].running_mean, torch.zeros(24))
+    result = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL)
+    norm = result.network[1].inner[1]
+    inputs = result.network[1].inner[0](result.network[0](data[:64][0]))
+    torch.testing.assert_close(norm.running_mean, inputs.mean(dim=0))
+    unchanged = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)})
+    assert torch.equal(unchanged.network[1].inner[1].running_mean, torch.zeros(24))
 
 
 @pytest.mark.parametrize("target", [{"macs": 0.45}, {"parameters": 0.7}, {"latency": 0.8}])
 def test_a_target_is_met(mlp, data, target, monkeypatch):
     monkeypatch.setattr("sglp.latency.SHORTEST", 0.002)
-    found = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, target=target)
-    ((of, share),) = target.items()
-    assert found.left <= share
-    if of == "macs":
+    result = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, target=target)
+    ((kind, share),) = target.items()
+    assert result.left <= share
+    if kind == "macs":
         example = data[:1][0]
-        assert found.left == count_macs(found.network, example) / count_macs(mlp, example)
+        assert result.left == count_macs(result.network, example) / count_macs(mlp, example)
 
 
-def test_the_loss_is_the_users(data):
-    """A network that copies its input where it should: a regression, where cross-entropy would have no targets."""
+def test_a_users_loss_is_used(data):
+    """A regression, where cross-entropy would have no targets: the blocks should copy their input."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 8), *(Bent(8) for _ in range(5)))
     with torch.no_grad():
-        network[2].inner.weight.fill_(3.0)  # this one spoils it
+        network[2].inner.weight.fill_(3.0)  # this block does harm
     inputs = data[:64][0]
     target = inputs @ network[0].weight.T + network[0].bias
     calls = []
@@ -190,8 +192,8 @@ def test_the_loss_is_the_users(data):
         calls.append(1)
         return nn.functional.mse_loss(output, target.float())
 
-    found = sglp.compress(network, [(inputs, target)], loss=loss, k=1, prune_ratio=0.2, **SMALL, criterion="loss")
-    assert found.plan.removed == ("2",)
+    result = sglp.compress(network, [(inputs, target)], loss=loss, k=1, prune_ratio=0.2, **SMALL, criterion="loss")
+    assert result.plan.removed == ("2",)
     assert calls
 
 
@@ -209,57 +211,60 @@ def test_language_models_and_dicts():
     case = cases.llama(6)
     ids = torch.randint(259, (20, 9), generator=torch.Generator().manual_seed(2))
     batches = [({"input_ids": part, "use_cache": False}, part.roll(-1, 1)) for part in ids.split(3)]
-    found = sglp.compress(case.network, batches, k="auto", calibration=(16, 8), scoring=(8, 8), pooling="mean")
-    assert len(found.plan.removed) == 3
-    assert found.network.config.num_hidden_layers == 3
-    assert found.network(**batches[0][0]).logits.shape == (3, 9, 259)
+    result = sglp.compress(case.network, batches, k="auto", calibration=(16, 8), scoring=(8, 8), pooling="mean")
+    assert len(result.plan.removed) == 3
+    assert result.network.config.num_hidden_layers == 3
+    assert result.network(**batches[0][0]).logits.shape == (3, 9, 259)
 
 
-def test_layers_can_be_named(mlp, data):
-    found = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, k=1, paths=["1", "2", "3", "4"])
-    assert [layer.name for layer in found.layers if layer.removable] == ["1", "2", "3", "4"]
-    assert len(found.plan.removed) == 2
+def test_layers_can_be_chosen_by_path(mlp, data):
+    result = sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL, k=1, paths=["1", "2", "3", "4"])
+    assert [layer.name for layer in result.layers if layer.removable] == ["1", "2", "3", "4"]
+    assert len(result.plan.removed) == 2
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("arguments", "message"),
     [
         ({"prune_ratio": 1.5}, "prune_ratio=1.5 is impossible: it must be at least 0 and below 1"),
         ({"k": 20}, "k=20 segments can't be made of 13 layers: k must be 1 to 13"),
         ({"target": {"flops": 0.5}}, "it must be one of macs, parameters, latency"),
-        ({"target": {"macs": 0.5}, "budget": [2, 2, 2], "search": "independent"}, "and a target can't both say"),
-        ({"budget": [2, 2, 2]}, "with score.search=joint they share it"),
+        ({"target": {"macs": 0.5}, "budget": [2, 2, 2], "search": "independent"}, "and a target can't both set"),
+        ({"budget": [2, 2, 2]}, "with score.search=joint all segments share one budget"),
         ({"search": "wide"}, "search='wide' is unknown: it must be joint, sequential, independent"),
         ({"method": "tails"}, "method=tails is unknown: it must be sglp, angular"),
         ({"criterion": "best"}, "score.criterion=best is unknown: it must be"),
-        ({"method": "tail", "search": "independent"}, "method=tail takes no search: only sglp does"),
-        ({"method": "tail", "criterion": "best"}, "method=tail takes no criterion: only sglp does"),
-        ({"method": "taylor", "loss": nn.functional.mse_loss}, "method=taylor takes no loss: only sglp does"),
-        ({"beam": 3}, "compress takes no beam; besides its own arguments it takes search, budget"),
-        ({"calibration": 64}, r"calibration=64 is wrong: it must be how many samples, and how many at a time"),
-        ({"calibration": (64, 3)}, r"calibration=\(64, 3\) is wrong: .* each 4 or more"),
+        ({"method": "tail", "search": "independent"}, "method=tail has no parameter search: only method=sglp has it"),
+        ({"method": "tail", "criterion": "best"}, "method=tail has no parameter criterion: only method=sglp has it"),
+        (
+            {"method": "taylor", "loss": nn.functional.mse_loss},
+            "method=taylor has no parameter loss: only method=sglp has it",
+        ),
+        ({"beam": 3}, "compress has no parameter beam; the options of method=sglp are search, budget"),
+        ({"calibration": 64}, r"calibration=64 is wrong: it must be \(number of samples, batch size\)"),
+        ({"calibration": (64, 3)}, r"calibration=\(64, 3\) is wrong: .* each at least 4"),
         (
             {"calibration": (5000, 128)},
-            r"batches hold 1797 samples, but there is calibration=\(5000, ...\): ask for 1797 at most",
+            r"batches hold 1797 samples, too few for calibration=\(5000, ...\): ask for at most 1797",
         ),
         (
             {"calibration": (1800, 128), "recalibration": (1900, 64)},
-            r"there is calibration=\(1800, ...\) and recalibration=\(1900, ...\): ask for 1797 at most",
+            r"too few for calibration=\(1800, ...\) and recalibration=\(1900, ...\): ask for at most 1797",
         ),
-        ({"scoring": (0, 16)}, r"scoring=\(0, 16\) is wrong: .* each 1 or more"),
-        ({"recalibration": (16, 0)}, r"recalibration=\(16, 0\) is wrong: .* each 1 or more"),
-        ({"criterion": "gradnorm"}, "search=joint compares layers all over the network, but GradNorm scores one"),
+        ({"scoring": (0, 16)}, r"scoring=\(0, 16\) is wrong: .* each at least 1"),
+        ({"recalibration": (16, 0)}, r"recalibration=\(16, 0\) is wrong: .* each at least 1"),
+        ({"criterion": "gradnorm"}, "search=joint compares layers across the whole network, but GradNorm scores one"),
         ({"paths": ["13"]}, r"no layer of this network can be removed \(13: changes the shape from 24 to 10, ...\)"),
         ({"loss": lambda output, target: output[target + 99]}, "the loss of the network's output can't be computed: "),
     ],
 )
-def test_a_wrong_argument_is_told_before_any_work(mlp, data, dials, message):
+def test_a_wrong_argument_is_refused_before_any_work(mlp, data, arguments, message):
     passes = []
     mlp.register_forward_hook(lambda *_: passes.append(1))
     with pytest.raises(SGLPError, match=message) as caught:
-        sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL | dials)
+        sglp.compress(mlp, DataLoader(data, batch_size=64), **SMALL | arguments)
     assert "\n" not in str(caught.value)
-    assert len(passes) <= 7, "to find layers, and to try whether they can go"
+    assert len(passes) <= 7, "to find layers and try whether they can be removed"
 
 
 @pytest.mark.parametrize(
@@ -267,25 +272,25 @@ def test_a_wrong_argument_is_told_before_any_work(mlp, data, dials, message):
     [
         ([{"input_ids": torch.zeros(64, 3)}], "a batch must be a pair (inputs, target), but one is a dict"),
         ([torch.zeros(64, 64)], "a batch must be a pair (inputs, target), but one is a Tensor"),
-        ([], "there is no batch of samples"),
+        ([], "the batches hold no samples"),
         (
             [(torch.zeros(10, 64), torch.zeros(10)), (torch.zeros(60, 65), torch.zeros(60))],
-            "samples of the shapes [64] and [65] can't be in one batch: pad them to one shape, or ask for as many at",
+            "samples of the shapes [64] and [65] can't share a batch: pad them to one shape, or use the batch size",
         ),
     ],
 )
-def test_batches_that_are_none(mlp, batches, message):
+def test_wrong_batches_are_refused(mlp, batches, message):
     with pytest.raises(SGLPError) as caught:
         sglp.compress(mlp, batches, **SMALL)
     assert str(caught.value).startswith(message)
 
 
-def test_samples_of_other_shapes_can_come_in_batches_of_their_own(digits):
-    """Where a batch asked for is a batch that came, nothing is joined: sequences of other lengths are possible."""
+def test_samples_of_different_shapes_can_be_in_different_batches(digits):
+    """Batches of the requested size are not joined, so their sequences may differ in length."""
     case = cases.llama(5)
     batches = []
     for length in (7, 9):
         ids = torch.randint(259, (8, length), generator=torch.Generator().manual_seed(length))
         batches.append(({"input_ids": ids, "use_cache": False}, ids.roll(-1, 1)))
-    found = sglp.compress(case.network, batches, k=2, calibration=(16, 8), scoring=(16, 8), pooling="mean")
-    assert len(found.plan.removed) == 3
+    result = sglp.compress(case.network, batches, k=2, calibration=(16, 8), scoring=(16, 8), pooling="mean")
+    assert len(result.plan.removed) == 3

@@ -1,4 +1,4 @@
-"""Costs against published and hand-counted figures."""
+"""Costs compared with published and hand-counted figures."""
 
 import copy
 from itertools import pairwise
@@ -20,7 +20,7 @@ def resnet56():
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5])
-def test_resnet56_has_the_published_size_whatever_the_batch(resnet56, samples):
+def test_resnet56_has_the_published_size_for_any_batch_size(resnet56, samples):
     assert count_parameters(resnet56) == 853_018
     assert count_macs(resnet56, torch.zeros(samples, 3, 32, 32)) == 125_485_696
 
@@ -34,14 +34,14 @@ def test_resnet56_has_the_published_size_whatever_the_batch(resnet56, samples):
         ("vit_b_16", torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1),
     ],
 )
-def test_costs_are_those_that_torchvision_states(name, weights):
+def test_costs_equal_those_that_torchvision_publishes(name, weights):
     model = sglp.build(f"torchvision.models:{name}", seed=0)
     assert count_parameters(model) == weights.meta["num_params"]
     assert count_macs(model, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.001)
 
 
 def test_macs_of_attention_equal_their_formula():
-    """Projections in and out and the two products of all heads: 4 tokens d^2 + 2 tokens^2 d."""
+    """Input and output projections plus the two products of all heads: 4 tokens d^2 + 2 tokens^2 d."""
     torch.manual_seed(0)
     tokens, width = 6, 8
 
@@ -65,7 +65,7 @@ def test_macs_of_modules_add_up(resnet56):
     assert macs["layer1"] == sum(macs[f"layer1.{i}"] for i in range(9)) == 18 * 9 * 16 * 16 * 64
 
 
-def test_counting_leaves_the_network_as_it_was(resnet56):
+def test_counting_leaves_the_network_unchanged(resnet56):
     model = copy.deepcopy(resnet56).train()
     model.layer1.eval()
     modes, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
@@ -98,7 +98,7 @@ def test_an_operation_in_place_costs_no_memory():
     assert peak(False) - peak(True) == FLOAT * 100
 
 
-def test_a_residual_holds_its_input():
+def test_a_residual_block_holds_its_input():
     class Residual(nn.Module):
         def forward(self, x):
             return x.relu().exp().neg() + x
@@ -114,7 +114,7 @@ def test_peak_memory_is_the_same_on_every_run(resnet56):
     assert len({peak_memory(model, x) for _ in range(3)}) == 1
 
 
-def test_peak_memory_leaves_the_network_as_it_was(resnet56):
+def test_peak_memory_leaves_the_network_unchanged(resnet56):
     model = copy.deepcopy(resnet56).train()
     state = copy.deepcopy(model.state_dict())
     peak_memory(model, torch.ones(2, 3, 8, 8))
@@ -122,7 +122,7 @@ def test_peak_memory_leaves_the_network_as_it_was(resnet56):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_removed_layers_need_no_memory_for_their_weights(network, layers, digits):
+def test_removed_layers_need_no_memory_for_weights(network, layers, digits):
     removed = [layer for layer in layers if layer.removable]
     pruned = sglp.prune(network, sglp.Plan(["conv1+bn1"], [layer.name for layer in removed]))
     buffers = sum(tensor.nbytes for layer in removed for tensor in network.get_submodule(layer.name).buffers())
@@ -130,7 +130,7 @@ def test_removed_layers_need_no_memory_for_their_weights(network, layers, digits
     assert saved >= FLOAT * sum(layer.parameters for layer in removed) + buffers
 
 
-def test_experts_are_counted_whichever_way_they_are_multiplied():
+def test_experts_are_counted_for_each_implementation():
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
@@ -139,8 +139,8 @@ def test_experts_are_counted_whichever_way_they_are_multiplied():
     )  # fmt: skip
     network, inputs = MixtralForCausalLM(config), {"input_ids": torch.arange(8)[None], "use_cache": False}
     counts = []
-    for way in ("eager", "grouped_mm"):
-        network.set_experts_implementation(way)
+    for implementation in ("eager", "grouped_mm"):
+        network.set_experts_implementation(implementation)
         counts.append(count_macs(network, inputs))
-    experts = 2 * 8 * 2 * 3 * 16 * 24  # layers, tokens, experts of a token, matrices, their size
+    experts = 2 * 8 * 2 * 3 * 16 * 24  # layers, tokens, experts per token, matrices, size of a matrix
     assert counts[0] == counts[1] > experts

@@ -1,4 +1,4 @@
-"""Exported files, read by other programs, compute the network's logits for batches of any size."""
+"""Exported files, run by other programs, compute the network's logits for batches of any size."""
 
 import statistics
 import sys
@@ -44,8 +44,8 @@ def test_a_pruned_network_runs_in_onnxruntime(pruned, digits, tmp_path):
     for size in (1, 7, 64):
         with torch.no_grad():
             expected = pruned(digits[0][:size])
-        (found,) = session.run(["logits"], {"input": digits[0][:size].numpy()})
-        assert torch.from_numpy(found).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
+        (outputs,) = session.run(["logits"], {"input": digits[0][:size].numpy()})
+        assert torch.from_numpy(outputs).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
     assert {path.name for path in tmp_path.iterdir()} == {"saved", "net.onnx"}
 
 
@@ -79,12 +79,12 @@ def test_a_language_model_runs_in_onnxruntime(tmp_path):
         ids = torch.randint(259, shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected = llama(input_ids=ids).logits
-        (found,) = session.run(["logits"], {"input_ids": ids.numpy()})
-        assert torch.from_numpy(found).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
+        (outputs,) = session.run(["logits"], {"input_ids": ids.numpy()})
+        assert torch.from_numpy(outputs).sub(expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("to", ["torch-export", "onnx"])
-def test_numbers_and_categories_whose_columns_have_different_values(tmp_path, to):
+def test_numbers_and_categories_with_different_values_per_column(tmp_path, to):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = TabularTransformer(numeric=4, categories=(3, 50), depth=2).eval()
@@ -94,19 +94,19 @@ def test_numbers_and_categories_whose_columns_have_different_values(tmp_path, to
     with torch.no_grad():
         expected = network(**several)
     if to == "onnx":
-        (found,) = in_onnxruntime(tmp_path / "net").run(["logits"], {n: t.numpy() for n, t in several.items()})
-        found = torch.from_numpy(found)
+        (outputs,) = in_onnxruntime(tmp_path / "net").run(["logits"], {n: t.numpy() for n, t in several.items()})
+        outputs = torch.from_numpy(outputs)
     else:
-        found = torch.export.load(tmp_path / "net").module()(**several)
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+        outputs = torch.export.load(tmp_path / "net").module()(**several)
+    assert (outputs - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("given", [None, torch.zeros(1, 3, 12, 12)], ids=["config", "tensor"])
-def test_images_of_a_network_of_transformers_have_its_configs_size_and_argument(tmp_path, given):
+@pytest.mark.parametrize("image", [None, torch.zeros(1, 3, 12, 12)], ids=["config", "tensor"])
+def test_images_of_a_hugging_face_model_have_the_size_and_the_name_in_its_config(tmp_path, image):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = ViTForImageClassification(ViTConfig(patch_size=4, **VIT)).eval()
-    export(vit, tmp_path / "net.pt2", "torch-export", given)
+    export(vit, tmp_path / "net.pt2", "torch-export", image)
     x = torch.randn(3, 3, 12, 12)
     assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(pixel_values=x), vit(x).logits)
 
@@ -130,36 +130,36 @@ def test_attention_with_a_fused_kernel_is_within_the_tolerance(tmp_path):
         assert torch.allclose(torch.export.load(tmp_path / "net.pt2").module()(x), network(x), atol=1e-5)
 
 
-def test_the_folder_of_a_language_model_goes_to_gguf_as_export_gguf_writes_it(tmp_path, monkeypatch):
+def test_export_to_gguf_calls_export_gguf(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(exporting, "export_gguf", lambda *told: calls.append(told))
+    monkeypatch.setattr(exporting, "export_gguf", lambda *arguments: calls.append(arguments))
     export("folder", "net.gguf", "gguf")
     assert calls == [("folder", "net.gguf")]
 
 
 class OfTwo(nn.Module):
-    """Takes batches of two alone."""
+    """Takes only batches of two."""
 
     def forward(self, x):
         return x.view(2, 64)
 
 
 class OfData(nn.Module):
-    """Does what the values say."""
+    """Branches on the values."""
 
     def forward(self, x):
         return x.flatten(1) * 2 if x.sum() > 0 else x.flatten(1)
 
 
 class Singular(nn.Module):
-    """ONNX knows no singular values."""
+    """Computes singular values, which ONNX can't."""
 
     def forward(self, x):
         return torch.linalg.svdvals(x[:, 0])
 
 
 class Silent(nn.Module):
-    """Returns what no logits are in."""
+    """Returns a tuple instead of logits."""
 
     def forward(self, x):
         return x, x
@@ -177,9 +177,9 @@ REFUSED = {
         nn.Flatten(),
         "tflite",
         SHAPE,
-        "can't be exported to 'tflite': it can be to gguf, onnx, torc",
+        "can't be exported to 'tflite': the formats are gguf, onnx, torc",
     ),
-    "no folder": ("nowhere", "onnx", SHAPE, r"nowhere is no saved network"),
+    "no folder": ("nowhere", "onnx", SHAPE, r"nowhere is not a saved network"),
     "no shape": (nn.Flatten(), "onnx", None, r"not known which inputs this Flatten takes: .* --input 3x224x224"),
     "a wrong shape": (nn.Linear(3, 2), "onnx", (4,), r"this Linear can't be run on inputs of the shape \[1, 4\]: "),
     "no logits": (Silent(), "onnx", SHAPE, r"^this Silent returns a tuple instead of logits$"),
@@ -188,12 +188,17 @@ REFUSED = {
     "a choice by values": (OfData(), "torch-export", SHAPE, "can't trace this OfData for batches of any size: "),
     "unknown operations": (Singular(), "onnx", SHAPE, r"torch\.onnx can't translate this network: .*svd"),
     "infinite outputs": (Infinite(), "torch-export", SHAPE, "its outputs on random inputs are not finite"),
-    "half precision": (nn.Linear(3, 2).half(), "onnx", (3,), r"this Linear is float16: make it float32 first, with fl"),
+    "half precision": (
+        nn.Linear(3, 2).half(),
+        "onnx",
+        (3,),
+        r"this Linear is float16: convert it to float32 first, with",
+    ),
 }
 
 
 @pytest.mark.parametrize(("model", "to", "example", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_can_not_be_exported_is_refused_in_one_sentence(tmp_path, capfd, model, to, example, message):
+def test_impossible_exports_are_refused_in_one_sentence(tmp_path, capfd, model, to, example, message):
     (tmp_path / "net.pt2").write_bytes(b"an older file")
     with pytest.raises((ArchitectureError, CheckpointError), match=message) as refusal:
         export(model, tmp_path / "net.pt2", to, example)
@@ -204,7 +209,7 @@ def test_what_can_not_be_exported_is_refused_in_one_sentence(tmp_path, capfd, mo
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
-def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypatch, to):
+def test_a_file_with_other_outputs_does_not_appear(tmp_path, monkeypatch, to):
     original = exporting.trace_program
 
     def spoiled(network, example):
@@ -213,22 +218,26 @@ def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypat
         return program
 
     monkeypatch.setattr(exporting, "trace_program", spoiled)
-    with pytest.raises(CheckpointError, match=rf"Linear exported to {to} is another network on a batch of 1: .*is all"):
+    with pytest.raises(
+        CheckpointError, match=rf"Linear exported to {to} gives other outputs on a batch of 1: .*is all"
+    ):
         export(nn.Linear(3, 2), tmp_path / "net", to, (3,))
     assert not list(tmp_path.iterdir())
 
 
-def test_more_weights_than_a_file_of_onnx_holds_are_refused_before_anything_is_traced(tmp_path):
+def test_weights_too_large_for_onnx_are_refused_before_tracing(tmp_path):
     with torch.device("meta"):
         large = nn.Linear(30_000, 20_000)
-    with pytest.raises(CheckpointError, match=r"of this Linear are 2\.2 GiB: export it to torch-export"):
+    with pytest.raises(CheckpointError, match=r"of this Linear take 2\.2 GiB: export it to torch-export"):
         exporting.FORMATS["onnx"].check(large)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(CheckpointError, match=rf"to onnx {package} is needed: pip install 'sglp\[onnx\]'"):
+    with pytest.raises(
+        CheckpointError, match=rf"export to onnx needs the package {package}: pip install 'sglp\[onnx\]'"
+    ):
         export("nowhere", tmp_path / "net.onnx", "onnx", SHAPE)
 
 
@@ -237,13 +246,13 @@ def test_a_users_factory_runs_only_when_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     name = "users_nets_of_export:build"
     sglp.save(sglp.build(name), tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="no known library's"):
+    with pytest.raises(CheckpointError, match="not from a known library"):
         export(tmp_path / "saved", tmp_path / "net.pt2", "torch-export", (3,))
     export(tmp_path / "saved", tmp_path / "net.pt2", "torch-export", (3,), trust=[name])
 
 
 @pytest.mark.slow
-def test_a_pruned_resnet18_in_onnxruntime_has_the_originals_outputs_and_is_faster(tmp_path, capsys):
+def test_a_pruned_resnet18_in_onnxruntime_has_the_same_outputs_and_is_faster(tmp_path, capsys):
     dense = sglp.build("torchvision.models:resnet18", seed=0).eval()
     x = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     removed = [layer.name for layer in sglp.find_layers(dense, x[:1]) if layer.removable][::2]
@@ -254,8 +263,8 @@ def test_a_pruned_resnet18_in_onnxruntime_has_the_originals_outputs_and_is_faste
         sessions[name] = in_onnxruntime(tmp_path / f"{name}.onnx")
         with torch.no_grad():
             expected = network(x)
-        (found,) = sessions[name].run(["logits"], {"input": x.numpy()})
-        difference = torch.from_numpy(found).sub(expected).abs().max() / expected.abs().max()
+        (outputs,) = sessions[name].run(["logits"], {"input": x.numpy()})
+        difference = torch.from_numpy(outputs).sub(expected).abs().max() / expected.abs().max()
         assert difference <= 1e-4
         with capsys.disabled():
             print(f"\n{name}: off by {difference:.1e} of the largest logit", end="")

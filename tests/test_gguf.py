@@ -60,16 +60,16 @@ LLAMA3_ROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def splitting(way):
-    """How text is split before bytes are merged."""
+def splitting(splitter):
+    """The pre-tokenizer that splits text before bytes are merged."""
     first = {
         "gpt-2": [],
         "smollm": [Digits(individual_digits=True)],
         "llama-bpe": [Split(Regex(LLAMA3), "isolated")],
         "smaug-bpe": [Split(Regex(LLAMA3), "isolated")],
         "qwen2": [Split(Regex(QWEN2), "isolated")],
-    }[way]
-    last = ByteLevel(add_prefix_space=False, use_regex=way in ("gpt-2", "smollm"))
+    }[splitter]
+    last = ByteLevel(add_prefix_space=False, use_regex=splitter in ("gpt-2", "smollm"))
     return Sequence([*first, last]) if first else last
 
 
@@ -80,10 +80,10 @@ def begin(tokenizer):
     )
 
 
-def make_tokenizer(way="qwen2", begins=False):
-    """A byte-level BPE tokenizer that splits text as one of the known ones."""
-    tokenizer = tokenizers.Tokenizer(BPE(ignore_merges=way == "llama-bpe"))
-    tokenizer.pre_tokenizer = splitting(way)
+def make_tokenizer(splitter="qwen2", begins=False):
+    """A byte-level BPE tokenizer that splits text like one of those that llama.cpp supports."""
+    tokenizer = tokenizers.Tokenizer(BPE(ignore_merges=splitter == "llama-bpe"))
+    tokenizer.pre_tokenizer = splitting(splitter)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
@@ -103,16 +103,16 @@ def make_tokenizer(way="qwen2", begins=False):
 
 
 def tokenizer_of(metadata):
-    """The tokenizer that a file describes, read as llama.cpp reads it."""
+    """The tokenizer in the metadata of a file, as llama.cpp reads it."""
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    way = metadata["tokenizer.ggml.pre"]
+    splitter = metadata["tokenizer.ggml.pre"]
     model = BPE(
         vocab={token: i for i, token in enumerate(tokens)},
         merges=[tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]],
-        ignore_merges=way == "llama-bpe",
+        ignore_merges=splitter == "llama-bpe",
     )
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = splitting(way)
+    tokenizer.pre_tokenizer = splitting(splitter)
     tokenizer.add_special_tokens([t for t, k in zip(tokens, types, strict=True) if k == gguf.TokenType.CONTROL])
     tokenizer.add_tokens([t for t, k in zip(tokens, types, strict=True) if k == gguf.TokenType.USER_DEFINED])
     if metadata["tokenizer.ggml.add_bos_token"]:
@@ -121,7 +121,7 @@ def tokenizer_of(metadata):
 
 
 def make_model(kind="Llama", **changes):
-    """A tiny language model whose random weights, norms and biases too, all matter."""
+    """A tiny language model with random weights, in which norms and biases matter too."""
     config = getattr(transformers, f"{kind}Config")(**SIZES | changes)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(0)
@@ -133,7 +133,7 @@ def make_model(kind="Llama", **changes):
 
 
 def without_layers(model, *numbers):
-    """What is left of a model when layers went."""
+    """Remove layers of a model, in place."""
     drop_modules(model, [f"model.layers.{number}" for number in numbers])
     model.config.num_hidden_layers -= len(numbers)
     if getattr(model.config, "layer_types", None):
@@ -143,7 +143,7 @@ def without_layers(model, *numbers):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Saves a model and a tokenizer: by default a Llama with one that splits as Qwen's."""
+    """A function that saves a model and a tokenizer, by default a Llama and a tokenizer like Qwen's."""
 
     def save(model=None, tokenizer=None, name="tiny", **options):
         where = tmp_path / name
@@ -155,7 +155,7 @@ def folder(tmp_path):
 
 
 def read(path):
-    """Metadata and tensors of a GGUF file, as gguf's own reader gives them."""
+    """The metadata and tensors of a GGUF file, from the reader of gguf."""
     reader = gguf.GGUFReader(path)
     return {name: field.contents() for name, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
 
@@ -178,7 +178,7 @@ MODELS = {
     "Qwen2 whose head is the embedding": ("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("Qwen3", {"head_dim": 16}),
 }
-# What transformers does not read from GGUF files, and must be told.
+# Settings that transformers does not read from GGUF files, and that must be passed.
 UNREAD = {"Llama": ("attention_bias", "mlp_bias"), "Qwen3": ("head_dim",)}
 
 
@@ -187,8 +187,8 @@ UNREAD = {"Llama": ("attention_bias", "mlp_bias"), "Qwen3": ("head_dim",)}
 def test_transformers_reads_back_the_same_logits_and_token_ids(folder, tmp_path, kind, changes, removed):
     saved = folder(without_layers(make_model(kind, **changes), *removed))
     export_gguf(saved, tmp_path / "tiny.gguf")
-    told = {name: changes[name] for name in UNREAD.get(kind, ()) if name in changes}
-    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", **told)
+    unread = {name: changes[name] for name in UNREAD.get(kind, ()) if name in changes}
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", **unread)
     original = transformers.AutoModelForCausalLM.from_pretrained(saved)
     assert len(back.model.layers) == 4 - len(removed)
     assert torch.equal(logits(back), logits(original))
@@ -199,15 +199,15 @@ def test_transformers_reads_back_the_same_logits_and_token_ids(folder, tmp_path,
 
 
 @pytest.mark.parametrize("begins", [False, True], ids=["", "begins"])
-@pytest.mark.parametrize("way", ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2"])
-def test_a_tokenizer_is_known_by_how_it_splits_text_and_keeps_its_ids(folder, tmp_path, way, begins):
-    tokenizer = make_tokenizer(way, begins)
+@pytest.mark.parametrize("splitter", ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2"])
+def test_a_tokenizer_is_recognised_by_how_it_splits_text_and_keeps_its_ids(folder, tmp_path, splitter, begins):
+    tokenizer = make_tokenizer(splitter, begins)
     saved = folder(tokenizer=tokenizer)
     change(saved / "tokenizer_config.json", chat_template="to transformers, the file beside it counts")
     export_gguf(saved, tmp_path / "tiny.gguf")
     metadata, _ = read(tmp_path / "tiny.gguf")
-    assert metadata["tokenizer.ggml.pre"] == way
-    # llama.cpp begins texts by itself for some of them, so that "no" must be said too
+    assert metadata["tokenizer.ggml.pre"] == splitter
+    # llama.cpp adds a start token for some of them by default, so False must be written too
     assert metadata["tokenizer.ggml.add_bos_token"] is begins
     assert metadata["tokenizer.ggml.add_eos_token"] is False
     back = tokenizer_of(metadata)
@@ -218,7 +218,7 @@ def test_a_tokenizer_is_known_by_how_it_splits_text_and_keeps_its_ids(folder, tm
     assert metadata["tokenizer.chat_template"] == tokenizer.chat_template
 
 
-def test_tokens_are_marked_as_what_they_are_and_the_vocabulary_is_filled_up(folder, tmp_path):
+def test_tokens_are_marked_by_type_and_the_vocabulary_is_padded(folder, tmp_path):
     tokenizer = make_tokenizer()
     export_gguf(folder(tokenizer=tokenizer), tmp_path / "tiny.gguf")
     metadata, tensors = read(tmp_path / "tiny.gguf")
@@ -233,14 +233,14 @@ def test_tokens_are_marked_as_what_they_are_and_the_vocabulary_is_filled_up(fold
     assert all(tokens[i] == token for token, i in vocabulary.items())
 
 
-def test_sizes_are_those_of_the_configuration(folder, tmp_path):
+def test_sizes_are_taken_from_the_configuration(folder, tmp_path):
     model = make_model("Mistral", head_dim=16, sliding_window=100, rope_parameters={"rope_theta": 500.0})
     export_gguf(folder(model, name="tiny-mistral"), tmp_path / "tiny.gguf")
     metadata, tensors = read(tmp_path / "tiny.gguf")
     assert metadata["general.name"] == "Tiny Mistral"
     assert {name.removeprefix("llama."): value for name, value in metadata.items() if name.startswith("llama.")} == {
         "vocab_size": 330,
-        "context_length": 100,  # up to there, a window of 100 sees all
+        "context_length": 100,  # within 100 tokens, a window of 100 sees everything
         "embedding_length": 32,
         "block_count": 4,
         "feed_forward_length": 48,
@@ -256,12 +256,12 @@ def test_sizes_are_those_of_the_configuration(folder, tmp_path):
     assert sum(t.n_elements for t in tensors.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_llama_3s_positions_come_as_divisors_of_frequencies(folder, tmp_path):
+def test_llama_3s_position_scaling_is_written_as_divisors_of_frequencies(folder, tmp_path):
     model = make_model(head_dim=16, rope_parameters=LLAMA3_ROPE)
     export_gguf(folder(model), tmp_path / "tiny.gguf")
     metadata, tensors = read(tmp_path / "tiny.gguf")
     waves = 2 * np.pi * 10000.0 ** (np.arange(8) / 8)
-    weights = np.clip((64 / waves - 1) / (4 - 1), 0, 1)  # of the frequency as it is, against an eighth of it
+    weights = np.clip((64 / waves - 1) / (4 - 1), 0, 1)  # of the unscaled frequency, against an eighth of it
     assert 0 < weights[2] < 1
     assert tensors["rope_freqs.weight"].data == pytest.approx(1 / ((1 - weights) / 8 + weights), rel=1e-6)
     assert "llama.rope.scaling.type" not in metadata
@@ -327,7 +327,10 @@ def enlarge_tokenizer(saved, count):
 
 NORM = "model__norm__weight"
 REFUSED = {
-    "no config.json": (lambda f: (f / "config.json").unlink(), r"tiny is no language model's folder: it has no config"),
+    "no config.json": (
+        lambda f: (f / "config.json").unlink(),
+        r"tiny is not the folder of a language model: it has no",
+    ),
     "a broken config.json": (lambda f: (f / "config.json").write_text("{"), "it does not name an architecture"),
     "a wrong config.json": (
         lambda f: change(f / "config.json", hidden_size="wide"),
@@ -336,25 +339,25 @@ REFUSED = {
     "another architecture": (
         lambda f: change(f / "config.json", architectures=["GemmaForCausalLM"]),
         "only LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM can be written as GGUF, "
-        r"but .*tiny holds a GemmaForCausalLM: llama.cpp's convert_hf_to_gguf\.py may know it",
+        r"but .*tiny holds a GemmaForCausalLM: llama.cpp's convert_hf_to_gguf\.py may support it",
     ),
     "another activation": (
         lambda f: change(f / "config.json", hidden_act="gelu"),
-        "computes gelu, but .* silu in llama",
+        "the activation is gelu, but .* silu in llama",
     ),
     "positions scaled as YaRN": (
         lambda f: change(f / "config.json", rope_parameters=YARN),
-        r"positions scaled as 'yarn' can't be written for llama: llama.cpp's convert_hf_to_gguf\.py",
+        r"position scaling of the type 'yarn' can't be written for llama: llama.cpp's convert_hf_to_gguf\.py",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"tiny has no weights: neither model\.safetensors"),
     "broken weights": (
         lambda f: os.truncate(f / "model.safetensors", 99),
         r"tiny/model\.safetensors is missing or broken",
     ),
-    "a missing weight": (lambda f: change_weights(f, **{NORM: None}), r"not whole: model\.norm\.weight is missing"),
+    "a missing weight": (lambda f: change_weights(f, **{NORM: None}), r"incomplete: model\.norm\.weight is missing"),
     "a missing layer": (
         lambda f: change(f / "config.json", num_hidden_layers=5),
-        r"not whole: model\.layers\.4\..* is mis",
+        r"incomplete: model\.layers\.4\..* is mis",
     ),
     "a weight of another shape": (
         lambda f: change_weights(f, **{NORM: torch.ones(31)}),
@@ -371,41 +374,41 @@ REFUSED = {
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer\.json is broken: "),
     "a tokenizer of pieces": (
         lambda f: change_tokenizer(f, pre_tokenizer=Metaspace()),
-        "the tokenizer in .*tiny is no byte-level BPE, as those of SmolLM, Llama 3 and Qwen are: llama.cpp's",
+        "the tokenizer in .*tiny is not a byte-level BPE such as those of SmolLM, Llama 3 and Qwen: llama.cpp's",
     ),
     "a tokenizer that splits nothing": (
         lambda f: change(f / "tokenizer.json", pre_tokenizer=None),
-        "is no byte-level BPE",
+        "is not a byte-level BPE",
     ),
     "a tokenizer of words": (
         lambda f: change_tokenizer(f, model=WordPiece({"a": 0}, unk_token="a")),
-        "is no byte-level BPE",
+        "is not a byte-level BPE",
     ),
     "another splitting": (
         lambda f: change_tokenizer(f, pre_tokenizer=Sequence([Whitespace(), splitting("gpt-2")])),
-        "the tokenizer in .*tiny splits text as none of gpt-2, smollm, llama-bpe, smaug-bpe, qwen2 does: llama.cpp's",
+        "in .*tiny does not split text like any of gpt-2, smollm, llama-bpe, smaug-bpe, qwen2: llama.cpp's",
     ),
     "a space before texts": (
         lambda f: change_tokenizer(f, pre_tokenizer=ByteLevel(add_prefix_space=True)),
-        "splits text as none of",
+        "does not split text like any of",
     ),
     "a normalizer": (
         lambda f: change_tokenizer(f, normalizer=normalizers.Lowercase()),
-        "splits text as none of",
+        "does not split text like any of",
     ),
     "words before merges": (
         lambda f: change_tokenizer(f, pre_tokenizer=splitting("gpt-2"), model=BPE(ignore_merges=True)),
-        "splits text as none of",
+        "does not split text like any of",
     ),
     "more tokens than the model": (
         lambda f: enlarge_tokenizer(f, 9),
-        r"tokenizer\.json has the token 330, but the model has only 330 tokens",
+        r"tokenizer\.json has a token with the id 330, but the model has only 330 tokens",
     ),
 }
 
 
 @pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_can_not_be_written_is_refused_in_one_sentence_and_nothing_is_left(folder, tmp_path, spoil, message):
+def test_unsupported_folders_are_refused_in_one_sentence_and_leave_nothing(folder, tmp_path, spoil, message):
     saved = folder()
     spoil(saved)
     (tmp_path / "tiny.gguf").write_bytes(b"an older file")
@@ -419,11 +422,11 @@ def test_what_can_not_be_written_is_refused_in_one_sentence_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("Qwen2", {"rope_parameters": LLAMA3_ROPE}, "positions scaled as 'llama3' can't be written for qwen2"),
-        ("Qwen3", {"attention_bias": True}, "attention has biases, which llama.cpp does not know in qwen3"),
+        ("Qwen2", {"rope_parameters": LLAMA3_ROPE}, "position scaling of the type 'llama3' can't be written for qwen2"),
+        ("Qwen3", {"attention_bias": True}, "attention has biases, which llama.cpp does not support in qwen3"),
     ],
 )
-def test_what_llama_cpp_does_not_know_in_an_architecture_is_refused(folder, tmp_path, kind, changes, message):
+def test_settings_that_llama_cpp_does_not_support_are_refused(folder, tmp_path, kind, changes, message):
     with pytest.raises(CheckpointError, match=message):
         export_gguf(folder(make_model(kind, **changes)), tmp_path / "tiny.gguf")
 
@@ -432,5 +435,7 @@ def test_what_llama_cpp_does_not_know_in_an_architecture_is_refused(folder, tmp_
 def test_a_missing_package_is_named_with_what_installs_it(folder, tmp_path, monkeypatch, package):
     saved = folder()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(CheckpointError, match=rf"{package} is needed: pip install 'sglp\[llm\]'"):
+    with pytest.raises(
+        CheckpointError, match=rf"export to gguf needs the package {package}: pip install 'sglp\[llm\]'"
+    ):
         export_gguf(saved, tmp_path / "tiny.gguf")

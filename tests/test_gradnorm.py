@@ -1,4 +1,4 @@
-"""GradNorm against autograd on networks put together by hand."""
+"""GradNorm compared with autograd on networks assembled by hand."""
 
 import copy
 
@@ -22,14 +22,14 @@ def batches(digits):
 
 
 def gradient_norm(network, x, target):
-    """sqrt of the sum of all squared gradients, by autograd in train mode."""
+    """Compute sqrt of the sum of all squared gradients by autograd, in train mode."""
     loss = F.cross_entropy(network.train()(x), target)
     gradients = torch.autograd.grad(loss, list(network.parameters()))
     return sum(g.double().square().sum() for g in gradients).sqrt().item()
 
 
 def by_hand(trained, layers, kept, seed):
-    """A random network with the trained weights in some layers."""
+    """Build a random network with trained weights in some layers."""
     fresh = sglp.build(FACTORY, KWARGS, seed=init_seed(seed))
     for path in [path for i in kept for path in layers[i].modules]:
         fresh.get_submodule(path).load_state_dict(trained.get_submodule(path).state_dict())
@@ -37,7 +37,7 @@ def by_hand(trained, layers, kept, seed):
 
 
 def perceptron(*between):
-    """A user's network; weights twice as large as drawn stand for trained ones."""
+    """Build a user's network, whose trained weights are twice the drawn ones."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), *between, nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 10))
     for parameter in model.parameters():
@@ -55,10 +55,10 @@ def test_the_score_equals_autograd_on_a_network_built_by_hand(network, layers, b
     assert GradNorm(network, layers, batches[:1], seed=5)(kept) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_score_is_the_mean_over_draws_and_batches(network, layers, batches):
+def test_the_score_is_the_mean_over_random_networks_and_batches(network, layers, batches):
     norms = [gradient_norm(by_hand(network, layers, (2, 3), seed), *batch) for seed in (7, 8) for batch in batches]
-    found = GradNorm(network, layers, batches, seed=7, random_inits=2)((2, 3))
-    assert found == pytest.approx(sum(norms) / 4, rel=1e-6)
+    score = GradNorm(network, layers, batches, seed=7, random_inits=2)((2, 3))
+    assert score == pytest.approx(sum(norms) / 4, rel=1e-6)
 
 
 def test_scores_do_not_depend_on_the_order_of_evaluation(network, layers, batches):
@@ -69,7 +69,7 @@ def test_scores_do_not_depend_on_the_order_of_evaluation(network, layers, batche
     assert len(set(first)) == 4
 
 
-def test_the_network_and_the_random_state_are_left_as_they_were(network, layers, batches):
+def test_the_network_and_the_random_state_are_unchanged(network, layers, batches):
     network.layer2.train()
     network.linear.weight.grad = torch.ones_like(network.linear.weight)
     state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
@@ -83,7 +83,7 @@ def test_the_network_and_the_random_state_are_left_as_they_were(network, layers,
     assert all(p.grad is None for name, p in network.named_parameters() if name != "linear.weight")
 
 
-def test_the_callers_random_state_does_not_reach_the_score(batches):
+def test_the_callers_random_state_does_not_affect_the_score(batches):
     model, layers = perceptron(nn.Dropout(0.5))
     torch.manual_seed(1)
     score = GradNorm(model, layers, flat(batches))((0,))
@@ -95,12 +95,12 @@ def test_a_network_with_dropout_gets_the_same_score_twice(batches):
     model, layers = perceptron(nn.Dropout(0.5))
     criterion = GradNorm(model, layers, flat(batches))
     assert criterion((0,)) == criterion((0,))
-    plain = GradNorm(*perceptron(), flat(batches))
-    assert criterion((0,)) != plain((0,))  # dropout is at work
+    without_dropout = GradNorm(*perceptron(), flat(batches))
+    assert criterion((0,)) != without_dropout((0,))
 
 
 def test_a_users_network_needs_no_factory(batches):
-    """All its layers kept, nothing is random: the score is that of the network itself."""
+    """If all layers are kept, nothing is random: the score is that of the network itself."""
     model, layers = perceptron()
     expected = gradient_norm(copy.deepcopy(model), *flat(batches)[0])
     criterion = GradNorm(model, layers, flat(batches)[:1])
@@ -119,14 +119,14 @@ def test_a_users_network_with_attention_needs_no_factory():
     assert len({criterion(()), criterion((0,)), criterion((1,)), criterion((0, 1))}) == 4
 
 
-def test_frozen_parameters_count_as_all_others(batches):
+def test_frozen_parameters_count_too(batches):
     model, layers = perceptron()
     expected = GradNorm(model, layers, flat(batches))((0, 1))
     model.requires_grad_(False)
     assert GradNorm(model, layers, flat(batches))((0, 1)) == expected
 
 
-def test_parameters_that_can_not_be_drawn_anew_are_named():
+def test_parameters_that_can_not_be_reinitialised_are_named():
     class Shift(nn.Module):
         def __init__(self):
             super().__init__()
@@ -141,7 +141,7 @@ def test_parameters_that_can_not_be_drawn_anew_are_named():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
-def test_parameters_that_are_not_drawn_anew_are_named():
+def test_parameters_that_are_not_reinitialised_are_named():
     model, layers = perceptron(torch.nn.utils.weight_norm(nn.Linear(12, 12)))
     with pytest.raises(
         ArchitectureError, match=r"^2\.weight_g is not drawn anew by its module's reset_parameters\(\): bu"
@@ -149,7 +149,7 @@ def test_parameters_that_are_not_drawn_anew_are_named():
         GradNorm(model, layers, [(torch.zeros(2, 64), torch.tensor([0, 1]))])
 
 
-def test_random_weights_are_not_those_that_training_began_with():
+def test_random_weights_differ_from_the_initial_ones():
     network = sglp.build(FACTORY, KWARGS, seed=0)
     drawn = dict(reinitialized(network, seed=0).named_parameters())
     assert not any(torch.equal(drawn[name], first) for name, first in network.named_parameters() if first.ndim > 1)
@@ -159,16 +159,16 @@ def test_random_weights_are_not_those_that_training_began_with():
 
 
 def test_a_pruned_network_is_scored_like_one_built_small(network, layers, batches):
-    """Its random twin has the dense network's draws for the layers that stayed."""
+    """Its re-initialised network has the dense network's draws for the layers that were kept."""
     names = [layer.name for layer in layers]
     pruned = sglp.prune(network, sglp.Plan([n for n in names if n != "layer1.1"], ["layer1.1"]))
-    found = GradNorm(pruned, sglp.find_layers(pruned, batches[0][0]), batches[:1], seed=5)((1, 2))
-    hand = by_hand(network, layers, (1, 3), seed=5)
-    hand.layer1[1] = nn.Identity()
-    assert found == pytest.approx(gradient_norm(hand, *batches[0]), rel=1e-6)
+    score = GradNorm(pruned, sglp.find_layers(pruned, batches[0][0]), batches[:1], seed=5)((1, 2))
+    hand_built = by_hand(network, layers, (1, 3), seed=5)
+    hand_built.layer1[1] = nn.Identity()
+    assert score == pytest.approx(gradient_norm(hand_built, *batches[0]), rel=1e-6)
 
 
-def test_a_loss_of_the_users_own_is_used(network, layers, batches):
+def test_a_users_own_loss_is_used(network, layers, batches):
     def doubled(output, target):
         return 2 * F.cross_entropy(output, target)
 
@@ -199,32 +199,32 @@ def test_a_language_models_score_equals_autograd():
         assert criterion(kept) == pytest.approx(expected, rel=1e-6)
 
 
-def test_gradients_go_as_soon_as_their_norm_is_taken(network, layers, batches):
+def test_gradients_are_dropped_as_soon_as_their_norm_is_known(network, layers, batches):
     criterion = GradNorm(network, layers, batches)
-    (twin,) = criterion.twins
-    own, alive = list(twin.network.parameters()), []
+    (random_network,) = criterion.random_networks
+    own, alive = list(random_network.network.parameters()), []
     for parameter in own:
         parameter.register_post_accumulate_grad_hook(
             lambda p: alive.append(sum(other.grad is not None for other in own))
         )
     criterion((1, 2))
     assert len(alive) == len(own) * len(batches)
-    assert set(alive) == {0}, "hooks run in their order: when this one runs, the gradient is gone"
+    assert set(alive) == {0}, "hooks run in order: the gradient has been dropped when this one runs"
 
 
-def test_trained_weights_are_lent_and_not_copied(network, layers, batches):
-    (twin,) = GradNorm(network, layers, batches).twins
-    before = {name: p.data_ptr() for name, p in twin.network.named_parameters()}
-    twin.train([2])
-    lent = {name for name, p in twin.network.named_parameters() if p.data_ptr() != before[name]}
+def test_trained_weights_are_borrowed_and_not_copied(network, layers, batches):
+    (random_network,) = GradNorm(network, layers, batches).random_networks
+    before = {name: p.data_ptr() for name, p in random_network.network.named_parameters()}
+    random_network.load_trained([2])
+    borrowed = {name for name, p in random_network.network.named_parameters() if p.data_ptr() != before[name]}
     trained = dict(network.named_parameters())
-    assert lent == {name for name in trained if name.startswith(f"{layers[2].name}.")}
-    assert all(twin.network.get_parameter(name).data_ptr() == trained[name].data_ptr() for name in lent)
-    twin.reset()
-    assert {name: p.data_ptr() for name, p in twin.network.named_parameters()} == before
+    assert borrowed == {name for name in trained if name.startswith(f"{layers[2].name}.")}
+    assert all(random_network.network.get_parameter(name).data_ptr() == trained[name].data_ptr() for name in borrowed)
+    random_network.reset()
+    assert {name: p.data_ptr() for name, p in random_network.network.named_parameters()} == before
 
 
-def test_the_leak_is_refused_where_several_processes_share_the_combinations(network, layers, digits, monkeypatch):
+def test_the_leak_is_refused_with_several_processes(network, layers, digits, monkeypatch):
     monkeypatch.setattr("sglp.distributed.processes.count", lambda: 2)
     with pytest.raises(ScoringError, match="score in one process"):
         sglp.find_criterion("gradnorm_leak")(network, layers, [digits])
@@ -236,22 +236,22 @@ def test_layers_that_share_their_parameters_are_trained_together(batches):
     network[4].weight, network[4].bias = network[2].weight, network[2].bias
     x, target = flat(batches)[0]
     criterion = GradNorm(network, sglp.find_layers(network, x), [(x, target)], seed=4)
-    twin = reinitialized(network, seed=4)
+    random_network = reinitialized(network, seed=4)
 
     def score(*numbers):
-        by_hand = copy.deepcopy(twin)
+        by_hand = copy.deepcopy(random_network)
         for number in numbers:
             by_hand[number].load_state_dict(network[number].state_dict())
         return pytest.approx(gradient_norm(by_hand, x, target), rel=1e-6)
 
-    assert len(set(twin.parameters())) == 8
+    assert len(set(random_network.parameters())) == 8
     names = ["0+1", "2", "3", "4", "5"]
     assert [layer.name for layer in sglp.find_layers(network, x)] == names
     for kept, numbers in (([3], (2,)), ([2], (3,)), ([1, 2], (2, 3)), ([], ()), ([1], (4,)), ([3], (4,))):
         assert criterion(kept) == score(*numbers)
 
 
-def test_what_the_factory_freezes_counts_too(batches, monkeypatch):
+def test_parameters_that_the_factory_freezes_count_too(batches, monkeypatch):
     def frozen():
         network = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 12), nn.Linear(12, 10))
         network[2].requires_grad_(False)
@@ -271,16 +271,18 @@ def test_what_the_factory_freezes_counts_too(batches, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["head", "stride", "none"])
-def test_a_network_that_was_changed_since_it_was_built_is_scored_as_it_is(digits, change):
+def test_a_network_that_was_changed_after_building_is_scored_as_it_is(digits, change):
     network = sglp.build(FACTORY, KWARGS, seed=0)
     if change == "head":
         network.linear = nn.Linear(network.linear.in_features, 2)
     if change == "stride":
         network.conv1.stride = (2, 2)
-    twin, x = reinitialized(network, seed=0), digits[0][:8]
-    assert repr(twin) == repr(network)
-    assert twin(x).shape == network(x).shape
+    random_network, x = reinitialized(network, seed=0), digits[0][:8]
+    assert repr(random_network) == repr(network)
+    assert random_network(x).shape == network(x).shape
     again = sglp.build(FACTORY, KWARGS, seed=init_seed(0))
-    same = all(torch.equal(a, b) for a, b in zip(twin.layer1.parameters(), again.layer1.parameters(), strict=True))
-    assert same == (change == "none"), "from the factory only where it makes this network"
-    assert not torch.equal(twin.conv1.weight, network.conv1.weight)
+    same = all(
+        torch.equal(a, b) for a, b in zip(random_network.layer1.parameters(), again.layer1.parameters(), strict=True)
+    )
+    assert same == (change == "none"), "the factory is used only if it makes this network"
+    assert not torch.equal(random_network.conv1.weight, network.conv1.weight)

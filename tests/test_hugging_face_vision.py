@@ -1,7 +1,6 @@
-"""Image classifiers of transformers: plain `from_pretrained` reads what is left, or it is said why `sglp.load` must."""
+"""Pruned Hugging Face image classifiers load with `from_pretrained`, or a warning says why only `sglp.load` does it."""
 
 import copy
-import functools
 import json
 import types
 import warnings
@@ -9,6 +8,7 @@ import warnings
 import pytest
 import torch
 import transformers as hf
+from vision_families import FAMILIES, FLAT, PLAIN, half, made, plan
 
 import sglp
 from sglp.architecture import architecture_of
@@ -17,63 +17,6 @@ from sglp.surgery.random_weights import reinitialized
 from sglp.tasks.image_classification import building
 from sglp.tasks.schemas.workload import Architecture, Weights
 
-FLAT = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 24}
-FLAT |= {"image_size": 16, "patch_size": 4, "num_labels": 5}
-STAGES = {"depths": [3, 2, 4], "hidden_sizes": [8, 16, 24], "num_labels": 5}
-WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [2, 4], "num_heads": [2, 4], "window_size": 4}
-LABELS, RATE = {"num_labels": 5}, {"drop_path_rate": 0.3}
-PLAIN = {  # class, its config, the size of an image, how many layers it finds and how many of them can go
-    "ViT": (hf.ViTForImageClassification, FLAT, 16, (5, 5)),
-    "DeiT": (hf.DeiTForImageClassification, FLAT, 16, (5, 5)),
-    "BEiT": (hf.BeitForImageClassification, FLAT | RATE, 16, (5, 5)),
-    "DINOv2": (hf.Dinov2ForImageClassification, FLAT | {"mlp_ratio": 2}, 16, (5, 5)),
-    "SigLIP": (hf.SiglipForImageClassification, {"vision_config": FLAT, "num_labels": 5}, 16, (5, 5)),
-    "ConvNeXt": (hf.ConvNextForImageClassification, STAGES | RATE | {"num_stages": 3, "image_size": 32}, 32, (9, 9)),
-    "ConvNeXtV2": (hf.ConvNextV2ForImageClassification, STAGES | {"num_stages": 3, "image_size": 32}, 32, (9, 9)),
-    "ResNet": (hf.ResNetForImageClassification, STAGES | {"embedding_size": 8, "layer_type": "basic"}, 64, (9, 7)),
-    "RegNet": (hf.RegNetForImageClassification, STAGES | {"embedding_size": 8, "groups_width": 4}, 64, (9, 6)),
-    "PVTv2": (
-        hf.PvtV2ForImageClassification,
-        RATE | {"depths": [2, 2, 3, 2], "hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 4, 8]} | LABELS,
-        32,
-        (9, 9),
-    ),
-}
-OWN = {
-    "Swin": (hf.SwinForImageClassification, WINDOWS | {"num_labels": 5}, 32, (6, 6)),
-    "MobileNetV2": (hf.MobileNetV2ForImageClassification, {"depth_multiplier": 0.25, "num_labels": 5}, 32, (16, 10)),
-}
-FAMILIES = PLAIN | OWN
-
-
-@functools.cache
-def made(family):
-    kind, arguments, size, _ = FAMILIES[family]
-    torch.manual_seed(0)
-    network = kind(kind.config_class(**arguments)).eval()
-    with torch.no_grad():  # norms, biases and scales that do nothing would hide a layer in the wrong place
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(3)
-    images = torch.randn(2, 3, size, size)
-    layers = [layer for layer in sglp.find_layers(network, images) if not layer.is_stem]
-    return network, images, layers
-
-
-def plan(layers, removed):
-    return sglp.Plan([layer.name for layer in layers if layer.name not in removed], removed)
-
-
-def half(family):
-    """A network without every other layer that can go, from the first on, and the dense one with these bypassed."""
-    network, images, layers = made(family)
-    removed = [layer.name for layer in layers if layer.removable][::2]
-    bypassed = copy.deepcopy(network)
-    for path in removed:
-        bypassed.get_submodule(path).register_forward_hook(
-            lambda module, args, output: args[0] if isinstance(output, torch.Tensor) else (args[0], *output[1:])
-        )
-    return sglp.prune(network, plan(layers, removed)), images, bypassed
-
 
 def logits(network, images):
     with torch.no_grad():
@@ -81,7 +24,7 @@ def logits(network, images):
 
 
 def aligned(network):
-    """A network whose weights lie in memory of their own; as a mapped file they make CPUs add up in another order."""
+    """A copy of a network in newly allocated memory; weights in a mapped file make CPUs sum in another order."""
     return copy.deepcopy(network)
 
 
@@ -111,7 +54,7 @@ def test_blocks_are_the_layers_and_never_stages(family):
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_half_of_the_layers_go_and_plain_from_pretrained_reads_the_rest(family, tmp_path):
+def test_plain_from_pretrained_loads_a_model_without_half_of_its_layers(family, tmp_path):
     small, images, bypassed = half(family)
     expected = logits(small, images)
     assert torch.equal(expected, logits(bypassed, images))
@@ -126,7 +69,7 @@ def test_half_of_the_layers_go_and_plain_from_pretrained_reads_the_rest(family, 
     saved_quietly(ours, tmp_path / "b")
     if family != "SigLIP":  # transformers notes data types in the parts of a config when it loads
         assert files(tmp_path / "a") == files(tmp_path / "b")
-    # Stochastic depth too is as it will be when the folder is read.
+    # Stochastic depth is the same as after loading the folder, too.
     steps = [trained_a_step(network, images) for network in (small, theirs, ours)]
     assert all(torch.equal(steps[0][name], other[name]) for other in steps[1:] for name in other)
 
@@ -138,29 +81,29 @@ def test_half_of_the_layers_go_and_plain_from_pretrained_reads_the_rest(family, 
         ("MobileNetV2", r"mobilenet_v2\.layer\.\d+ is None, but comes back as 'MobileNetV2InvertedResidual'"),
     ],
 )
-def test_what_no_config_can_say_is_saved_for_our_own_load(family, reason, tmp_path):
+def test_a_model_that_no_config_describes_is_saved_for_our_own_load(family, reason, tmp_path):
     small, images, bypassed = half(family)
     expected = logits(small, images)
     assert torch.equal(expected, logits(bypassed, images))
     sentence = rf"^{type(small).__name__} would not be the same after from_pretrained: {reason}"
-    with pytest.warns(NotPlainWarning, match=rf"{sentence}; .*saved is for sglp\.load alone$"):
+    with pytest.warns(NotPlainWarning, match=rf"{sentence}; only sglp\.load can read .*saved$"):
         sglp.save(small, tmp_path / "saved")
     assert sorted(files(tmp_path / "saved")) == ["README.md", "architecture.json", "model.safetensors"]
-    with pytest.raises(ValueError, match="Unrecognized model"):  # never other weights in silence
+    with pytest.raises(ValueError, match="Unrecognized model"):  # never other weights without a warning
         hf.AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
     ours = sglp.load(tmp_path / "saved")
     assert torch.equal(logits(ours, images), expected)
     assert architecture_of(ours) == architecture_of(small)
     card = files(tmp_path / "saved")["README.md"].decode()
     assert 'network = sglp.load("this folder")' in card
-    assert f"Plain `from_pretrained` can't read this folder: {type(small).__name__} would not be" in card
+    assert f"Plain `from_pretrained` can't load this folder: {type(small).__name__} would not be" in card
     shapes = {name: tensor.shape for name, tensor in reinitialized(ours, seed=3).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in small.state_dict().items()}
     steps = [trained_a_step(network, images) for network in (small, ours)]
     assert all(torch.equal(steps[0][name], steps[1][name]) for name in steps[0])
 
 
-def test_a_pair_of_windows_can_go_from_a_plain_folder(tmp_path):
+def test_a_pair_of_windows_can_be_removed_from_a_plain_folder(tmp_path):
     network, images, layers = made("Swin")
     pair = ["swin.encoder.layers.1.blocks.2", "swin.encoder.layers.1.blocks.1"]
     small = sglp.prune(network, plan(layers, pair))
@@ -168,10 +111,10 @@ def test_a_pair_of_windows_can_go_from_a_plain_folder(tmp_path):
     saved_quietly(small, tmp_path / "pair")
     theirs = aligned(hf.AutoModelForImageClassification.from_pretrained(tmp_path / "pair"))
     assert torch.equal(logits(theirs, images), logits(small, images))
-    # A second round out of it: what only our own folder can hold is known by the names of the dense network.
+    # A second round: layer names in our own folder are those of the dense network, too.
     once = sglp.load(tmp_path / "pair")
-    left = [layer for layer in sglp.find_layers(once, images) if not layer.is_stem]
-    twice = sglp.prune(once, plan(left, ["swin.encoder.layers.1.blocks.0"]))
+    layers = [layer for layer in sglp.find_layers(once, images) if not layer.is_stem]
+    twice = sglp.prune(once, plan(layers, ["swin.encoder.layers.1.blocks.0"]))
     with pytest.warns(NotPlainWarning):
         sglp.save(twice, tmp_path / "twice")
     again = sglp.load(tmp_path / "twice")
@@ -181,33 +124,33 @@ def test_a_pair_of_windows_can_go_from_a_plain_folder(tmp_path):
 
 def test_a_stage_can_be_emptied(tmp_path):
     network, images, layers = made("ConvNeXt")
-    gone = [layer.name for layer in layers if ".stages.1." in layer.name]
-    small = sglp.prune(network, plan(layers, gone))
+    removed = [layer.name for layer in layers if ".stages.1." in layer.name]
+    small = sglp.prune(network, plan(layers, removed))
     assert small.config.depths == [3, 0, 4]
     saved_quietly(small, tmp_path / "saved")
     theirs = aligned(hf.AutoModelForImageClassification.from_pretrained(tmp_path / "saved"))
     assert torch.equal(logits(theirs, images), logits(small, images))
-    with pytest.raises(PlanError, match="can't lose all its 9 layers: keep one at least"):
+    with pytest.raises(PlanError, match="can't lose all its 9 layers: keep at least one"):
         sglp.prune(network, plan(layers, [layer.name for layer in layers]))
 
 
 @pytest.mark.parametrize("family", ["BEiT", "ConvNeXt", "PVTv2"])
-def test_stochastic_depth_is_that_of_a_fresh_network_of_the_new_config(family):
+def test_stochastic_depth_is_the_same_as_in_a_fresh_network_of_the_new_config(family):
     small = half(family)[0]
     fresh = type(small)(copy.deepcopy(small.config))
-    found = [module.drop_prob for name, module in small.named_modules() if hasattr(module, "drop_prob")]
-    assert found == [module.drop_prob for name, module in fresh.named_modules() if hasattr(module, "drop_prob")]
-    assert max(found) == pytest.approx(0.3)
+    rates = [module.drop_prob for name, module in small.named_modules() if hasattr(module, "drop_prob")]
+    assert rates == [module.drop_prob for name, module in fresh.named_modules() if hasattr(module, "drop_prob")]
+    assert max(rates) == pytest.approx(0.3)
     assert not any(parameter.is_meta for parameter in small.parameters())
 
 
-def test_layers_whose_outputs_are_asked_for_are_counted_anew():
+def test_output_layers_of_a_backbone_are_renumbered():
     torch.manual_seed(0)
     network = hf.Dinov2Backbone(hf.Dinov2Config(**FLAT, mlp_ratio=2, out_indices=[0, 2, 3, 5])).eval()
     names = [f"encoder.layer.{number}" for number in range(5)]
     small = sglp.prune(network, sglp.Plan([names[1], *names[3:]], [names[0], names[2]]))
     assert small.config.stage_names == ["stem", "stage1", "stage2", "stage3"]
-    assert small.config.out_indices == [0, 1, 3]  # what stood after layer 3 now stands after what was layer 2
+    assert small.config.out_indices == [0, 1, 3]  # the output after removed layer 3 is now the one after layer 2
     assert small.config.out_features == ["stem", "stage1", "stage3"]
 
 
@@ -233,7 +176,7 @@ def another_shift():
         (another_shift, r"SwinForImageClassification would not be the same after from_pretrained: .*shift_size is"),
     ],
 )
-def test_what_no_folder_brings_back_the_same_is_refused(network, message, tmp_path):
+def test_a_model_that_no_folder_restores_is_refused(network, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         sglp.save(network(), tmp_path / "saved")
     assert not list(tmp_path.iterdir())
@@ -242,10 +185,10 @@ def test_what_no_folder_brings_back_the_same_is_refused(network, message, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"factory": "transformers:pipeline"}, "built by transformers:pipeline, which is no network of transformers"),
-        ({"factory": "transformers:AutoModel"}, "built by transformers:AutoModel, which is no network of transformers"),
-        ({"kwargs": {}}, "is broken: its config makes no SwinForImageClassification"),
-        ({"kwargs": {"config": {"depths": "two"}}}, "is broken: its config makes no SwinForImageClassification"),
+        ({"factory": "transformers:pipeline"}, "built by transformers:pipeline, which is not a Hugging Face model"),
+        ({"factory": "transformers:AutoModel"}, "built by transformers:AutoModel, which is not a Hugging Face model"),
+        ({"kwargs": {}}, "is broken: its config can't build a SwinForImageClassification"),
+        ({"kwargs": {"config": {"depths": "two"}}}, "its config can't build a SwinForImageClassification"),
         ({"removed": ["swin.encoder.layers.1.blocks.9"]}, "architecture.json is broken: it removes layers that"),
     ],
     ids=str,
@@ -267,16 +210,16 @@ def test_a_workload_takes_a_configuration_or_a_folder_for_from_pretrained(tmp_pa
     dense = sglp.build(FACTORY, entries, seed=0).eval()
     images = made("ViT")[1]
     dense.save_pretrained(tmp_path / "theirs")
-    given = Architecture(factory=FACTORY, kwargs={}), Weights(source="file", kwargs={}, train=False)
-    network = building.build(*given, str(tmp_path / "theirs"), seed=0)
+    arguments = Architecture(factory=FACTORY, kwargs={}), Weights(source="file", kwargs={}, train=False)
+    network = building.build(*arguments, str(tmp_path / "theirs"), seed=0)
     assert torch.equal(logits(aligned(network), images), logits(dense, images))
     layers = [layer for layer in sglp.find_layers(network, images) if not layer.is_stem]
     sglp.save(sglp.prune(network, plan(layers, [layers[1].name])), tmp_path / "once")
-    again = building.build(*given, str(tmp_path / "once"), seed=0)
+    again = building.build(*arguments, str(tmp_path / "once"), seed=0)
     assert architecture_of(again).removed == (layers[1].name,)
-    # With the dense network's configuration, a saved one is started from.
-    given = Architecture(factory=FACTORY, kwargs=entries | {"num_labels": 7}), given[1]
-    other = building.build(*given, str(tmp_path / "once"), seed=0)
+    # With the configuration of the dense network, training starts from a saved one.
+    arguments = Architecture(factory=FACTORY, kwargs=entries | {"num_labels": 7}), arguments[1]
+    other = building.build(*arguments, str(tmp_path / "once"), seed=0)
     assert logits(other, images).shape == (2, 7)
     assert torch.equal(other.vit.layers[1].layernorm_before.weight, again.vit.layers[1].layernorm_before.weight)
 

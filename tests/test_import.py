@@ -1,4 +1,4 @@
-"""What importing the package costs and what it offers."""
+"""Imports: nothing heavy is loaded early, and every public name is available."""
 
 import inspect
 import subprocess
@@ -34,14 +34,14 @@ def test_names_without_tensors_import_no_torch(name):
 
 
 @pytest.mark.parametrize("name", sglp.__all__)
-def test_every_public_name_is_there_and_explained(name):
-    thing = getattr(sglp, name)
-    assert thing.__name__ == name
-    assert len(inspect.getdoc(thing).split()) > 3
+def test_every_public_name_exists_and_is_documented(name):
+    public = getattr(sglp, name)
+    assert public.__name__ == name
+    assert len(inspect.getdoc(public).split()) > 3
     assert name in dir(sglp)
 
 
-def test_unknown_names_are_refused_as_in_any_module():
+def test_unknown_names_raise_as_in_any_module():
     with pytest.raises(AttributeError, match="module 'sglp' has no attribute 'prunes'"):
         sglp.prunes  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'prunes'"):

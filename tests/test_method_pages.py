@@ -1,4 +1,4 @@
-"""docs/methods.md says what the docstrings say, and what they say of costs is what happens."""
+"""docs/methods.md matches the docstrings, and the costs stated there match the passes that run."""
 
 import cases
 import pytest
@@ -11,7 +11,7 @@ from sglp.scoring.methods import criterion_names, find_criterion, method_names
 from sglp.scoring.methods import sglp as sglp_method
 from tools import method_pages
 
-PAGES = {kind: {page.name: page for page in found} for kind, found in method_pages.pages().items()}
+PAGES = {kind: {page.name: page for page in entries} for kind, entries in method_pages.pages().items()}
 
 
 @pytest.fixture(params=["cnn", "llama"])
@@ -20,13 +20,13 @@ def case(request, network, digits):
 
 
 def cost(page, **letters):
-    """The formulas' values."""
+    """Evaluate the formulas."""
     return tuple(eval(formula, {}, letters) for formula in (page.forward, page.backward))
 
 
-def test_the_committed_pages_are_those_of_the_docstrings():
+def test_the_committed_pages_match_the_docstrings():
     committed = method_pages.PATH.read_text(encoding="utf-8")
-    assert committed == method_pages.markdown(), "docs/methods.md is old: `python -m tools.method_pages` renews it"
+    assert committed == method_pages.markdown(), "docs/methods.md is out of date: run `python -m tools.method_pages`"
 
 
 def test_every_method_and_criterion_has_a_page_with_all_its_parts():
@@ -49,53 +49,53 @@ def test_every_link_inside_the_pages_leads_to_a_heading():
     assert set(links) <= headings
 
 
-@pytest.mark.parametrize("lacking", ["Source", "Cost", "Use"])
-def test_a_docstring_without_a_part_is_refused_in_one_sentence(lacking):
+@pytest.mark.parametrize("missing", ["Source", "Cost", "Use"])
+def test_a_docstring_without_a_part_is_refused(missing):
     parts = {"Source": "me.", "Cost": "forward `B`, backward `0`.", "Use": "never."}
     text = "Name: a rule.\n\nThe rule.\n\n"
     page = method_pages.page("mine", text + "".join(f"{key}: {part}\n" for key, part in parts.items()))
     assert (page.title, page.rule, page.use, page.forward) == ("Name: a rule.", "The rule.", "never.", "B")
-    with pytest.raises(SGLPError, match=r"^the docstring of mine is no page: .* 'Use: '$"):
-        method_pages.page("mine", text + "".join(f"{k}: {part}\n" for k, part in parts.items() if k != lacking))
-    with pytest.raises(SGLPError, match="is no page"):
+    with pytest.raises(SGLPError, match=r"^the docstring of mine lacks a part: .* 'Use: '$"):
+        method_pages.page("mine", text + "".join(f"{k}: {part}\n" for k, part in parts.items() if k != missing))
+    with pytest.raises(SGLPError, match="lacks a part"):
         method_pages.page("mine", "Name: a rule.\n\n" + "".join(f"{k}: {part}\n" for k, part in parts.items()))
-    with pytest.raises(SGLPError, match="is no page"):
+    with pytest.raises(SGLPError, match="lacks a part"):
         method_pages.page("mine", text + "Source: me.\nCost: little.\nUse: never.\n")
 
 
-@pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize(("count", "num_removed"), [(1, 3), (2, 1)])
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "sglp"])
-def test_a_method_costs_what_its_page_says(case, name, count, goes):
+def test_a_method_costs_what_its_page_says(case, name, count, num_removed):
     with count_passes() as passes:
-        case.run(name, len(case.layers) - goes, batches=case.batches[:count])
-    letters = {"B": count, "L": len(case.free), "r": goes, "D": 1}
+        case.run(name, len(case.layers) - num_removed, batches=case.batches[:count])
+    letters = {"B": count, "L": len(case.removable), "r": num_removed, "D": 1}
     assert (passes.forward, passes.backward) == cost(PAGES["Methods"][name], **letters)
 
 
-@pytest.mark.parametrize(("count", "goes"), [(1, 3), (2, 1)])
-def test_sglp_costs_what_its_page_says(case, count, goes):
-    keep, asked = len(case.layers) - goes, []
+@pytest.mark.parametrize(("count", "num_removed"), [(1, 3), (2, 1)])
+def test_sglp_costs_what_its_page_says(case, count, num_removed):
+    keep, evaluated = len(case.layers) - num_removed, []
 
     class Counted(FittedLoss):
         def __call__(self, *sets):
-            asked.append(sets)
+            evaluated.append(sets)
             return super().__call__(*sets)
 
     arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], keep)
     with count_passes() as passes:
         sglp_method(*arguments, 0, criterion=Counted)
-    assert (passes.forward, passes.backward) == cost(PAGES["Methods"]["sglp"], B=count, C=len(asked))
-    # A round over all layers, and the network as it is; at most as often as `loss_greedy` asks, and once.
-    assert len(case.free) < len(asked) <= sum(len(case.free) - step for step in range(goes)) + 1
+    assert (passes.forward, passes.backward) == cost(PAGES["Methods"]["sglp"], B=count, C=len(evaluated))
+    # The whole network and one round over all layers; at most one more than `loss_greedy` evaluates.
+    assert len(case.removable) < len(evaluated) <= sum(len(case.removable) - step for step in range(num_removed)) + 1
 
 
-@pytest.mark.parametrize(("count", "draws"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("count", "inits"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("name", criterion_names())
-def test_a_criterion_costs_what_its_page_says(case, name, count, draws):
+def test_a_criterion_costs_what_its_page_says(case, name, count, inits):
     if name == "synflow" and len(case.layers) == 5:
-        return  # it can't read tokens
+        return  # SynFlow can't read token ids
     arguments = (case.network, case.layers, case.segments, case.similarity, case.batches[:count], len(case.layers) - 2)
     with count_passes() as passes:
-        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), random_inits=draws, search="independent")
-    letters = {"B": count, "L": len(case.free), "r": 2, "C": len(rows), "D": draws}
+        _, rows = sglp_method(*arguments, 0, criterion=find_criterion(name), random_inits=inits, search="independent")
+    letters = {"B": count, "L": len(case.removable), "r": 2, "C": len(rows), "D": inits}
     assert (passes.forward, passes.backward) == cost(PAGES["Criteria"][name], **letters)

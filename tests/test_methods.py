@@ -1,4 +1,4 @@
-"""Every way to a plan against its definition, by brute force on pruned copies, and what all of them share."""
+"""Every method compared with its definition, by brute force on pruned copies, and the contract of all methods."""
 
 import copy
 from dataclasses import replace
@@ -32,7 +32,7 @@ def case(request, network, digits):
 
 @pytest.fixture(params=["cnn", "llama"])
 def quick(request, network, digits):
-    """In single precision, which is faster: for what needs no exact numbers."""
+    """A case in single precision, which is faster, for tests that need no exact numbers."""
     return cases.cnn(network, digits, torch.float32) if request.param == "cnn" else cases.llama()
 
 
@@ -45,45 +45,45 @@ def by_layer(rows):
     return {row.layer: row.score for row in rows}
 
 
-def lowest(scores, free, goes):
-    return set(sorted(free, key=lambda i: scores[i])[:goes])
+def lowest(scores, candidates, num_removed):
+    return set(sorted(candidates, key=lambda i: scores[i])[:num_removed])
 
 
-def test_cka_is_what_the_features_lose_when_one_layer_goes(case):
-    expected = {i: cases.change(case, [i]) for i in case.free}
+def test_cka_is_the_change_of_the_features_without_one_layer(case):
+    expected = {i: cases.change(case, [i]) for i in case.removable}
     plan, rows = case.run("cka", len(case.layers) - 2)
-    found = by_layer(rows)
-    assert {i: found[i] for i in case.free} == pytest.approx(expected, abs=1e-9)
+    scores = by_layer(rows)
+    assert {i: scores[i] for i in case.removable} == pytest.approx(expected, abs=1e-9)
     assert min(expected.values()) > 1e-6
-    assert case.gone(plan) == lowest(expected, case.free, 2)
+    assert case.removed_by(plan) == lowest(expected, case.removable, 2)
 
 
 @pytest.mark.parametrize(("name", "harm"), [("cka_greedy", cases.change), ("loss_greedy", cases.loss)])
-def test_greedy_methods_remove_what_does_least_harm_again_and_again(case, name, harm):
-    gone, left, expected = [], list(case.free), {}
+def test_greedy_methods_repeatedly_remove_the_least_harmful_layer(case, name, harm):
+    removed, candidates, expected = [], list(case.removable), {}
     for _ in range(3):
-        expected |= {i: harm(case, [*gone, i]) for i in left}
-        gone.append(min(left, key=expected.get))
-        left.remove(gone[-1])
+        expected |= {i: harm(case, [*removed, i]) for i in candidates}
+        removed.append(min(candidates, key=expected.get))
+        candidates.remove(removed[-1])
     plan, rows = case.run(name, len(case.layers) - 3)
-    found = by_layer(rows)
-    assert {i: found[i] for i in case.free} == pytest.approx(expected, abs=1e-9)
-    assert [row.layer for row in rows if not row.kept] == [row.layer for row in rows][:3] == gone
-    assert [row.layer for row in rows if row.kept] == sorted(set(range(len(case.layers))) - set(gone))
-    assert case.gone(plan) == set(gone)
+    scores = by_layer(rows)
+    assert {i: scores[i] for i in case.removable} == pytest.approx(expected, abs=1e-9)
+    assert [row.layer for row in rows if not row.kept] == [row.layer for row in rows][:3] == removed
+    assert [row.layer for row in rows if row.kept] == sorted(set(range(len(case.layers))) - set(removed))
+    assert case.removed_by(plan) == set(removed)
 
 
-def test_of_two_layers_that_can_stand_in_for_each_other_one_goes():
+def test_only_one_of_two_layers_that_can_replace_each_other_is_removed():
     layers = [Layer(f"layer{i}", True, "", 1, 1) for i in range(4)]
     harms = {(0,): 1, (1,): 1, (2,): 5, (3,): 9, (0, 1): 20, (0, 2): 6, (0, 3): 10}
-    asked = []
+    tested = []
 
-    def harm(gone):
-        asked.append(tuple(gone))
-        return harms[asked[-1]]
+    def harm(removed):
+        tested.append(tuple(removed))
+        return harms[tested[-1]]
 
     plan, rows = remove_one_by_one(layers, harm, 2, "greedy")
-    assert asked == list(harms)
+    assert tested == list(harms)
     assert plan.removed == ("layer0", "layer2")
     assert [(row.layer, row.score, row.kept) for row in rows] == [
         *((0, 1, False), (2, 6, False)),
@@ -91,7 +91,7 @@ def test_of_two_layers_that_can_stand_in_for_each_other_one_goes():
     ]
 
 
-def test_what_is_never_asked_about_has_score_0(case):
+def test_a_layer_that_is_never_tested_has_score_0(case):
     for name in ("cka_greedy", "loss_greedy"):
         plan, rows = case.run(name, len(case.layers))
         assert plan.removed == ()
@@ -103,11 +103,11 @@ def matrices(case, i):
 
 
 def test_magnitude_is_the_l1_norm_of_matrices(case):
-    expected = {i: sum(np.abs(p.detach().numpy()).sum() for p in matrices(case, i)) for i in case.free}
+    expected = {i: sum(np.abs(p.detach().numpy()).sum() for p in matrices(case, i)) for i in case.removable}
     plan, rows = case.run("magnitude", len(case.layers) - 2)
-    found = by_layer(rows)
-    assert {i: found[i] for i in case.free} == pytest.approx(expected, rel=1e-12)
-    assert case.gone(plan) == lowest(expected, case.free, 2)
+    scores = by_layer(rows)
+    assert {i: scores[i] for i in case.removable} == pytest.approx(expected, rel=1e-12)
+    assert case.removed_by(plan) == lowest(expected, case.removable, 2)
 
 
 def test_taylor_is_the_sum_of_weights_times_gradients_of_the_mean_loss(case):
@@ -118,16 +118,22 @@ def test_taylor_is_the_sum_of_weights_times_gradients_of_the_mean_loss(case):
         losses.append(F.cross_entropy(output.flatten(0, -2), target.flatten()))
     parameters = list(network.parameters())
     gradients = torch.autograd.grad(sum(losses) / len(losses), parameters)
-    of = {name: (p * g).abs().sum().item() for (name, p), g in zip(network.named_parameters(), gradients, strict=True)}
+    saliences_of = {
+        name: (p * g).abs().sum().item() for (name, p), g in zip(network.named_parameters(), gradients, strict=True)
+    }
     large = {name for name, p in network.named_parameters() if p.ndim > 1}
     expected = {
-        i: sum(value for name, value in of.items() if name in large and name.startswith(f"{case.layers[i].name}."))
-        for i in case.free
+        i: sum(
+            value
+            for name, value in saliences_of.items()
+            if name in large and name.startswith(f"{case.layers[i].name}.")
+        )
+        for i in case.removable
     }
     plan, rows = case.run("taylor", len(case.layers) - 2)
-    found = by_layer(rows)
-    assert {i: found[i] for i in case.free} == pytest.approx(expected, rel=1e-9)
-    assert case.gone(plan) == lowest(expected, case.free, 2)
+    scores = by_layer(rows)
+    assert {i: scores[i] for i in case.removable} == pytest.approx(expected, rel=1e-9)
+    assert case.removed_by(plan) == lowest(expected, case.removable, 2)
 
 
 def test_taylor_counts_frozen_weights_and_leaves_them_frozen(cnn):
@@ -146,8 +152,8 @@ def test_a_weight_that_no_sample_reaches_adds_nothing(case):
 
 
 def states(case):
-    """What enters every layer and leaves the last, a row a sample: the last token, or the whole activation."""
-    network, found = case.network, []
+    """Return the inputs of all layers and the output of the last, one row per sample: the last token or everything."""
+    network, states = case.network, []
     with torch.no_grad():
         for inputs, _ in case.batches:
             if isinstance(inputs, dict):
@@ -161,14 +167,14 @@ def states(case):
                 network(**inputs)
                 for handle in handles:
                     handle.remove()
-                found.append([x[:, -1].numpy() for x in (*hidden[::2], hidden[-1])])
+                states.append([x[:, -1].numpy() for x in (*hidden[::2], hidden[-1])])
             else:
                 hidden = [inputs, F.relu(network.bn1(network.conv1(inputs)))]
                 for block in (*network.layer1, *network.layer2, *network.layer3):
                     hidden.append(block(hidden[-1]))
-                found.append([x.flatten(1).numpy() for x in hidden])
+                states.append([x.flatten(1).numpy() for x in hidden])
     return [
-        np.concatenate(rows) if len({row.shape[1] for row in rows}) == 1 else None for rows in zip(*found, strict=True)
+        np.concatenate(rows) if len({row.shape[1] for row in rows}) == 1 else None for rows in zip(*states, strict=True)
     ]
 
 
@@ -177,10 +183,10 @@ def distance(x, y):
     return float(np.mean(np.arccos(np.clip(cosines, -1, 1)) / np.pi))
 
 
-def runs_of(gone):
-    """Sets of numbers as runs: [(first, last)]."""
+def runs_of(removed):
+    """Split a set of layers into runs [(first, last)]."""
     runs = []
-    for i in sorted(gone):
+    for i in sorted(removed):
         if runs and runs[-1][1] == i - 1:
             runs[-1] = (runs[-1][0], i)
         else:
@@ -188,23 +194,23 @@ def runs_of(gone):
     return runs
 
 
-@pytest.mark.parametrize("goes", [1, 2, 3, 4, 5])
-def test_angular_removes_the_closest_of_all_sets_of_the_fewest_runs(case, goes):
+@pytest.mark.parametrize("num_removed", [1, 2, 3, 4, 5])
+def test_angular_removes_the_closest_of_all_sets_of_the_fewest_runs(case, num_removed):
     before_and_after = states(case)
-    if goes > 4 and len(case.layers) == 5:
-        goes = 4  # one layer stays
-    ways = {}
-    for gone in combinations(case.free, goes):
-        runs = runs_of(gone)
-        ways[gone] = len(runs), sum(distance(before_and_after[a], before_and_after[b + 1]) for a, b in runs)
-    best = min(ways, key=ways.get)
-    plan, rows = case.run("angular", len(case.layers) - goes)
-    assert case.gone(plan) == set(best)
-    # A row for every layer that can be the first to go: the best that begins with it.
+    if num_removed > 4 and len(case.layers) == 5:
+        num_removed = 4  # one layer must be kept
+    removals = {}
+    for removed in combinations(case.removable, num_removed):
+        runs = runs_of(removed)
+        removals[removed] = len(runs), sum(distance(before_and_after[a], before_and_after[b + 1]) for a, b in runs)
+    best = min(removals, key=removals.get)
+    plan, rows = case.run("angular", len(case.layers) - num_removed)
+    assert case.removed_by(plan) == set(best)
+    # One row per layer that can be the first removed one: the best removal that begins with it.
     expected = {}
-    for gone, (runs, value) in ways.items():
-        if runs == ways[best][0]:
-            expected[gone[0]] = min(expected.get(gone[0], np.inf), value)
+    for removed, (runs, value) in removals.items():
+        if runs == removals[best][0]:
+            expected[removed[0]] = min(expected.get(removed[0], np.inf), value)
     everything = set(range(len(case.layers)))
     assert {min(everything - set(row.kept)): -row.score for row in rows} == pytest.approx(expected, abs=1e-9)
     assert [row.best for row in rows].count(True) == 1
@@ -215,49 +221,55 @@ def test_angular_in_a_language_model_removes_one_run():
     case = cases.llama(6)
     for keep in range(1, 6):
         plan, rows = case.run("angular", keep)
-        assert len(runs_of(case.gone(plan))) == 1
+        assert len(runs_of(case.removed_by(plan))) == 1
         assert len(rows) == keep + 1
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_ways_out_are_the_best_of_all_sets(seed):
-    """Distances drawn at random, of stretches cut at random: nothing that holds for angles is needed."""
+def test_the_best_removals_are_the_best_of_all_sets(seed):
+    """Random distances of random runs: nothing specific to angles is needed."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 9))
-    joined = rng.random(count - 1) < 0.6  # whether a layer and the next one can be of one run
-    can_go = rng.random(count) < 0.8
+    joined = rng.random(count - 1) < 0.6  # whether a layer and the next one can be in one run
+    removable = rng.random(count) < 0.8
     runs = {
         (a, b): float(rng.random())
         for a in range(count)
         for b in range(a, count)
-        if can_go[a : b + 1].all() and joined[a:b].all()
+        if removable[a : b + 1].all() and joined[a:b].all()
     }
 
-    def cut(gone):
-        """All ways to write a set as runs."""
-        if not gone:
+    def cut(removed):
+        """Return all ways to split a set into runs."""
+        if not removed:
             return [[]]
-        heads = [(gone[0], gone[k]) for k in range(len(gone)) if gone[k] == gone[0] + k]
-        return [[head, *rest] for head in heads if head in runs for rest in cut(gone[head[1] - head[0] + 1 :])]
+        heads = [(removed[0], removed[k]) for k in range(len(removed)) if removed[k] == removed[0] + k]
+        return [[head, *rest] for head in heads if head in runs for rest in cut(removed[head[1] - head[0] + 1 :])]
 
-    for goes in range(1, int(can_go.sum()) + 1):
-        sets = combinations([i for i in range(count) if can_go[i]], goes)
-        ways = {gone: min((len(way), sum(runs[run] for run in way)) for way in cut(gone)) for gone in sets}
-        fewest = min(ways.values())[0]
-        first = {gone[0] for gone, way in ways.items() if way[0] == fewest}
-        expected = {
-            f: min((*way, gone) for gone, way in ways.items() if gone[0] == f and way[0] == fewest) for f in first
+    for num_removed in range(1, int(removable.sum()) + 1):
+        sets = combinations([i for i in range(count) if removable[i]], num_removed)
+        removals = {
+            removed: min((len(removal), sum(runs[run] for run in removal)) for removal in cut(removed))
+            for removed in sets
         }
-        found = {way[2][0]: way for way in best_removals(runs, count, goes)}
-        assert found.keys() == expected.keys()
-        for f, (number, value, gone) in expected.items():
-            assert found[f][0] == number
-            assert found[f][1] == pytest.approx(value)
-            assert found[f][2] == gone
+        fewest = min(removals.values())[0]
+        first = {removed[0] for removed, removal in removals.items() if removal[0] == fewest}
+        expected = {
+            f: min(
+                (*removal, removed) for removed, removal in removals.items() if removed[0] == f and removal[0] == fewest
+            )
+            for f in first
+        }
+        actual = {removal[2][0]: removal for removal in best_removals(runs, count, num_removed)}
+        assert actual.keys() == expected.keys()
+        for f, (number, value, removed) in expected.items():
+            assert actual[f][0] == number
+            assert actual[f][1] == pytest.approx(value)
+            assert actual[f][2] == removed
 
 
 def test_a_run_ends_where_the_shape_changes_between_layers():
-    """With a pooling between two layers, what enters the first can't be held against what leaves the last."""
+    """With pooling between two layers, the first input can't be compared with the last output."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2)),
@@ -291,16 +303,16 @@ def test_the_tokens_of_an_image_are_one_activation():
     assert distances(model, sglp.find_layers(model, x), [x])[0, 0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_cka_adjacent_removes_what_is_most_like_the_layer_before(case):
+def test_cka_adjacent_removes_the_layers_most_similar_to_the_previous_one(case):
     scores = [1.0, *(1 - case.similarity[a, b] for a, b in pairwise(range(len(case.layers))))]
     plan, rows = case.run("cka_adjacent", len(case.layers) - 3, batches=[])
     assert by_layer(rows) == pytest.approx(dict(enumerate(scores)))
-    assert case.gone(plan) == lowest(scores, case.free, 3)
+    assert case.removed_by(plan) == lowest(scores, case.removable, 3)
 
 
 @METHODS
-def test_a_plan_keeps_so_many_layers_and_never_removes_one_that_can_not_go(quick, name):
-    fewest = len(quick.layers) - len(quick.free) or 1
+def test_a_plan_keeps_the_required_number_and_removes_only_removable_layers(quick, name):
+    fewest = len(quick.layers) - len(quick.removable) or 1
     if name == "sglp":
         fewest = max(fewest, len(quick.segments))
     for keep in {fewest, len(quick.layers) - 2, len(quick.layers)}:
@@ -308,24 +320,24 @@ def test_a_plan_keeps_so_many_layers_and_never_removes_one_that_can_not_go(quick
         names = [layer.name for layer in quick.layers]
         assert len(plan.kept) == keep
         assert sorted((*plan.kept, *plan.removed), key=names.index) == names
-        assert quick.gone(plan) <= set(quick.free)
+        assert quick.removed_by(plan) <= set(quick.removable)
         assert sglp.best_plan(quick.layers, rows) == plan
         assert all(np.isfinite(row.score) for row in rows)
 
 
 @ONE_BY_ONE
-def test_a_layer_that_goes_has_no_higher_score_than_one_that_stays(cnn, name):
+def test_a_removed_layer_has_no_higher_score_than_a_kept_one(cnn, name):
     plan, rows = cnn.run(name, 6)
     assert sorted(row.layer for row in rows) == list(range(10))
-    gone, scores = cnn.gone(plan), by_layer(rows)
-    stays = [scores[i] for i in cnn.free if i not in gone]
+    removed, scores = cnn.removed_by(plan), by_layer(rows)
+    kept_scores = [scores[i] for i in cnn.removable if i not in removed]
     last = [row.layer for row in rows if not row.kept][-1]
-    # Those that a greedy method removed earlier were asked about in another network.
-    assert max(scores[i] for i in ([last] if name.endswith("greedy") else gone)) <= min(stays)
+    # A greedy method tested the layers that it removed earlier in other networks.
+    assert max(scores[i] for i in ([last] if name.endswith("greedy") else removed)) <= min(kept_scores)
 
 
 @METHODS
-def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name):
+def test_an_impossible_number_is_refused_before_any_pass(cnn, name):
     for keep in (0, 2, 11):
         with count_passes() as passes, pytest.raises(BudgetError):
             cnn.run(name, keep)
@@ -333,7 +345,7 @@ def test_what_can_not_be_kept_is_refused_before_any_pass(cnn, name):
 
 
 @METHODS
-def test_no_batch_is_refused_where_one_is_needed(quick, name):
+def test_an_empty_list_of_batches_is_refused_where_one_is_needed(quick, name):
     if name in WITHOUT_DATA:
         assert quick.run(name, 4, batches=[]) == quick.run(name, 4)
         return
@@ -342,7 +354,7 @@ def test_no_batch_is_refused_where_one_is_needed(quick, name):
 
 
 @METHODS
-def test_batches_are_read_once_and_the_outcome_is_the_same_twice(quick, name):
+def test_batches_are_read_once_and_the_result_is_reproducible(quick, name):
     keep = len(quick.layers) - 2
     expected = quick.run(name, keep)
     assert quick.run(name, keep, batches=iter(quick.batches)) == expected
@@ -354,14 +366,14 @@ def test_the_order_of_batches_and_the_callers_random_state_do_not_matter(quick, 
     plan, rows = quick.run(name, keep)
     torch.manual_seed(99)
     np.random.seed(99)
-    turned, others = quick.run(name, keep, batches=quick.batches[::-1])
-    assert turned == plan
-    assert [replace(row, score=0) for row in others] == [replace(row, score=0) for row in rows]
-    assert [row.score for row in others] == pytest.approx([row.score for row in rows], rel=1e-5, abs=1e-6)
+    reversed_plan, reversed_rows = quick.run(name, keep, batches=quick.batches[::-1])
+    assert reversed_plan == plan
+    assert [replace(row, score=0) for row in reversed_rows] == [replace(row, score=0) for row in rows]
+    assert [row.score for row in reversed_rows] == pytest.approx([row.score for row in rows], rel=1e-5, abs=1e-6)
 
 
 @METHODS
-def test_the_network_and_all_random_states_are_left_as_they_were(quick, name):
+def test_the_network_and_all_random_states_are_unchanged(quick, name):
     network = quick.network
     child = network.get_submodule(quick.layers[2].name)
     child.train()
@@ -375,10 +387,11 @@ def test_the_network_and_all_random_states_are_left_as_they_were(quick, name):
     attributes = [sorted(vars(module)) for module in network.modules()]
     torch.manual_seed(11)
     np.random.seed(11)
-    before, numpys = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()
     quick.run(name, len(quick.layers) - 2)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert np.random.get_state()[1].tolist() == numpys
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.random.get_state()[1].tolist() == numpy_state
     assert network.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
@@ -390,7 +403,7 @@ def test_the_network_and_all_random_states_are_left_as_they_were(quick, name):
 
 
 @METHODS
-def test_a_network_that_fails_is_left_as_it_was(cnn, name):
+def test_a_network_that_fails_is_unchanged(cnn, name):
     """The second batch is too wide for the network."""
     if name in WITHOUT_DATA:
         return
@@ -408,7 +421,7 @@ def test_a_network_that_fails_is_left_as_it_was(cnn, name):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", [n for n in method_names() if n not in ("random", "tail", "cka_adjacent")])
-def test_numbers_that_are_not_finite_are_refused_in_one_sentence(cnn, name, value):
+def test_weights_that_are_not_finite_are_refused(cnn, name, value):
     with torch.no_grad():
         cnn.network.layer2[1].conv1.weight.fill_(value)
     with pytest.raises(sglp.SGLPError, match="finite"):

@@ -1,4 +1,4 @@
-"""The README.md that a saved network has, and the complete one that the report writes."""
+"""The model card of a saved network, and the complete one from the report."""
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ tags:
 
 # Llama-0.1 without 2 of 3 layers
 
-Whole layers were taken out of [some-one/Llama-0.1](https://huggingface.co/some-one/Llama-0.1); what is left is an \
-ordinary, shallower LlamaForCausalLM.
+This is [some-one/Llama-0.1](https://huggingface.co/some-one/Llama-0.1) with whole layers removed: an ordinary, \
+shallower LlamaForCausalLM.
 
-- Layers that went: `model.layers.2`, `model.layers.0`
-- Layers that stayed: `model.layers.1`
+- Removed layers: `model.layers.2`, `model.layers.0`
+- Kept layers: `model.layers.1`
 - Parameters: 1,234,567
 
 ## Use
@@ -35,7 +35,7 @@ from transformers import LlamaForCausalLM
 network = LlamaForCausalLM.from_pretrained("this folder")
 ```
 
-Names of layers are those of the dense network. Made by SGLP ([the method](https://arxiv.org/abs/2410.14720)).
+Layer names refer to the dense network. Made with SGLP ([paper](https://arxiv.org/abs/2410.14720)).
 """
 LLAMA = Architecture(
     "transformers:LlamaForCausalLM",
@@ -56,7 +56,7 @@ COMMAND = "dvc exp run -S model=resnet20-digits -S k=3"
 
 
 def header(card: str) -> dict:
-    """What stands between the first two lines of three dashes, as another library reads YAML."""
+    """The YAML between the first two lines of three dashes, read by another library."""
     first, second, _ = card.split("---\n", 2)
     assert first == ""
     return YAML(typ="safe", pure=True).load(second)
@@ -66,27 +66,27 @@ def python_of(card: str) -> str:
     return card.split("```python\n")[1].split("```")[0]
 
 
-def test_the_card_of_a_pruned_network_says_what_went():
+def test_the_card_of_a_pruned_network_lists_the_removed_layers():
     assert model_card(LLAMA, 1_234_567) == PRUNED
 
 
 def test_the_card_of_a_dense_network_removes_nothing_and_invents_no_base():
     card = model_card(Architecture("transformers:BertModel"), 10)
     assert card.startswith("---\nlibrary_name: transformers\ntags:\n- sglp\n---\n\n# BertModel\n\n")
-    assert not any(word in card for word in ("base_model", "went", "stayed", "pruning", "shallower"))
+    assert not any(word in card for word in ("base_model", "removed", "Removed", "Kept", "pruning", "shallower"))
     assert "- Parameters: 10\n" in card
 
 
-def test_figures_and_the_command_stand_in_the_card_where_they_are_known():
+def test_results_and_the_command_are_in_the_card_if_they_are_known():
     card = model_card(LLAMA, 7, FIGURES, COMMAND)
     assert header(card).keys() - header(PRUNED).keys() == {"model-index"}
     assert "\nMeasured on 450 test samples of `some-one/digits: small`.\n" in card
     assert (
         "\n| | dense | this network | change |\n|---|---:|---:|---:|\n| accuracy (top-1) | 98.00 % | 98.67 % |" in card
     )
-    where = "In the project that made it, with its other dials as they were:"
-    assert f"\n## How it was made\n\n{where}\n\n```\n{COMMAND}\n```\n" in card
-    assert card.index("- Parameters: 7") < card.index("## Figures") < card.index("## How") < card.index("## Use")
+    hint = "Run this in the project that made the network, with all other parameters unchanged:"
+    assert f"\n## Reproduce\n\n{hint}\n\n```\n{COMMAND}\n```\n" in card
+    assert card.index("- Parameters: 7") < card.index("## Results") < card.index("## Reproduce") < card.index("## Use")
     assert model_card(LLAMA, 7, FIGURES, COMMAND) == card
 
 
@@ -107,15 +107,15 @@ def test_networks_of_other_libraries_are_loaded_by_ours():
     assert python_of(users) == 'import sglp\n\nnetwork = sglp.load("this folder", trust=["my_nets:build"])\n'
 
 
-def test_why_plain_transformers_can_not_read_a_folder_is_said():
+def test_the_card_says_why_plain_transformers_can_not_load_a_folder():
     card = model_card(LLAMA, 7, not_plain="one block is another")
     assert header(card)["library_name"] == "sglp"
     assert python_of(card) == 'import sglp\n\nnetwork = sglp.load("this folder")\n'
-    assert "\nPlain `from_pretrained` can't read this folder: one block is another.\n" in card
+    assert "\nPlain `from_pretrained` can't load this folder: one block is another.\n" in card
 
 
 class Users(nn.Module):
-    """A network of a user's."""
+    """A network that a user wrote."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ class Users(nn.Module):
 
 
 @pytest.mark.parametrize("factory", ["sglp.networks.cifar_resnet:resnet", f"{__name__}:Users"])
-def test_what_the_card_says_loads_the_network(factory, tmp_path, monkeypatch):
+def test_the_code_in_the_card_loads_the_network(factory, tmp_path, monkeypatch):
     network = sglp.build(factory, {"depth": 8} if "resnet" in factory else {}, seed=0).eval()
     sglp.save(network, tmp_path / "this folder")
     card = (tmp_path / "this folder/README.md").read_text()

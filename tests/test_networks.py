@@ -1,4 +1,4 @@
-"""The CIFAR networks against published sizes and independent constructions."""
+"""The CIFAR networks compared with published sizes and independent implementations."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def noise(*shape):
 @pytest.mark.parametrize(
     ("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), (1202, 19.4)]
 )
-def test_sizes_are_those_of_the_paper(depth, millions):
+def test_sizes_equal_those_of_the_paper(depth, millions):
     with torch.device("meta"):
         model = resnet(depth)
     assert count_parameters(model) / 1e6 == pytest.approx(millions, rel=0.02)
@@ -40,13 +40,13 @@ def test_a_block_equals_its_formula(width, channels, stride):
 
 
 @pytest.mark.parametrize(("classes", "channels", "size"), [(10, 3, 32), (100, 1, 8), (7, 4, 28)])
-def test_classes_channels_and_image_sizes_are_free(classes, channels, size):
+def test_classes_channels_and_image_sizes_can_be_chosen(classes, channels, size):
     torch.manual_seed(0)
     model = resnet(8, num_classes=classes, in_channels=channels)
     assert model(noise(2, channels, size, size)).shape == (2, classes)
 
 
-def test_images_of_a_batch_do_not_meet_in_eval_mode():
+def test_images_of_a_batch_are_independent_in_eval_mode():
     model = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8}, seed=0).eval()
     x = noise(4, 3, 8, 8)
     one_by_one = torch.cat([model(image[None]) for image in x])
@@ -55,7 +55,7 @@ def test_images_of_a_batch_do_not_meet_in_eval_mode():
 
 @pytest.mark.parametrize("depth", [2, 9, 51, 0, -4])
 def test_other_depths_are_refused(depth):
-    with pytest.raises(ArchitectureError, match=f"depth={depth} is no CIFAR ResNet: it must be 6n\\+2"):
+    with pytest.raises(ArchitectureError, match=f"depth={depth} is not the depth of a CIFAR ResNet: it must be 6n\\+2"):
         resnet(depth)
 
 
@@ -78,7 +78,9 @@ def test_a_vgg_equals_torchvisions_with_one_linear_layer(depth, configuration):
     model = sglp.build("sglp.networks.cifar_vgg:vgg", {"depth": depth}, seed=0).eval()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # as after training: else it would hide what it is given
+            if isinstance(
+                module, torch.nn.BatchNorm2d
+            ):  # as after training; the initial statistics would hide differences
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
     features.load_state_dict(model.features.state_dict())
@@ -97,12 +99,12 @@ def test_a_vgg_costs_what_the_literature_says():
 def test_the_layers_of_a_vgg_are_its_convolutions():
     layers = sglp.find_layers(vgg(16, width=4), torch.zeros(1, 3, 32, 32))
     assert len(layers) == 13
-    # All but the first of each stage, which brings new channels; the last two stages are as wide as each other.
+    # All but the first of each stage, which changes the channels; the last two stages have the same width.
     assert [layer.removable for layer in layers] == [i not in (0, 2, 4, 7) for i in range(13)]
 
 
 def test_the_weights_of_a_vgg_keep_the_signal():
-    # He et al. 2015: by the outputs, the variance of a weight is 2 over the number of outputs times 9.
+    # He et al. 2015, fan-out: the variance of a weight is 2 / (9 * number of outputs).
     model = sglp.build("sglp.networks.cifar_vgg:vgg", {}, seed=0)
     for module in model.features:
         if isinstance(module, torch.nn.Conv2d):
@@ -119,11 +121,13 @@ def test_a_vgg_takes_images_of_any_size(classes, channels, size):
 
 @pytest.mark.parametrize("depth", [0, 12, 20, "16"])
 def test_other_vggs_are_refused(depth):
-    with pytest.raises(ArchitectureError, match=f"depth={depth} is no VGG: it must be 11, 13, 16 or 19"):
+    with pytest.raises(
+        ArchitectureError, match=f"depth={depth} is not the depth of a VGG: it must be 11, 13, 16 or 19"
+    ):
         vgg(depth)
 
 
-def test_the_seed_alone_sets_the_weights():
+def test_the_weights_depend_only_on_the_seed():
     def weights(seed):
         return torch.cat(
             [p.flatten() for p in sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 8}, seed=seed).parameters()]
@@ -141,16 +145,16 @@ def test_the_seed_alone_sets_the_weights():
 @pytest.mark.parametrize(
     ("factory", "kwargs", "message"),
     [
-        ("resnet", {}, "no dotted name: write package.module:function"),
-        ("sglp.networks:cifar resnet", {}, "no dotted name"),
+        ("resnet", {}, "not a dotted name: write package.module:function"),
+        ("sglp.networks:cifar resnet", {}, "not a dotted name"),
         ("sglp.networks.vgg:vgg16", {}, "the module sglp.networks.vgg can't be imported"),
         ("sglp.networks.cifar_resnet:vgg", {}, "the module sglp.networks.cifar_resnet has no vgg"),
         ("sglp.networks.cifar_resnet:resnet", {"deep": 3}, r"can't build a network from \{'deep': 3\}: .*deep"),
         ("sglp.networks.cifar_resnet:WIDTHS", {}, "can't build a network"),
-        ("torchvision.models:list_models", {}, "returned a list, but a factory returns a torch module"),
+        ("torchvision.models:list_models", {}, "returned a list, but a factory must return a torch module"),
         ("torchvision.models:resnet18", {"weights": None}, "the argument 'weights' .* fetches weights"),
     ],
 )
-def test_networks_that_can_not_be_built_are_refused(factory, kwargs, message):
+def test_networks_that_cannot_be_built_are_refused(factory, kwargs, message):
     with pytest.raises(ArchitectureError, match=message):
         sglp.build(factory, kwargs, seed=0)

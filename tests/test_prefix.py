@@ -1,4 +1,4 @@
-"""Passes that begin where they differ give, to the bit, what whole passes give, and gradients too."""
+"""Passes that reuse a cached prefix give the same outputs and gradients, bit for bit, as whole passes."""
 
 import random
 
@@ -14,7 +14,7 @@ from sglp.surgery.bypass import Bypass
 
 
 class InPlace(nn.Module):
-    """A block that changes what it is given, in place, before it adds to it."""
+    """A block that changes its input in place before it adds to it."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Noisy(nn.Module):
 
 
 class Touching(nn.Module):
-    """A stem, whose output is changed in place, and blocks."""
+    """A stem whose output is changed in place, and blocks."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class Touching(nn.Module):
 
 
 class Shared(nn.Module):
-    """One activation runs in the stem, in each block and before the classifier."""
+    """A network with one activation for the stem, all blocks and the classifier's input."""
 
     def __init__(self, shared=True):
         super().__init__()
@@ -96,23 +96,24 @@ NETWORKS = {
 
 
 @pytest.fixture(params=NETWORKS)
-def made(request):
+def case(request):
     torch.manual_seed(0)
     network, inputs = NETWORKS[request.param]()
     return network, sglp.find_layers(network.eval(), inputs), inputs
 
 
-def draws(layers, count=25):
-    """Sets of layers to leave out, some of them alike from the beginning."""
-    free, source = [i for i, layer in enumerate(layers) if layer.removable], random.Random(0)
-    found = [[], free[-1:], free[:1], free[:1]]
-    while len(found) < count:
-        found.append(sorted(source.sample(free, source.randint(0, len(free) - 1))))
-    return found
+def random_sets(layers, count=25):
+    """Draw sets of layers to leave out, some of which share their first layers."""
+    removable = [i for i, layer in enumerate(layers) if layer.removable]
+    source = random.Random(0)
+    sets = [[], removable[-1:], removable[:1], removable[:1]]
+    while len(sets) < count:
+        sets.append(sorted(source.sample(removable, source.randint(0, len(removable) - 1))))
+    return sets
 
 
 def one_pass(network, inputs):
-    """A scalar of all outputs, with the random state that every pass begins in."""
+    """Compute a scalar of all outputs, from a fixed random state."""
     torch.manual_seed(1)
     output = network(**inputs) if isinstance(inputs, dict) else network(inputs)
     return (output if isinstance(output, torch.Tensor) else output.logits).square().mean()
@@ -120,28 +121,29 @@ def one_pass(network, inputs):
 
 def gradients(network, loss, again):
     backward(loss, again)
-    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    return found
+    return gradients
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_a_resumed_pass_and_its_gradients_are_those_of_a_whole_one(made, training):
-    network, layers, inputs = made
-    bypass, prefix = Bypass(network, layers, inputs), PrefixCache(network, layers)
+def test_a_resumed_pass_and_its_gradients_equal_a_whole_one(case, training):
+    network, layers, inputs = case
+    bypass = Bypass(network, layers, inputs)
+    cache = PrefixCache(network, layers)
     network.train(training)
     for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
-        norm.running_mean = norm.running_var = None  # what a pass leaves behind would differ
-    for gone in draws(layers):
-        with bypass.without(gone):
+        norm.running_mean = norm.running_var = None  # each pass would update them
+    for removed in random_sets(layers):
+        with bypass.without(removed):
             whole = one_pass(network, inputs)
             expected = gradients(network, whole, again=False)
-            with prefix.reuse(0, [i in gone for i in range(len(layers))]):
-                reuse = one_pass(network, inputs)
-            found = gradients(network, reuse, again=True)
-        assert torch.equal(reuse, whole)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+            with cache.reuse(0, [i in removed for i in range(len(layers))]):
+                resumed = one_pass(network, inputs)
+            actual = gradients(network, resumed, again=True)
+        assert torch.equal(resumed, whole)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 class Twice(nn.Module):
@@ -155,14 +157,16 @@ class Twice(nn.Module):
         return self.outer(self.blocks(self.outer(x).relu()))
 
 
-def test_a_layer_that_runs_twice_gives_each_time_what_it_gives():
+def test_a_layer_that_runs_twice_is_never_replayed():
     torch.manual_seed(0)
     network, inputs, target = Twice().eval(), torch.randn(5, 6), torch.arange(5)
     layers = sglp.find_layers(network, inputs, ["outer", "blocks.*"])
     assert [layer.reason for layer in layers] == ["runs 2 times", "", "", ""]
     loss, batches = sglp.find_criterion("loss"), [(inputs, target)]
-    one, gone = loss(network, layers, batches), [[], [1], [3], [1, 2]]
-    assert [one((), some) for some in gone] == [loss(network, layers, batches)((), some) for some in gone]
+    criterion, sets = loss(network, layers, batches), [[], [1], [3], [1, 2]]
+    assert [criterion((), removed) for removed in sets] == [
+        loss(network, layers, batches)((), removed) for removed in sets
+    ]
 
 
 def test_a_plan_does_not_depend_on_whether_activations_are_one_module():
@@ -170,12 +174,12 @@ def test_a_plan_does_not_depend_on_whether_activations_are_one_module():
     for shared in (True, False):
         torch.manual_seed(0)
         batches, sizes = [(inputs, torch.arange(32) % 10)], {"calibration": (32, 16), "scoring": (32, 32)}
-        found = sglp.compress(Shared(shared), batches, k=2, recalibration=(0, 0), **sizes)
-        plans.append((found.plan, found.scores))
+        compressed = sglp.compress(Shared(shared), batches, k=2, recalibration=(0, 0), **sizes)
+        plans.append((compressed.plan, compressed.scores))
     assert plans[0] == plans[1]
 
 
-def test_nothing_is_computed_before_the_first_layer_that_differs():
+def test_nothing_is_computed_before_the_first_changed_layer():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 6), *(Noisy() for _ in range(6)), nn.Linear(6, 2)).eval()
     layers = sglp.find_layers(network, torch.zeros(1, 3))
@@ -183,16 +187,16 @@ def test_nothing_is_computed_before_the_first_layer_that_differs():
     for number, layer in enumerate(layers[1:], 1):
         inner = network.get_submodule(layer.modules[0]).fc
         inner.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
-    prefix, inputs = PrefixCache(network, layers), {0: torch.randn(4, 3), 1: torch.randn(4, 3)}
+    cache, inputs = PrefixCache(network, layers), {0: torch.randn(4, 3), 1: torch.randn(4, 3)}
 
     def ran_in(batch, changed):
         ran.clear()
-        with prefix.reuse(batch, [i in changed for i in range(len(layers))]):
+        with cache.reuse(batch, [i in changed for i in range(len(layers))]):
             network(inputs[batch])
         return list(ran)
 
     assert ran_in(0, {}) == [1, 2, 3, 4, 5, 6]
-    assert ran_in(1, {}) == [1, 2, 3, 4, 5, 6]  # another batch, which knows nothing yet
+    assert ran_in(1, {}) == [1, 2, 3, 4, 5, 6]  # another batch, of which nothing is cached yet
     assert ran_in(0, {4}) == [4, 5, 6]
     assert ran_in(0, {4, 6}) == [6]
     assert ran_in(0, {4, 6}) == []
@@ -200,29 +204,29 @@ def test_nothing_is_computed_before_the_first_layer_that_differs():
     assert ran_in(1, {3}) == [3, 4, 5, 6]
 
 
-def test_a_pass_that_fails_leaves_the_network_as_it_was_and_nothing_to_go_on_with():
+def test_a_failed_pass_leaves_the_network_unchanged_and_nothing_cached():
     network, inputs = resnet()
     layers = sglp.find_layers(network.eval(), inputs)
-    prefix, states = PrefixCache(network, layers), [False] * len(layers)
-    with pytest.raises(RuntimeError), prefix.reuse(0, states):
+    cache, states = PrefixCache(network, layers), [False] * len(layers)
+    with pytest.raises(RuntimeError), cache.reuse(0, states):
         network(inputs[:, :2])
     assert not any("forward" in vars(module) for module in network.modules())
     expected = network(inputs)
     for _ in range(2):
-        with prefix.reuse(0, states):
+        with cache.reuse(0, states):
             assert torch.equal(network(inputs), expected)
 
 
-def test_outputs_that_are_changed_in_place_are_kept_as_copies():
+def test_outputs_that_are_changed_in_place_are_cached_as_copies():
     torch.manual_seed(0)
     network, inputs = Touching().eval(), torch.randn(4, 3, 5, 5)
     layers, ran = sglp.find_layers(network, inputs), []
     for block in network.blocks:
         block.conv.register_forward_hook(lambda *_: ran.append(1))
-    prefix, counts = PrefixCache(network, layers), []
+    cache, counts = PrefixCache(network, layers), []
     for _ in range(4):
         ran.clear()
-        with prefix.reuse(0, [False] * len(layers)):
+        with cache.reuse(0, [False] * len(layers)):
             network(inputs)
         counts.append(len(ran))
-    assert counts == [5, 5, 0, 0]  # the first pass tells which
+    assert counts == [5, 5, 0, 0]  # the first pass finds out which outputs need copies

@@ -1,4 +1,4 @@
-"""Several processes give what one gives, and one that dies ends the stage."""
+"""Several processes give the same results as one, and a process that dies ends the stage."""
 
 import json
 import os
@@ -23,21 +23,21 @@ PATIENCE = 300  # seconds, for machines that are busy
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> tuple[dict, dict]:
-    """What one process gives, and what two give."""
+def outputs(tmp_path_factory) -> tuple[dict, dict]:
+    """The results of one process, and of two."""
     import shared_work
 
     folder = tmp_path_factory.mktemp("shared")
     command = [*TWO.split(), str(ROOT / "tests/shared_work.py"), str(folder / "two.json")]
     running = start(command, ROOT, folder)
     one = json.loads(json.dumps(shared_work.everything()))
-    said = ended(running)
-    assert running.returncode == 0, said
+    message = ended(running)
+    assert running.returncode == 0, message
     return one, json.loads((folder / "two.json").read_text())
 
 
 def start(command: list[str], folder: Path, cache: Path, **environment: str) -> subprocess.Popen:
-    """Start a command, with a user cache of its own and in a group that can be killed with all that it starts."""
+    """Start a command with its own user cache, in a process group that can be killed as a whole."""
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -53,7 +53,7 @@ def start_stage(folder: Path, cache: Path, name: str, launcher: str = TWO) -> su
 
 
 def ended(running: subprocess.Popen) -> str:
-    """What a command wrote to stderr."""
+    """Wait for a command and return its stderr."""
     try:
         return running.communicate(timeout=PATIENCE)[1]
     finally:
@@ -62,32 +62,32 @@ def ended(running: subprocess.Popen) -> str:
 
 
 @pytest.mark.parametrize("name", ["map", "few", "first", "calibration", "scores", "evaluation", "perplexity"])
-def test_what_is_shared_out_comes_together_to_the_bit(both, name):
-    one, two = both
+def test_shared_work_gives_the_same_results_bit_for_bit(outputs, name):
+    one, two = outputs
     assert one[name] == two[name]
 
 
 def test_a_users_own_processes_share_nothing(monkeypatch):
-    """They need not call the library all, or with the same: none would wait for the others."""
+    """A user's processes may call the library out of step, so they must not wait for each other."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
-    monkeypatch.setattr("torch.distributed.all_gather_object", lambda *_: pytest.fail("asked others"))
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda *_: pytest.fail("waited for other processes"))
     assert processes.shared_map(lambda item: item**2, range(5)) == [0, 1, 4, 9, 16]
     assert (processes.count(), processes.rank()) == (1, 0)
 
 
 @pytest.mark.parametrize("name", ["norm 5", "norm 1"])
-def test_batch_norm_is_that_of_the_whole_batch_forward_and_backward(both, name):
-    one, two = (numbers(found[name]) for found in both)
+def test_batch_norm_uses_the_whole_batch_forward_and_backward(outputs, name):
+    one, two = (numbers(found[name]) for found in outputs)
     assert one == pytest.approx(two, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "error"), [("images", 1e-10), ("texts", 1e-4)])
-def test_training_takes_the_same_steps(both, name, error):
-    one, two = both
+def test_training_takes_the_same_steps(outputs, name, error):
+    one, two = outputs
     assert numbers(one[f"{name}: weights"]) == pytest.approx(numbers(two[f"{name}: weights"]), rel=error, abs=error)
-    # The Trainer adds the losses up in float32.
+    # The Trainer sums losses in float32.
     assert numbers(one[f"{name}: rows"]) == pytest.approx(numbers(two[f"{name}: rows"]), rel=1e-5)
 
 
@@ -102,8 +102,8 @@ def test_two_machines_extract_what_one_process_does(finished, tmp_path):
         port = free.getsockname()[1]
     two = f"torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port}"
     agents = [start_stage(folder, tmp_path / "cache", "extract", two) for _ in range(2)]
-    said = [ended(agent) for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
+    message = [ended(agent) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], message
     files = sorted(path.relative_to(finished) for path in finished.glob("data/grams/*"))
     assert files == sorted(path.relative_to(folder) for path in folder.glob("data/grams/*"))
     assert all((folder / file).read_bytes() == (finished / file).read_bytes() for file in files)
@@ -112,7 +112,7 @@ def test_two_machines_extract_what_one_process_does(finished, tmp_path):
 
 
 def kill_one_of_two(folder: Path, cache: Path) -> None:
-    """Run finetune in two processes and kill the second when it has saved something."""
+    """Run finetune in two processes and kill the second after its first checkpoint."""
     running = start_stage(folder, cache, "finetune")
     deadline = time.monotonic() + PATIENCE
     try:
@@ -124,15 +124,15 @@ def kill_one_of_two(folder: Path, cache: Path) -> None:
         who = mark.read_text()
         os.kill(int(re.search(r"pid (\d+)", who)[1]), signal.SIGKILL)
     finally:
-        said = ended(running)
+        message = ended(running)
     assert running.returncode == 1
-    assert said.splitlines()[-1].startswith(f"finetune: {who} died without a word")
+    assert message.splitlines()[-1].startswith(f"finetune: {who} died without a word")
     assert not list(folder.glob("data/*finetuned*"))
     assert not list(folder.glob("data/.*"))
     assert not list(cache.glob("sglp/launched/*"))
 
 
-def test_a_killed_process_ends_the_stage_and_one_alone_goes_on(finished, tmp_path):
+def test_a_killed_process_ends_the_stage_and_a_single_process_resumes(finished, tmp_path):
     folder, cache = isolated(finished, "finetune", tmp_path / "finetune"), tmp_path / "cache"
     kill_one_of_two(folder, cache)
     for file in cache.glob("sglp/resume/*/checkpoint-*/trainer_state.json"):
@@ -140,10 +140,10 @@ def test_a_killed_process_ends_the_stage_and_one_alone_goes_on(finished, tmp_pat
         state["log_history"][0]["loss"] = 7.0
         file.write_text(json.dumps(state))
     running = start_stage(folder, cache, "finetune", launcher="")
-    said = ended(running)
-    assert running.returncode == 0, said
+    message = ended(running)
+    assert running.returncode == 0, message
     rows = log(folder)
-    assert rows[0][2] == 7.0, "it went on"
+    assert rows[0][2] == 7.0, "it resumed"
     expected = log(finished)
     assert [row[:2] for row in rows] == [row[:2] for row in expected]
     assert rows[-1][2] == pytest.approx(expected[-1][2], rel=0.05)
@@ -154,7 +154,7 @@ def log(folder: Path) -> list[list[float]]:
     return [[float(cell) for cell in row.split(",")] for row in rows]
 
 
-def test_the_first_process_that_fails_tells_why(tmp_path, monkeypatch):
+def test_the_first_failure_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("SGLP_LAUNCH_MARKS", str(tmp_path))
     for sentence in ("score: this is wrong", "score: and so is that"):
         with pytest.raises(SystemExit) as stop:
@@ -163,11 +163,13 @@ def test_the_first_process_that_fails_tells_why(tmp_path, monkeypatch):
     assert launch._what_happened("score", tmp_path, 1) == "score: this is wrong"
 
 
-def test_a_launcher_that_is_not_there(tmp_path, monkeypatch):
+def test_a_missing_launcher_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path))
     monkeypatch.setenv("SGLP_LAUNCH", "torchrum --nproc-per-node 2")
-    said = complaint("stages.extract")
-    assert said.endswith("SGLP_LAUNCH='torchrum --nproc-per-node 2': there is no command torchrum; torchrun would do")
+    message = complaint("stages.extract")
+    assert message.endswith(
+        "SGLP_LAUNCH='torchrum --nproc-per-node 2': there is no command torchrum; torchrun would do"
+    )
 
 
 def test_other_stages_ignore_the_launcher(tmp_path, monkeypatch):
@@ -177,9 +179,12 @@ def test_other_stages_ignore_the_launcher(tmp_path, monkeypatch):
         run_module("stages.segment")
 
 
-def test_a_process_that_is_told_of_no_others(monkeypatch):
+def test_a_launcher_that_sets_no_rank_is_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ProcessError, match="started one that is told of no others: torchrun"), processes.joined():
+    with (
+        pytest.raises(ProcessError, match=r"the launcher started a single process .* use torchrun"),
+        processes.joined(),
+    ):
         pass
 
 
@@ -189,8 +194,8 @@ def test_every_shared_stage_does_the_same_in_two_processes(finished, tmp_path):
     for name in ("pretrain", "extract", "score", "finetune"):
         outs[name] = isolated(finished, name, tmp_path / name)
         running = start_stage(outs[name], tmp_path / "cache", name)
-        said = ended(running)
-        assert running.returncode == 0, said
+        message = ended(running)
+        assert running.returncode == 0, message
     for name, file in [("extract", "data/grams/0001.safetensors"), ("score", "data/plan.json")]:
         assert (outs[name] / file).read_bytes() == (finished / file).read_bytes()
     assert (outs["score"] / "data/scores.csv").read_bytes() == (finished / "data/scores.csv").read_bytes()
@@ -204,33 +209,33 @@ def test_every_shared_stage_does_the_same_in_two_processes(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_to_the_same_weights(finished, tmp_path):
+def test_two_resumed_processes_reach_the_same_weights(finished, tmp_path):
     killed, whole = (isolated(finished, "finetune", tmp_path / name) for name in ("killed", "whole"))
     kill_one_of_two(killed, tmp_path / "cache")
     for folder in (killed, whole):
         running = start_stage(folder, tmp_path / "cache", "finetune")
-        said = ended(running)
-        assert running.returncode == 0, said
+        message = ended(running)
+        assert running.returncode == 0, message
     for out in ("data/finetuned/model.safetensors", "reports/training.csv"):
         assert (killed / out).read_bytes() == (whole / out).read_bytes()
 
 
 @pytest.mark.slow
-def test_an_error_of_the_processes_is_told_once(tmp_path):
+def test_an_error_of_several_processes_is_reported_once(tmp_path):
     make_project(tmp_path / "project")
     workload = read_yaml(tmp_path / "project/models/tiny.yaml")
     workload["data"]["prepare"]["classes"] = 9
     write_yaml(tmp_path / "project/models/tiny.yaml", workload)
     running = start_stage(tmp_path / "project", tmp_path / "cache", "pretrain")
-    said = ended(running)
+    message = ended(running)
     assert running.returncode == 1
     sentence = "pretrain: sglp.tasks.digits:Digits has the label 9, but data.prepare.classes=9 allows 0 to 8"
-    assert said.splitlines()[-1] == sentence
-    assert said.count(sentence) == 1
+    assert message.splitlines()[-1] == sentence
+    assert message.count(sentence) == 1
 
 
 @pytest.mark.slow
-def test_nothing_runs_on_when_the_stage_is_killed_with_its_group(finished, tmp_path):
+def test_no_process_survives_when_the_stages_group_is_killed(finished, tmp_path):
     folder, cache = isolated(finished, "finetune", tmp_path / "finetune"), tmp_path / "cache"
     running = start_stage(folder, cache, "finetune")
     deadline = time.monotonic() + PATIENCE

@@ -202,7 +202,7 @@ def test_the_model_card_has_the_figures_of_the_metrics(toy):
     assert row_of(card.text, "parameters") == ["4.000 k", "3.000 k", "-25.0 %"]
     assert row_of(card.text, "latency, batch 2")[:2] == ["4.000 ms", "2.000 ms"]
     assert "Measured on 100 test samples of `some:Digits`." in card.text
-    assert "- Layers that went: `block.2`, `block.6`\n" in card.text
+    assert "- Removed layers: `block.2`, `block.6`\n" in card.text
     assert "```\ndvc exp run -S model=toy -S k=2 -S 'method=a b'\n```" in card.text
     assert 'sglp.load("this folder", trust=["toys:net"])' in card.text
 

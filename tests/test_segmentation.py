@@ -1,4 +1,4 @@
-"""The exact segmentation against brute force and against ruptures."""
+"""Fisher segmentation compared with brute force and with ruptures."""
 
 from itertools import combinations, pairwise
 
@@ -66,19 +66,19 @@ def test_one_table_gives_every_k(feature):
 
 
 @FEATURES
-def test_more_segments_never_lose_more(feature):
+def test_the_loss_never_rises_with_more_segments(feature):
     losses = segmentation_table(random_matrix(28, 1), feature).losses
     assert (np.diff(losses) <= 0).all()
     assert losses[0] > 0
     assert losses[-1] == 0
 
 
-def test_blocks_of_alike_layers_are_found():
+def test_blocks_of_similar_layers_are_found():
     matrix = np.kron(np.diag([1.0, 0.8, 0.9]), np.ones((4, 4)))
     assert fisher_segmentation(matrix, 3) == [(0, 3), (4, 7), (8, 11)]
 
 
-def test_a_large_common_value_does_not_drown_the_differences():
+def test_a_large_common_value_does_not_hide_the_differences():
     matrix = random_matrix(12, 3)
     assert fisher_segmentation(matrix + 1e6, 4) == fisher_segmentation(matrix, 4)
 
@@ -90,12 +90,12 @@ def test_a_large_common_value_does_not_drown_the_differences():
         ([10, 4, 3.5, 3.45, 3.4], 0.051, 2),
         ([10, 9.9, 9.8], 0.05, 1),
         ([10, 9.9, 4], 0.05, 3),  # a useless cut before a useful one
-        ([1, 1e-9, 0], 0.05, 2),  # the last cut takes all of a loss that is noise
+        ([1, 1e-9, 0], 0.05, 2),  # the last cut removes all of the loss, which is noise
         ([0, 0, 0], 0.05, 1),
         ([3], 0.05, 1),
     ],
 )
-def test_k_is_the_last_cut_that_takes_its_share_of_one_segments_loss(losses, share, k):
+def test_k_is_the_last_cut_that_lowers_the_loss_by_the_share(losses, share, k):
     assert choose_k(losses, share) == k
 
 

@@ -1,4 +1,4 @@
-"""Pruning a folder without loading it gives what loading, pruning and saving give, in a small part of the memory."""
+"""Pruning a folder without loading it gives the same files as load, prune and save, in much less memory."""
 
 import json
 import os
@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_hugging_face
-import test_hugging_face_vision as vision
 import torch
 import transformers as hf
+import vision_families as vision
+from hugging_face_families import FAMILIES, GROUPED, HEADS, REMOVED, example, files, make, outputs, plan
 from language import byte_tokenizer, tiny_llama
 from pipeline import ROOT, make_project, merged, read_yaml, run_module, write_yaml
 from safetensors.torch import load_file, save_file
-from test_hugging_face import FAMILIES, GROUPED, HEADS, REMOVED, example, files, make, outputs, plan
 
 import sglp
 from sglp.architecture import architecture_of
@@ -23,7 +22,6 @@ from sglp.checkpoints.prune_folder import prune_folder
 from sglp.checkpoints.tensor_files import StoredTensor, stored_tensors, write_tensors
 from sglp.errors import CheckpointError, PlanError
 
-foreign = test_hugging_face.foreign
 TIED = {**HEADS, "num_hidden_layers": 13, "tie_word_embeddings": True}
 
 
@@ -33,7 +31,7 @@ def stack(network, removed, path="model.layers"):
 
 
 def both_ways(network, plan, folder, tokenizer=None, **trust):
-    """The files of the pruned network, as `save` writes them and as `prune_folder` does."""
+    """The files of the pruned network from `save`, and those from `prune_folder`."""
     sglp.save(network, folder / "dense", tokenizer)
     before = files(folder / "dense")
     sglp.save(sglp.prune(sglp.load(folder / "dense", **trust), plan), folder / "saved", tokenizer)
@@ -44,7 +42,7 @@ def both_ways(network, plan, folder, tokenizer=None, **trust):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_folder_is_what_load_prune_and_save_give(family, tmp_path):
+def test_the_folder_is_the_same_as_from_load_prune_and_save(family, tmp_path):
     removed = REMOVED[0]
     saved, copied = both_ways(make(family), plan(family, removed), tmp_path)
     assert copied == saved
@@ -55,7 +53,7 @@ def test_the_folder_is_what_load_prune_and_save_give(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["ViT", "SigLIP", "ConvNeXt", "ResNet"])
-def test_networks_that_read_images_too(family, tmp_path):
+def test_models_that_read_images(family, tmp_path):
     network, _, layers = vision.made(family)
     removed = [layer.name for layer in layers if layer.removable][::2]
     saved, copied = both_ways(network, vision.plan(layers, removed), tmp_path)
@@ -83,7 +81,7 @@ def test_folders_that_transformers_wrote(family, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["Llama", "Gemma3"])
-def test_half_precision_stays(family, dtype, tmp_path):
+def test_half_precision_is_kept(family, dtype, tmp_path):
     make(family).save_pretrained(tmp_path / "single")
     dense = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "single", dtype=dtype)
     saved, copied = both_ways(dense, plan(family, REMOVED[1]), tmp_path / "half")
@@ -100,7 +98,7 @@ def test_tied_embeddings_layers_of_two_digits_and_the_tokenizer(tmp_path):
     assert hf.GenerationConfig.from_pretrained(tmp_path / "copied").max_new_tokens == 7
 
 
-def test_the_text_part_of_a_network_of_two_parts(tmp_path):
+def test_the_text_part_of_a_multimodal_model(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     pictures = hf.CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
     config = hf.LlavaConfig(text_config=hf.LlamaConfig(**GROUPED), vision_config=pictures, image_token_index=95)
@@ -109,7 +107,7 @@ def test_the_text_part_of_a_network_of_two_parts(tmp_path):
     assert copied == saved
 
 
-def test_names_that_transformers_changes_when_it_loads_stay_as_they_were(tmp_path):
+def test_names_that_transformers_changes_on_loading_are_kept_in_the_files(tmp_path):
     config = hf.Qwen3_5TextConfig(
         **HEADS, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8
     )
@@ -128,7 +126,7 @@ def stored_names(folder):
         return list(stored)
 
 
-def test_rounds_of_pruning_and_a_folder_in_its_own_place(tmp_path):
+def test_rounds_of_pruning_that_replace_their_own_folder(tmp_path):
     sglp.save(make("Llama"), tmp_path / "dense")
     prune_folder(tmp_path / "dense", plan("Llama", (0, 3)), tmp_path / "dense")
     prune_folder(tmp_path / "dense", plan("Llama", (1,), depth=4), tmp_path / "dense")
@@ -194,7 +192,7 @@ def test_files_are_those_of_safetensors_to_the_byte(tmp_path):
     assert files(tmp_path / "new")["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
 
 
-def test_tensors_that_stay_behind_are_never_read(tmp_path, monkeypatch):
+def test_tensors_of_removed_layers_are_never_read(tmp_path, monkeypatch):
     sglp.save(make("Llama"), tmp_path / "dense")
     read = []
     monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.name) or self.file.get_tensor(self.name))
@@ -203,11 +201,11 @@ def test_tensors_that_stay_behind_are_never_read(tmp_path, monkeypatch):
     assert not [name for name in read if name.startswith(("model.layers.0.", "model.layers.3."))]
 
 
-def test_types_that_are_not_known_are_refused(tmp_path):
+def test_unknown_data_types_are_refused(tmp_path):
     header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"00")
     with (
-        pytest.raises(CheckpointError, match=r"^a in .* is F8_E8M0, but what is known is F64, "),
+        pytest.raises(CheckpointError, match=r"^a in .* has the unknown data type F8_E8M0: it must be one of F64, "),
         stored_tensors(tmp_path),
     ):
         pass
@@ -218,7 +216,7 @@ def test_code_in_a_folder_runs_only_when_it_is_trusted(foreign, tmp_path):
     saved, copied = both_ways(network, plan("Llama", (1, 4)), tmp_path / "both", trust=True)
     assert copied == saved
     assert "tiny.py" in copied
-    with pytest.raises(CheckpointError, match=r"brings code of its own .* say trust=True if you trust it"):
+    with pytest.raises(CheckpointError, match=r"contains its own code .* pass trust=True if you trust it"):
         prune_folder(tmp_path / "both" / "dense", plan("Llama", (1, 4)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -246,8 +244,8 @@ def with_an_index_alone(content):
     return damage
 
 
-def nobodys(folder):
-    """A config that names no class, and no record."""
+def without_a_class(folder):
+    """Remove the class from the config, and architecture.json."""
     (folder / "architecture.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
@@ -260,22 +258,22 @@ def nobodys(folder):
         (renamed("model.norm", "model.layers.6.norm"), r"does not hold the weights of its LlamaForCausalLM"),
         (
             renamed("model.", ""),
-            r"does not hold what sglp\.save writes of a LlamaForCausalLM \(model\.\S+ is not there\): use sglp\.load",
+            r"does not hold the tensors that sglp\.save writes for a LlamaForCausalLM \(model\.\S+ is missing\): use",
         ),
         (in_another_precision, r"\(model\.norm\.weight is F16 \[32\]\): use sglp\.load, sglp\.prune and sglp\.save$"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            r"is no folder for from_pretrained \(it has no config\.json",
+            r"is not a folder for from_pretrained \(it has no config\.json",
         ),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json is broken"),
-        (nobodys, "is no saved network: it has no architecture.json"),
+        (without_a_class, "is not a saved network: it has no architecture.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights: neither model\.safetensors nor mod"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), r"model\.safetensors is missing or broken"),
         (with_an_index_alone('{"weight_map": {"a": "gone.safetensors"}}'), r"gone\.safetensors is missing or broken"),
         (with_an_index_alone("[]"), r"index\.json is broken: it does not say which file holds which tensor$"),
     ],
 )
-def test_what_can_not_be_pruned_so_is_refused_before_anything_is_written(damage, message, tmp_path):
+def test_broken_folders_are_refused_before_anything_is_written(damage, message, tmp_path):
     sglp.save(make("Llama"), tmp_path / "dense")
     damage(tmp_path / "dense")
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -312,12 +310,12 @@ def every_second_layer_with_experts():
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (a_layer_of_mobilenet, r"^no config of MobileNetV2ForImageClassification says what is left without mobilenet"),
+        (a_layer_of_mobilenet, r"^no config of MobileNetV2ForImageClassification can describe it without mobilenet"),
         (every_other_layer_of_swin, r"shift_size is 2, but comes back as 0$"),
         (every_second_layer_with_experts, r"^Qwen2MoeForCausalLM would not be the same after from_pretrained: the fo"),
     ],
 )
-def test_what_no_config_can_say_is_refused(case, message, tmp_path):
+def test_models_that_no_config_describes_are_refused(case, message, tmp_path):
     network, plan = case()
     sglp.save(network, tmp_path / "dense")
     with pytest.raises(CheckpointError, match=message):
@@ -328,14 +326,14 @@ def test_what_no_config_can_say_is_refused(case, message, tmp_path):
 def test_files_that_can_not_be_written_are_copied(tmp_path):
     sglp.save(make("Llama"), tmp_path / "dense", byte_tokenizer())
     for file in (tmp_path / "dense").iterdir():
-        file.chmod(0o444)  # as files are that a cache shares
+        file.chmod(0o444)  # like shared files in a cache
     prune_folder(tmp_path / "dense", plan("Llama", (0,)), tmp_path / "small")
     assert all(file.stat().st_mode & 0o200 for file in (tmp_path / "small").iterdir())
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project before its stage prune, of a language model."""
+    """A language-model project, before its stage prune."""
     folder = make_project(tmp_path / "project")
     shutil.copy(ROOT / "models/llama-tiny.yaml", folder / "models/tiny.yaml")
     monkeypatch.chdir(folder)
@@ -345,21 +343,21 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-def test_the_stage_writes_what_it_wrote_without_loading(project, monkeypatch):
+def test_the_stage_writes_the_same_files_without_loading(project, monkeypatch):
     tokenizer = hf.AutoTokenizer.from_pretrained("data/dense")
     sglp.save(sglp.prune(sglp.load("data/dense"), sglp.Plan.load("data/plan.json")), "expected", tokenizer)
     with monkeypatch.context() as patch:
         patch.setattr("sglp.checkpoints.checkpoint.load_pretrained", lambda *args: pytest.fail("it loads the network"))
         run_module("stages.prune")
     dense, pruned, expected = (files(project / folder) for folder in ("data/dense", "data/pruned", "expected"))
-    # What is saved anew tells how it was loaded before; a copy does not.
+    # A tokenizer that was loaded and saved records how it was loaded; a copied one does not.
     name = "tokenizer_config.json"
     assert json.loads(pruned[name]).items() <= json.loads(expected[name]).items()
     assert pruned == expected | {name: dense[name]}
     assert hf.AutoTokenizer.from_pretrained("data/pruned").get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_stage_makes_random_networks_as_before(project):
+def test_the_stage_reinitialises_the_weights(project):
     write_yaml(project / "params.yaml", merged(read_yaml(project / "params.yaml"), {"prune": {"weights": "random"}}))
     run_module("stages.prune")
     dense, random = (load_file(project / "data" / name / "model.safetensors") for name in ("dense", "pruned"))
@@ -367,7 +365,7 @@ def test_the_stage_makes_random_networks_as_before(project):
 
 
 def write_llama(folder: Path, layers: int, **sizes) -> int:
-    """A random Llama in half precision, a file a layer, of which one is in memory at a time; its bytes."""
+    """Write a random Llama in half precision, one file per layer, holding one at a time; return its size in bytes."""
     config = hf.LlamaConfig(num_hidden_layers=layers, num_attention_heads=16, dtype="bfloat16", **sizes)
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -385,8 +383,8 @@ def write_llama(folder: Path, layers: int, **sizes) -> int:
     return 2 * sum(shape.numel() for shape in shapes.values())
 
 
-# What a process may hold is limited as the system limits it: RLIMIT_DATA counts all memory of its own that it asks for,
-# used or not, and files mapped as loading maps them. Resident memory, which is told too, counts pages of libraries.
+# RLIMIT_DATA limits all private memory that the process allocates, used or not, and files that it maps as loading does.
+# The reported resident memory also counts pages of libraries.
 LIMITED = """
 import json, resource, sys
 import sglp, sglp.checkpoints.prune_folder, transformers.models.llama.modeling_llama
@@ -431,12 +429,12 @@ def check_tensors(folder, layers):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit memory in other ways")
-def test_a_network_is_pruned_in_memory_that_does_not_hold_it(tmp_path):
+def test_a_model_larger_than_memory_is_pruned(tmp_path):
     size = write_llama(tmp_path / "dense", 12, hidden_size=512, intermediate_size=1024, vocab_size=8000)
     assert size > 75e6
-    told = pruned_within(tmp_path, 12, more=40 << 20)
-    assert not told["loads"], "the limit is too wide to show anything"
-    assert told["grown"] < size / 2
+    usage = pruned_within(tmp_path, 12, more=40 << 20)
+    assert not usage["loads"], "the limit is too high to show anything"
+    assert usage["grown"] < size / 2
     check_tensors(tmp_path, 12)
 
 
@@ -445,7 +443,7 @@ def test_a_network_is_pruned_in_memory_that_does_not_hold_it(tmp_path):
 def test_four_gigabytes_are_pruned_within_one(tmp_path):
     size = write_llama(tmp_path / "dense", 30, hidden_size=2048, intermediate_size=8192, vocab_size=16000)
     assert size > 4e9
-    told = pruned_within(tmp_path, 30, limit=1 << 30)
-    assert not told["loads"]
-    assert told["peak"] < 1 << 30
+    usage = pruned_within(tmp_path, 30, limit=1 << 30)
+    assert not usage["loads"]
+    assert usage["peak"] < 1 << 30
     check_tensors(tmp_path, 30)

@@ -306,7 +306,7 @@ def test_similarity_of_what_does_not_run_or_is_no_tensor(batch):
     network = Skips()
     grams = sglp.gram_matrices(network, layers_of(network, batch), [batch[0], batch[0][:4]])
     next(grams)
-    with pytest.raises(SimilarityError, match=r"^the layer blocks\.1 did not run on a batch: it can't be compared"):
+    with pytest.raises(SimilarityError, match=r"^the layer blocks\.1 did not run on a batch, so it can't be compared"):
         next(grams)
 
     class Wrapped(Block):
@@ -324,7 +324,7 @@ def test_similarity_of_what_does_not_run_or_is_no_tensor(batch):
     network.blocks = nn.ModuleList(Wrapped() for _ in range(3))
     layers = sglp.find_layers(network, batch[0][:1], paths="blocks.*")
     assert not any(layer.removable for layer in layers)
-    with pytest.raises(SimilarityError, match=r"^the layer blocks\.0 hands on no tensor, but a Answer$"):
+    with pytest.raises(SimilarityError, match=r"^the layer blocks\.0 returns no tensor, but a Answer$"):
         next(sglp.gram_matrices(network, layers, [batch[0]]))
 
 

@@ -1,4 +1,4 @@
-"""A network can start from a saved one, pruned or not, and be trained on; in half precision too."""
+"""A network can start from a saved one, pruned or not, and be trained further, also in half precision."""
 
 from pathlib import Path
 
@@ -63,23 +63,25 @@ def test_three_rounds_are_as_one_to_the_bit(name, tmp_path):
         dense, tokenizer = task.build(architecture, FILE, None, 0).eval(), None
     layers = sglp.find_layers(dense, example)
     sglp.save(dense, tmp_path / "0", tokenizer)
-    gone, left = [], [layer.name for layer in layers]
+    removed: list[str] = []
+    kept = [layer.name for layer in layers]
     for number in (1, 2, 3):
         network = task.build(architecture, FILE, str(tmp_path / str(number - 1)), seed=number).eval()
         now = sglp.find_layers(network, example)
-        place = [i for i, layer in enumerate(now) if layer.removable][(0, 1, -1)[number - 1]]
-        pruned = without(network, [now[place].name], example)
-        gone.append(left.pop(place))
+        index = [i for i, layer in enumerate(now) if layer.removable][(0, 1, -1)[number - 1]]
+        pruned = without(network, [now[index].name], example)
+        removed.append(kept.pop(index))
         sglp.save(pruned, tmp_path / str(number), tokenizer)
-        at_once, loaded = without(dense, gone, example), sglp.load(tmp_path / str(number))
-        assert architecture_of(loaded).removed == tuple(gone)
-        assert architecture_of(loaded).kept == tuple(left)
+        at_once = without(dense, removed, example)
+        loaded = sglp.load(tmp_path / str(number))
+        assert architecture_of(loaded).removed == tuple(removed)
+        assert architecture_of(loaded).kept == tuple(kept)
         for other in (pruned, loaded, task.build(architecture, FILE, str(tmp_path / str(number)), seed=9).eval()):
             assert architecture_of(other) == architecture_of(loaded)
             assert list(other.state_dict()) == list(at_once.state_dict())
             assert torch.equal(logits(other, example), logits(at_once, example))
-    assert len(set(gone)) == 3
-    assert {layer.name for layer in layers} == {*gone, *left}
+    assert len(set(removed)) == 3
+    assert {layer.name for layer in layers} == {*removed, *kept}
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def pruned(network, layers, tmp_path) -> Path:
     return tmp_path / "pruned"
 
 
-def test_another_number_of_classes_takes_all_but_the_head(pruned, digits, capsys):
+def test_with_another_number_of_classes_all_but_the_head_is_loaded(pruned, digits, capsys):
     architecture = Architecture(factory=RESNET, kwargs={"depth": 20, "in_channels": 1, "num_classes": 7})
     started = image_classification.build(architecture, FILE, str(pruned), seed=5).eval()
     assert capsys.readouterr().err == (
@@ -104,7 +106,7 @@ def test_another_number_of_classes_takes_all_but_the_head(pruned, digits, capsys
     assert architecture_of(started).removed == ("layer1.0", "layer3.1")
 
 
-def test_half_precision_stays_in_all_of_the_network(pruned, tmp_path):
+def test_half_precision_is_kept_in_the_whole_network(pruned, tmp_path):
     sglp.save(sglp.load(pruned).to(torch.bfloat16), tmp_path / "half")
     dense = sglp.build(RESNET, {"depth": 20, "in_channels": 1, "num_classes": 3}, seed=0)
     started, fresh = warm_start(dense, tmp_path / "half")
@@ -113,7 +115,7 @@ def test_half_precision_stays_in_all_of_the_network(pruned, tmp_path):
 
 
 class Wide(nn.Sequential):
-    """Stem, blocks and head; `width` changes the shapes inside, `classes` those of the head alone."""
+    """A stem, blocks and a head; `width` changes the shapes of the blocks, `classes` only that of the head."""
 
     def __init__(self, width: int, classes: int = 3):
         inside = [nn.Sequential(nn.Linear(8, width), nn.Linear(width, 8)) for _ in range(3)]
@@ -123,9 +125,13 @@ class Wide(nn.Sequential):
 @pytest.mark.parametrize(
     ("factory", "kwargs", "sentence"),
     [
-        ("torchvision.models:resnet18", {}, r"pruned is a network of sglp\.\S+:resnet, from which none of torchvision"),
-        (RESNET, {"depth": 14, "in_channels": 1}, r"from \{'depth': 14, 'in_channels': 1\} it makes no layer1\.2"),
-        (RESNET, {"depth": 26, "in_channels": 1}, r"it makes other modules, as layer1\.2\.bn1\.bias shows"),
+        ("torchvision.models:resnet18", {}, r"pruned holds a network of sglp\.\S+:resnet, so a network of torchvision"),
+        (
+            RESNET,
+            {"depth": 14, "in_channels": 1},
+            r"from \{'depth': 14, 'in_channels': 1\} it builds no module layer1\.2",
+        ),
+        (RESNET, {"depth": 26, "in_channels": 1}, r"it builds other modules \(only one .* has layer1\.2\.bn1\.bias"),
     ],
 )
 def test_networks_that_can_not_start_from_it(pruned, factory, kwargs, sentence):
@@ -139,13 +145,13 @@ def test_a_network_in_which_almost_nothing_fits(tmp_path):
     started, fresh = warm_start(sglp.build(wide, {"width": 5, "classes": 9}, seed=1), tmp_path / "saved")
     assert fresh == ["4.weight", "4.bias"]
     assert torch.equal(started[0].weight, sglp.load(tmp_path / "saved", trust=True)[0].weight)
-    with pytest.raises(CheckpointError, match="it gives 9 of 16 parameters another shape"):
+    with pytest.raises(CheckpointError, match="it builds 9 of 16 parameters with another shape"):
         warm_start(sglp.build(wide, {"width": 6}, seed=1), tmp_path / "saved")
 
 
-def test_a_folder_that_nobody_saved(tmp_path):
+def test_a_folder_without_a_saved_network(tmp_path):
     architecture = Architecture(factory=RESNET, kwargs={"depth": 8})
-    with pytest.raises(CheckpointError, match=r"is no saved network: it has no architecture\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a saved network: it has no architecture\.json"):
         image_classification.build(architecture, FILE, str(tmp_path), seed=0)
 
 
@@ -154,7 +160,7 @@ def test_a_folder_that_nobody_saved(tmp_path):
 
 @pytest.fixture
 def project(pruned, tmp_path, monkeypatch) -> Path:
-    """A project whose workload starts from the pruned network."""
+    """A project with a workload that starts from the pruned network."""
     folder = make_project(tmp_path / "project")
     weights = {"source": "file", "kwargs": {}, "train": False}
     change(folder, {"weights": weights, "files": {"weights": {"path": str(pruned), "sha256": checksum(pruned)}}})
@@ -174,7 +180,7 @@ def test_an_untrained_start_is_the_saved_network_to_the_byte(project, pruned):
         assert (project / "data/dense" / file).read_bytes() == (pruned / file).read_bytes()
 
 
-def test_a_start_that_is_trained_on_begins_there(project, pruned):
+def test_training_begins_at_the_saved_network(project, pruned):
     recipe = {"learning_rate": 1e-9, "weight_decay": 0.0, "samples": 128}
     change(project, {"weights": {"train": True}, "pretrain": recipe})
     run_module("stages.pretrain")
@@ -185,7 +191,7 @@ def test_a_start_that_is_trained_on_begins_there(project, pruned):
     assert not torch.equal(after.bn1.running_mean, before.bn1.running_mean), "it saw training batches"
 
 
-def test_other_classes_than_the_data_have(project):
+def test_another_number_of_classes_than_in_the_data(project):
     change(project, {"weights": {"train": True}, "architecture": {"kwargs": {"num_classes": 7}}})
     assert "data.prepare.classes=10 needs [samples, 10]" in complaint("stages.pretrain")
     assert not Path("data/dense").exists()
@@ -226,13 +232,15 @@ def test_the_network_computes_in_float32_after_training_in_bfloat16(project, net
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize(("there", "told"), [(True, ""), (False, "no instructions for bfloat16: float32 is faster")])
-def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, bfloat16, told):
+@pytest.mark.parametrize(
+    ("bfloat16", "warning"), [(True, ""), (False, "no instructions for bfloat16: float32 is faster")]
+)
+def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, bfloat16, warning):
     recipe = Finetuning.model_validate(read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
     assert image_training.trainer_arguments(recipe)["bf16"] is bfloat16
-    assert told in capsys.readouterr().err
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # there is no fast way then
+    assert warning in capsys.readouterr().err
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # nothing is fast then
     assert not image_training.trainer_arguments(recipe)["bf16"]

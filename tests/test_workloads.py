@@ -312,5 +312,5 @@ def test_a_users_own_network_with_their_weights(project, monkeypatch):
     x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(dense(x), trained.eval()(x))
     assert (len(dense[2]), len(pruned[2])) == (6, 3)
-    with pytest.raises(sglp.SGLPError, match="my_nets:build, which is no known library's"):
+    with pytest.raises(sglp.SGLPError, match="my_nets:build, which is not from a known library"):
         sglp.load("data/pruned")

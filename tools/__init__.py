@@ -1,1 +1,1 @@
-"""Commands about the project itself; none of them is a stage."""
+"""Commands for maintaining the project; none of them is a stage."""

@@ -13,7 +13,7 @@ from stages.support.userfiles import declared_file
 
 
 def main() -> None:
-    """One clear sentence for the first fault, or nothing."""
+    """Check params.yaml, the workload and its files, and raise the first error."""
     path = Path("params.yaml")
     params = read_yaml(path)
     check(Params, params, path)

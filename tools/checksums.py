@@ -13,7 +13,14 @@ from stages.support.userfiles import checksum, resolve_path
 
 
 def fill(path: Path) -> None:
-    """Write the sha256 of every file that the workload names; comments and order stay."""
+    """Write the sha256 of each file of a workload into its YAML file, which keeps its comments and order.
+
+    Args:
+        path: the workload's YAML file.
+
+    Raises:
+        ParameterError: a file does not exist.
+    """
     content = read_yaml(path)
     check(schema_of(content), content, path)
     yaml = YAML()
@@ -23,10 +30,10 @@ def fill(path: Path) -> None:
         if file["path"] is None:
             file["sha256"] = None
             continue
-        found = resolve_path(file["path"])
-        if found is None:
-            raise ParameterError(f"{path}: files.{name}.path={file['path']} is not there")
-        file["sha256"] = checksum(found)
+        resolved = resolve_path(file["path"])
+        if resolved is None:
+            raise ParameterError(f"{path}: files.{name}.path={file['path']} does not exist: correct the path")
+        file["sha256"] = checksum(resolved)
         print(f"{path}: files.{name} {file['sha256']} {file['path']}")
     with new_file(path) as new, new.open("w", encoding="utf-8") as out:
         yaml.dump(content, out)
@@ -34,7 +41,7 @@ def fill(path: Path) -> None:
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
-        sys.exit("which workload? python -m tools.checksums models/NAME.yaml")
+        sys.exit("no workload given: run python -m tools.checksums models/NAME.yaml")
     try:
         for argument in sys.argv[1:]:
             fill(Path(argument))

@@ -1,4 +1,4 @@
-"""The first-party import closure of a stage, read off the source: what its entry in dvc.yaml has to declare."""
+"""The first-party import closure of a stage, read from the source: the code that its entry in dvc.yaml must list."""
 
 import ast
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import sglp
 
 FIRST_PARTY = ("sglp", "stages")
-# Files that import what a dial or a workload names, and the first-party files that can be named there.
-BY_NAME = {
+# Files that import modules named in params.yaml or a workload, and the first-party files that can be named.
+IMPORTED_BY_NAME = {
     "sglp/architecture.py": ["sglp/networks/*.py"],
     "sglp/scoring/methods.py": ["sglp/scoring/baselines/*.py", "sglp/scoring/criteria/*.py"],
     "sglp/tasks/building.py": ["sglp/tasks/*/building.py", "sglp/tasks/vision_models.py"],
@@ -21,22 +21,26 @@ BY_NAME = {
 
 
 def closure(entry: Path, root: Path) -> set[str]:
-    """All first-party files that running `entry` can import, `entry` and the packages' __init__.py included.
+    """Return the paths of all first-party files that running `entry` can import, relative to the root.
 
-    Imports inside functions count, and what `BY_NAME` lists.
+    They include `entry`, the packages' __init__.py, imports inside functions, and the files in `IMPORTED_BY_NAME`.
+
+    Args:
+        entry: file of the stage.
+        root: folder of the project.
     """
-    found: set[Path] = set()
-    waiting = [entry]
-    while waiting:
-        file = waiting.pop()
-        if file in found:
+    files: set[Path] = set()
+    pending = [entry]
+    while pending:
+        file = pending.pop()
+        if file in files:
             continue
-        found.add(file)
-        waiting += _packages(file, root)
-        waiting += [target for name in _names(file) for target in _files(name, root)]
-        named = BY_NAME.get(file.relative_to(root).as_posix(), [])
-        waiting += [target for pattern in named for target in root.glob(pattern)]
-    return {file.relative_to(root).as_posix() for file in found}
+        files.add(file)
+        pending += _packages(file, root)
+        pending += [target for name in _names(file) for target in _files(name, root)]
+        patterns = IMPORTED_BY_NAME.get(file.relative_to(root).as_posix(), [])
+        pending += [target for pattern in patterns for target in root.glob(pattern)]
+    return {file.relative_to(root).as_posix() for file in files}
 
 
 def _packages(file: Path, root: Path) -> list[Path]:
@@ -44,19 +48,23 @@ def _packages(file: Path, root: Path) -> list[Path]:
 
 
 def _names(file: Path) -> set[str]:
+    """Return the dotted names of the first-party modules, and names in them, that a file imports."""
     names: set[str] = set()
     for node in _nodes(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sglp":
-            names.add(f"sglp.{sglp._MODULES.get(node.attr, node.attr)}")  # a public name, imported on first use
-    return {name for name in names if name and name.split(".")[0] in FIRST_PARTY}
+            names.add(
+                f"sglp.{sglp._MODULES.get(node.attr, node.attr)}"
+            )  # a public name of the package, imported on first use
+    return {name for name in names if name.split(".")[0] in FIRST_PARTY}
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under `if TYPE_CHECKING`, which never run."""
+    """Yield all nodes except those under `if TYPE_CHECKING`, which never run."""
     for child in ast.iter_child_nodes(tree):
         if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
             yield child

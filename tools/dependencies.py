@@ -1,4 +1,4 @@
-"""Write the code that every stage depends on into dvc.yaml: ``python -m tools.dependencies``."""
+"""Write the code that each stage depends on into dvc.yaml: ``python -m tools.dependencies``."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def with_code(pipeline: dict, root: Path) -> dict:
-    """Put each stage's import closure, sorted, behind its other dependencies. Comments and all other keys stay.
+    """Append the sorted import closure of each stage to its other dependencies, and keep comments and other keys.
 
     Args:
         pipeline: content of dvc.yaml; changed in place and returned.
@@ -25,7 +25,7 @@ def with_code(pipeline: dict, root: Path) -> dict:
 
 
 def main(root: Path = ROOT) -> None:
-    """Rewrite dvc.yaml as DVC itself would: with ruamel.yaml, which keeps comments."""
+    """Rewrite dvc.yaml with ruamel.yaml, as DVC does, which keeps comments."""
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 4096

@@ -1,13 +1,14 @@
-"""Writes docs/methods.md, a page on every method and criterion, from their docstrings.
+"""Write docs/methods.md, a page for each method and criterion, from their docstrings: ``python -m tools.method_pages``.
 
-`python -m tools.method_pages` does it. Such a docstring has four parts: its first line and what follows say the
-rule; then lines begin with `Source:`, `Cost:` and `Use:`. A cost is two formulas, of passes forward and backward, in
-letters that the head of the pages explains.
+Such a docstring has four parts: the first line and the paragraphs below it state the rule; then paragraphs begin with
+`Source:`, `Cost:` and `Use:`. A cost begins with two formulas, for forward and backward passes, whose letters the head
+of the document explains.
 """
 
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,26 +20,28 @@ PATH = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """\
 <!-- Written by `python -m tools.method_pages` from docstrings: change those. -->
 
-# Ways to a plan
+# Methods and criteria
 
-A method says which layers of a network stay: `method: NAME` in params.yaml, or `dvc exp run -S method=NAME`. A
-criterion says what the method `sglp` asks of a combination of a segment's layers: `-S score.criterion=NAME`. Both can
-be your own, as `package.module:function`; their signatures stand in [sglp/scoring/methods.py](../sglp/methods.py).
+A *method* chooses which layers of a network to keep: `method: NAME` in params.yaml, or `dvc exp run -S method=NAME`. A
+*criterion* scores a set of layers that a segment could keep, for the method `sglp`: `-S score.criterion=NAME`. Both can
+be your own code, as `package.module:function`; [sglp/scoring/methods.py](../sglp/scoring/methods.py) has their
+signatures.
 
-Costs are passes of one batch through the network: `B` batches (`score.batches`), `L` layers that can go, `r` of them
-that go, `C` combinations that are scored, `D` random networks (`score.random_inits`). A pass that differs from the one before
-in some layers begins at the first of them. What a run took stands in reports/scoring.json.
+Costs are passes of one batch through the network, with `B` batches (`score.batches`), `L` removable layers, `r` removed
+layers, `C` scored combinations, and `D` random networks (`score.random_inits`). A pass that differs from the one before
+in only some layers starts at the first of them. The passes of your own run are in reports/scoring.json.
 """
 
 
 class Page(NamedTuple):
-    """What stands in a docstring.
+    """The content of a docstring.
 
     Attributes:
-        name: as in params.yaml.
-        title, rule: the first line, and what is said more.
-        source, cost, use: what stands behind `Source:`, `Cost:` and `Use:`.
-        forward, backward: the cost's formulas.
+        name: name in params.yaml.
+        title: the first line.
+        rule: the paragraphs between the first line and `Source:`.
+        source, cost, use: the text after `Source:`, `Cost:` and `Use:`.
+        forward, backward: the formulas of the cost.
     """
 
     name: str
@@ -52,44 +55,46 @@ class Page(NamedTuple):
 
 
 def pages() -> dict[str, list[Page]]:
-    """The pages of all "Methods" and "Criteria".
+    """Return the pages of all "Methods" and "Criteria".
 
     Raises:
         SGLPError: a docstring lacks a part.
     """
-    methods = [page(name, _text(name)) for name in method_names()]
+    methods = [page(name, _method_text(name)) for name in method_names()]
     criteria = [page(name, _module_text(find_criterion(name))) for name in criterion_names()]
     return {"Methods": methods, "Criteria": criteria}
 
 
 def page(name: str, text: str) -> Page:
-    """Read a docstring.
+    """Parse a docstring.
 
     Raises:
-        SGLPError: it lacks a part.
+        SGLPError: the docstring lacks a part.
     """
     title, _, rest = text.strip().partition("\n")
-    rule, *parts = re.split(r"^(Source|Cost|Use): ", rest, flags=re.MULTILINE)
-    found = {key: " ".join(part.split()) for key, part in zip(parts[::2], parts[1::2], strict=True)}
-    lines = [" ".join(paragraph.split()) for paragraph in rule.strip().split("\n\n")]
-    formulas = re.match(r"forward `([^`]+)`, backward `([^`]+)`", found.get("Cost", ""))
-    if not (title and lines[0] and found.keys() == {"Source", "Cost", "Use"} and formulas):
+    rule, *sections = re.split(r"^(Source|Cost|Use): ", rest, flags=re.MULTILINE)
+    parts = {key: " ".join(part.split()) for key, part in zip(sections[::2], sections[1::2], strict=True)}
+    paragraphs = [" ".join(paragraph.split()) for paragraph in rule.strip().split("\n\n")]
+    formulas = re.match(r"forward `([^`]+)`, backward `([^`]+)`", parts.get("Cost", ""))
+    if not (title and paragraphs[0] and parts.keys() == {"Source", "Cost", "Use"} and formulas):
         raise SGLPError(
-            f"the docstring of {name} is no page: a page has a first line, a rule, and lines that begin with "
+            f"the docstring of {name} lacks a part: it needs a first line, a rule, and paragraphs that begin with "
             "'Source: ', 'Cost: forward `...`, backward `...`' and 'Use: '"
         )
-    return Page(name, title, "\n\n".join(lines), found["Source"], found["Cost"], found["Use"], *formulas.groups())
+    rule = "\n\n".join(paragraphs)
+    return Page(name, title, rule, parts["Source"], parts["Cost"], parts["Use"], *formulas.groups())
 
 
 def markdown() -> str:
-    """The text of docs/methods.md."""
+    """Return the text of docs/methods.md."""
     text = HEAD
-    for kind, found in pages().items():
-        text += f"\n## {kind}\n\n| name | rule | passes forward | backward |\n|---|---|---|---|\n"
-        for entry in found:
-            anchor, rule = _heading(kind, entry).replace(" ", "-"), entry.title.partition(": ")[2]
+    for kind, entries in pages().items():
+        text += f"\n## {kind}\n\n| name | rule | forward passes | backward passes |\n|---|---|---|---|\n"
+        for entry in entries:
+            anchor = _heading(kind, entry).replace(" ", "-")
+            rule = entry.title.partition(": ")[2]
             text += f"| [`{entry.name}`](#{anchor}) | {rule} | `{entry.forward}` | `{entry.backward}` |\n"
-        for entry in found:
+        for entry in entries:
             text += f"\n### {_heading(kind, entry)}\n\n**{entry.title}**\n\n{entry.rule}\n\n"
             text += f"- Source: {_links(entry.source)}\n- Cost: {entry.cost}\n- Use: {entry.use}\n"
     return text
@@ -101,14 +106,18 @@ def main() -> None:
         new.write_text(markdown(), encoding="utf-8")
 
 
-def _text(name: str) -> str:
-    """The docstring of a method's module; that of `sglp` is its own, up to its arguments."""
+def _method_text(name: str) -> str:
+    """Return the docstring of a method's module, or for `sglp` that of the function, up to its arguments."""
     method = find_method(name)
-    return inspect.getdoc(method).partition("\n\nArgs:")[0] if name == "sglp" else _module_text(method)
+    return _text(method).partition("\n\nArgs:")[0] if name == "sglp" else _module_text(method)
 
 
-def _module_text(thing) -> str:
-    return inspect.getdoc(sys.modules[thing.__module__])
+def _module_text(function: Callable) -> str:
+    return _text(sys.modules[function.__module__])
+
+
+def _text(documented: object) -> str:
+    return inspect.getdoc(documented) or ""
 
 
 def _heading(kind: str, entry: Page) -> str:

@@ -1,4 +1,4 @@
-"""Write versions.txt, the installed versions of the libraries that change numbers: ``python -m tools.versions``."""
+"""Write versions.txt, the installed versions of the libraries that affect results: ``python -m tools.versions``."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ LIBRARIES = (
 
 
 def main() -> None:
-    """One line a library that is installed."""
-    lines = [f"{name}=={found}\n" for name in LIBRARIES if (found := installed(name))]
+    """Write one line per installed library."""
+    lines = [f"{name}=={version}\n" for name in LIBRARIES if (version := installed(name))]
     Path("versions.txt").write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,1 +1,1 @@
-"""Networks on disk: saved, loaded, read safely, pruned from file to file."""
+"""Networks on disk: save, load, read weights safely, and prune from file to file."""

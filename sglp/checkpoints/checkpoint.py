@@ -1,12 +1,13 @@
-"""Saves and loads networks, pruned or not: model.safetensors, architecture.json and a model card, no pickles.
+"""Save and load networks, pruned or not, as model.safetensors, architecture.json and a model card, without pickles.
 
-Networks of transformers have folders for plain `from_pretrained` (see `pretrained`), with architecture.json beside.
-Of networks that read images and whose config can't say what is left of them, the folder is for `load` alone.
+Hugging Face models get folders for plain `from_pretrained` (see `pretrained`), with architecture.json in addition. If
+the model reads images and its config can't describe the pruned model, only `load` reads the folder.
 """
 
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -28,20 +29,19 @@ from sglp.running import device_of
 from sglp.surgery.prune import drop_modules, prune
 
 
-def save(model: nn.Module, folder, tokenizer=None) -> None:
-    """Save a network of transformers, or one that `sglp.build` made, or what `prune` made of them.
+def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
+    """Save a Hugging Face model, a network that `sglp.build` made, or either of them after `prune`.
 
-    The folder gets the weights, the factory with its arguments, the names of kept and removed layers as in the dense
-    network, the versions of the modules (which `load_state_dict` asks for) and a model card. It appears whole or not at
-    all. Of a network of transformers it is one for plain `from_pretrained`; before it appears it is loaded and compared
-    with the network, to the bit. A pruned network that reads images and would not be the same after plain
-    `from_pretrained` (its config can't say what is left) gets a folder for `load` alone, compared likewise, and a
-    `NotPlainWarning` says why.
+    The folder contains the weights, the factory with its arguments, the names of kept and removed layers as in the
+    dense network, the versions of the modules (which `load_state_dict` needs) and a model card. It appears complete or
+    not at all. For a Hugging Face model, the folder loads with plain `from_pretrained`; this is verified bit for bit
+    before the folder appears. If the config of a pruned model that reads images can't describe the model, the folder
+    is for `load` alone, verified in the same way, and a `NotPlainWarning` gives the reason.
 
     Args:
         model: the network, on any device.
-        folder: where to; an existing folder is replaced.
-        tokenizer: what is to be saved beside a network of transformers; an image processor just as well.
+        folder: the folder to write; an existing one is replaced.
+        tokenizer: a tokenizer or image processor to save with a Hugging Face model.
 
     Raises:
         CheckpointError: it is not known how the network was built, it has been changed since, or it would not be the
@@ -50,6 +50,7 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
     """
     architecture = architecture_of(model)
     if is_pretrained(model):
+        assert architecture is not None, "architecture_of knows every Hugging Face model"
         files = {
             ARCHITECTURE: to_json(architecture, {}, {}),
             CARD: model_card(architecture, count_parameters(model)),
@@ -63,10 +64,10 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
                 _save(model, folder, architecture, tokenizer, str(error))
             except CheckpointError:
                 raise error from None
-            warnings.warn(f"{error}; {folder} is for sglp.load alone", NotPlainWarning, stacklevel=2)
+            warnings.warn(f"{error}; only sglp.load can read {folder}", NotPlainWarning, stacklevel=2)
         return
     if tokenizer is not None:
-        raise CheckpointError(f"a tokenizer is saved beside a network of transformers, not a {type(model).__name__}")
+        raise CheckpointError(f"a tokenizer can be saved with a Hugging Face model, not with a {type(model).__name__}")
     if architecture is None:
         raise CheckpointError(
             f"it is not known how this {type(model).__name__} was built: build it with "
@@ -77,24 +78,47 @@ def save(model: nn.Module, folder, tokenizer=None) -> None:
 
 
 def _check_unchanged(model: nn.Module, architecture: Architecture) -> None:
-    """Refuse a network that its factory does not build: nobody could load it."""
+    """Refuse a network that its factory does not build, because it could not be loaded again."""
     try:
         with torch.device("meta"):  # without memory for weights
             built = _bare_network(Path(), architecture, trust=True)
-    except ArchitectureError:  # some factories compute with numbers, which are not there then
+    except ArchitectureError:  # some factories compute with values, which tensors on the meta device don't have
         built = _bare_network(Path(), architecture, trust=True)
-    shapes, ours = ({name: list(t.shape) for name, t in m.state_dict().items()} for m in (built, model))
-    for name in shapes | ours:
-        if shapes.get(name) != ours.get(name):
-            found, expected = (f"has {name} {of[name]}" if name in of else f"has no {name}" for of in (ours, shapes))
+    built_shapes = _shapes(built)
+    own_shapes = _shapes(model)
+    for name in built_shapes | own_shapes:
+        if built_shapes.get(name) != own_shapes.get(name):
+            own, expected = (
+                f"has {name} {shapes[name]}" if name in shapes else f"has no {name}"
+                for shapes in (own_shapes, built_shapes)
+            )
             raise CheckpointError(
-                f"this {type(model).__name__} {found}, but what {architecture.factory} builds from "
-                f"{architecture.kwargs} {expected}: give its arguments to sglp.build, instead of changing the network"
+                f"this {type(model).__name__} {own}, but the network that {architecture.factory} builds from "
+                f"{architecture.kwargs} {expected}: pass the right arguments to sglp.build instead of changing the "
+                "network"
             )
 
 
-def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, reason: str = "") -> None:
-    """Write a folder for `load`; of a network of transformers with the reason why it is no plain one, and compared."""
+def _shapes(network: nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _save(
+    model: nn.Module, folder: str | Path, architecture: Architecture, tokenizer: Any = None, reason: str = ""
+) -> None:
+    """Write a folder for `load`.
+
+    Args:
+        model: the network.
+        folder: the folder to write; an existing one is replaced.
+        architecture: how the network is built.
+        tokenizer: a tokenizer or image processor, or None.
+        reason: why plain `from_pretrained` can't load a Hugging Face model; with it, the folder is loaded and compared
+            with the model before it appears. "" for other networks.
+
+    Raises:
+        CheckpointError: the loaded model is not the same.
+    """
     state = model.state_dict()
     names: dict[tuple, str] = {}
     shared: dict[str, str] = {}
@@ -105,7 +129,8 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         else:
             shared[name] = first
-    versions = {path: meta["version"] for path, meta in state._metadata.items() if meta.get("version", 1) != 1}
+    metadata = cast(Any, state)._metadata  # an attribute that torch adds to the dict
+    versions = {path: meta["version"] for path, meta in metadata.items() if meta.get("version", 1) != 1}
     unsaved = {name: buffer.dtype for name, buffer in model.named_buffers() if name not in state}
     floating = {name: dtype for name, dtype in unsaved.items() if dtype.is_floating_point and dtype != torch.float32}
     precisions = {name: str(dtype).removeprefix("torch.") for name, dtype in floating.items()}
@@ -120,42 +145,46 @@ def _save(model: nn.Module, folder, architecture: Architecture, tokenizer=None, 
             raise CheckpointError(f"{type(model).__name__} would not be the same after sglp.load: {difference}")
 
 
-def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_map=None) -> nn.Module:
-    """Load a network that `save` wrote; it gives the same outputs to the bit. It comes in eval mode, on the CPU.
+def load(
+    folder: str | Path, trust: bool | Collection[str] = False, *, dtype: Any = None, device_map: Any = None
+) -> nn.Module:
+    """Load a network that `save` wrote: in eval mode, on the CPU, with the same outputs bit for bit.
 
     Args:
-        folder: what `save` wrote, or `save_pretrained` of a network of transformers.
-        trust: whether code outside torchvision, timm, transformers and sglp may run that the folder names or brings:
-            True for all of it, or the factories ("package.module:function") that the folder may name.
-        dtype: another data type for the weights than they were saved in; networks of transformers only.
-        device_map: where the weights shall be, as in `from_pretrained`; networks of transformers only.
+        folder: a folder written by `save`, or by `save_pretrained` of a Hugging Face model.
+        trust: permission to run code outside torchvision, timm, transformers and sglp that the folder names or
+            contains: True for all of it, or the factories ("package.module:function") that the folder may name.
+        dtype: the data type to convert the weights to, instead of the saved one; Hugging Face models only.
+        device_map: the devices for the weights, as in `from_pretrained`; Hugging Face models only.
 
     Raises:
-        CheckpointError: something is missing or broken, or the folder names or brings code that is not trusted.
+        CheckpointError: something is missing or broken, or the folder names or contains code that is not trusted.
     """
     folder = Path(folder)
     if (folder / CONFIG).is_file():
-        architecture, ours = architecture_in(folder)
+        architecture, is_ours = architecture_in(folder)
         network = load_pretrained(folder, architecture, trust, dtype, device_map)
-        if ours:
+        if is_ours:
             remember(network, architecture)
         return network
     architecture, shared, versions, precisions = from_json(folder)
     if dtype is not None or device_map is not None:
         raise CheckpointError(
-            f"{folder} is no folder for from_pretrained: load it without dtype and device_map and move it with to()"
+            f"{folder} is not a folder for from_pretrained: load it without dtype and device_map and move it with to()"
         )
     network = _bare_network(folder, architecture, trust)
     remember(network, architecture)
-    state = read_tensors(folder / WEIGHTS)
+    state = dict(read_tensors(folder / WEIGHTS))
     state |= {name: state[first] for name, first in shared.items() if first in state}
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if name in state:  # as it was saved, in half precision too
+        if name in state:  # the saved precision, such as bfloat16
             tensor.data = tensor.data.to(state[name].dtype)
         elif name in precisions:
             dtype = getattr(torch, precisions[name], None)
             if not isinstance(dtype, torch.dtype):
-                raise CheckpointError(f"{folder / ARCHITECTURE} is broken: there is no precision {precisions[name]}")
+                raise CheckpointError(
+                    f"{folder / ARCHITECTURE} is broken: the precision {precisions[name]} of {name} does not exist"
+                )
             tensor.data = tensor.data.to(dtype)
     metadata = {path: {"version": versions.get(path, 1)} for path, _ in network.named_modules()}
     fill(network, state, metadata, folder / WEIGHTS)
@@ -163,7 +192,11 @@ def load(folder, trust: bool | Collection[str] = False, *, dtype=None, device_ma
 
 
 def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collection[str]) -> nn.Module:
-    """What a saved network is without its weights."""
+    """Build a saved network, with its layers removed, but without its weights.
+
+    Raises:
+        CheckpointError: the factory is not trusted, or it builds a network without the removed layers.
+    """
     factory = architecture.factory
     broken = f"{folder / ARCHITECTURE} is broken: it removes layers that {factory} does not have"
     if factory.startswith(LIBRARY):
@@ -175,10 +208,10 @@ def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collec
     trusted = trust if isinstance(trust, bool) else factory in trust
     if not trusted and not is_known(factory):
         raise CheckpointError(
-            f"{folder} is built by {factory}, which is no known library's: loading it runs that code; "
-            f"say trust=[{factory!r}] if you trust it"
+            f"{folder} is built by {factory}, which is not from a known library and runs when the network is loaded: "
+            f"pass trust=[{factory!r}] if you trust it"
         )
-    # The seed only keeps the random weights, which are overwritten at once, from moving the caller's random state.
+    # The seed only leaves the caller's random state alone: the random weights are overwritten at once.
     network = build(factory, architecture.kwargs, seed=0)
     try:
         drop_modules(network, Plan.from_architecture(architecture).removed_modules)

@@ -1,11 +1,11 @@
-"""The README.md of a saved network: what was taken out of what, what was measured of it, and how to load it."""
+"""Model cards: the README.md of a saved network, with the removed layers, the results and how to load it."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglp.record import ARCHITECTURE, Architecture, of_known_library, saved_architecture
+from sglp.record import ARCHITECTURE, Architecture, is_known_library, saved_architecture
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2410.14720"
@@ -13,13 +13,13 @@ PAPER = "https://arxiv.org/abs/2410.14720"
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of a saved network, and of the dense one beside it.
+    """The measurements of a saved network, next to those of the dense one.
 
     Attributes:
-        task: what the networks do, in the hub's words, as "image-classification".
-        dataset: what it was measured on.
-        measured: on how much of it, in words, as "450 test samples", or "".
-        metrics: of the saved network, by name and exact.
+        task: the hub's name of the task, such as "image-classification".
+        dataset: the data that the networks were evaluated on.
+        measured: the part of the data, in words, such as "450 test samples", or "".
+        metrics: the exact values for the saved network, by name.
         rows: label, dense network, saved network and change, as text.
     """
 
@@ -30,17 +30,17 @@ class Figures:
     rows: Sequence[Sequence[str]]
 
 
-def card_of(folder, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
-    """The model card of a saved network; see `model_card`.
+def card_of(folder: str | Path, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
+    """Return the model card of a saved network; see `model_card`.
 
     Args:
-        folder: what `save` wrote; of it only architecture.json is read.
-        parameters: how many parameters the network has, if that is known.
-        figures: what was measured.
-        command: what makes it again.
+        folder: a folder that `save` wrote; only architecture.json is read.
+        parameters: the number of parameters, or None if it is not known.
+        figures: the measurements, if there are any.
+        command: the command that reproduces the network, if it is known.
 
     Raises:
-        CheckpointError: the folder holds no saved network.
+        CheckpointError: the folder does not contain a saved network.
     """
     architecture = saved_architecture(folder)
     reason = json.loads((Path(folder) / ARCHITECTURE).read_text(encoding="utf-8")).get("not_plain", "")
@@ -54,16 +54,19 @@ def model_card(
     command: str = "",
     not_plain: str = "",
 ) -> str:
-    """A model card as the Hugging Face hub reads it (metadata in YAML, then Markdown); the same for the same network.
+    """Return a model card in the form of the Hugging Face hub: metadata in YAML, then Markdown.
+
+    The same network and measurements always give the same text.
 
     Args:
-        architecture: how the network is built and which layers went.
-        parameters: how many parameters are left, if that is known.
-        figures: what was measured, where something was.
-        command: what makes the network again, where that is known.
-        not_plain: why plain `from_pretrained` can't read a network of transformers, as a sentence without a period.
+        architecture: how the network is built and which layers were removed.
+        parameters: the number of parameters, or None if it is not known.
+        figures: the measurements, if there are any.
+        command: the command that reproduces the network, if it is known.
+        not_plain: why plain `from_pretrained` can't load a Hugging Face model, as a sentence without a period.
     """
-    kind, base = architecture.factory.partition(":")[2], architecture.base_model
+    kind = architecture.factory.partition(":")[2]
+    base = architecture.base_model
     kept, removed = architecture.kept, architecture.removed
     plain = architecture.factory.startswith("transformers:") and not not_plain
     name = base.partition("/")[2] or kind
@@ -71,20 +74,20 @@ def model_card(
     origin = f"[{base}](https://huggingface.co/{base})" if base else f"a {kind}"
     header = ["library_name: " + ("transformers" if plain else "sglp"), *([f"base_model: {base}"] if base else [])]
     header += ["tags:", "- sglp", *(["- layer-pruning"] if removed else [])]
-    lines = ["---", *header, *(_index(name, figures) if figures else []), "---", "", f"# {name}", ""]
+    lines = ["---", *header, *(_model_index(name, figures) if figures else []), "---", "", f"# {name}", ""]
     if removed:
         lines += [
-            f"Whole layers were taken out of {origin}; what is left is an ordinary, shallower {kind}.",
+            f"This is {origin} with whole layers removed: an ordinary, shallower {kind}.",
             "",
-            f"- Layers that went: {_names(removed)}",
-            f"- Layers that stayed: {_names(kept)}",
+            f"- Removed layers: {_names(removed)}",
+            f"- Kept layers: {_names(kept)}",
         ]
     else:
-        lines += [f"All layers of {origin}.", ""]
+        lines += [f"This is {origin} with all its layers.", ""]
     lines += [*([] if parameters is None else [f"- Parameters: {parameters:,}"]), ""]
     if figures:
         lines += [
-            "## Figures",
+            "## Results",
             "",
             f"Measured on {f'{figures.measured} of ' if figures.measured else ''}`{figures.dataset}`.",
             "",
@@ -95,9 +98,9 @@ def model_card(
         ]
     if command:
         lines += [
-            "## How it was made",
+            "## Reproduce",
             "",
-            "In the project that made it, with its other dials as they were:",
+            "Run this in the project that made the network, with all other parameters unchanged:",
             "",
             "```",
             command,
@@ -105,14 +108,15 @@ def model_card(
             "",
         ]
     lines += ["## Use", "", *_use(architecture, plain), ""]
-    lines += [f"Plain `from_pretrained` can't read this folder: {not_plain}.", ""] if not_plain else []
-    lines += [f"Names of layers are those of the dense network. Made by SGLP ([the method]({PAPER}))."]
+    lines += [f"Plain `from_pretrained` can't load this folder: {not_plain}.", ""] if not_plain else []
+    lines += [f"Layer names refer to the dense network. Made with SGLP ([paper]({PAPER}))."]
     return "\n".join(lines) + "\n"
 
 
-def _index(name: str, figures: Figures) -> list[str]:
-    """The hub's `model-index`: results for programs."""
-    name, dataset = (json.dumps(text, ensure_ascii=False) for text in (name, figures.dataset))
+def _model_index(name: str, figures: Figures) -> list[str]:
+    """Return the `model-index` of the hub: the results in machine-readable form."""
+    name = json.dumps(name, ensure_ascii=False)
+    dataset = json.dumps(figures.dataset, ensure_ascii=False)
     return [
         "model-index:",
         f"- name: {name}",
@@ -128,18 +132,20 @@ def _index(name: str, figures: Figures) -> list[str]:
 
 
 def _yaml(number: float) -> str:
-    """A number that no YAML takes for a word, as YAML 1.1 does 5e-05."""
+    """Format a number so that every YAML reader takes it for a number: YAML 1.1 reads 5e-05 as a string."""
     text = repr(number)
     return text if "." in text else text.replace("e", ".0e")
 
 
 def _use(architecture: Architecture, plain: bool) -> list[str]:
-    kind, factory = architecture.factory.partition(":")[2], architecture.factory
+    """Return the lines of Python that load the network."""
+    factory = architecture.factory
+    kind = factory.partition(":")[2]
     if plain:
         lines = [f"from transformers import {kind}", "", f'network = {kind}.from_pretrained("this folder")']
     else:
-        theirs = factory.startswith("transformers:") or of_known_library(factory)
-        trust = "" if theirs else f', trust=["{factory}"]'
+        is_known = factory.startswith("transformers:") or is_known_library(factory)
+        trust = "" if is_known else f', trust=["{factory}"]'
         lines = ["import sglp", "", f'network = sglp.load("this folder"{trust})']
     return ["```python", *lines, "```"]
 

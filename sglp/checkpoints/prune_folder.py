@@ -1,8 +1,9 @@
-"""Prunes the folder of a network of transformers that need not fit into memory: tensors are copied one by one."""
+"""Prune the folder of a Hugging Face model that need not fit into memory: tensors are copied one by one."""
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -13,103 +14,110 @@ from sglp.cost import count_parameters
 from sglp.errors import CheckpointError
 from sglp.files import new_folder
 from sglp.hugging_face.equality import difference_of_skeletons
-from sglp.hugging_face.networks import stack_of
+from sglp.hugging_face.networks import module_list, stack_of
 from sglp.hugging_face.pretrained import CONFIG, architecture_in, only_errors
-from sglp.hugging_face.skeleton import in_files, save_config, saved_state, skeleton
+from sglp.hugging_face.skeleton import by_file_name, save_config, saved_state, skeleton
 from sglp.plan import Plan
-from sglp.record import ARCHITECTURE, to_json
+from sglp.record import ARCHITECTURE, Architecture, to_json
 from sglp.surgery.prune import prune
 
-INSTEAD = "use sglp.load, sglp.prune and sglp.save"
+if TYPE_CHECKING:
+    from sglp.hugging_face.networks import PreTrainedModel
+
+_INSTEAD = "use sglp.load, sglp.prune and sglp.save"
 
 
-def prune_folder(folder, plan: Plan, target, trust: bool = False, shard: int = SHARD) -> None:
-    """Prune a network of transformers, from folder to folder, without loading it.
+def prune_folder(folder: str | Path, plan: Plan, target: str | Path, trust: bool = False, shard: int = SHARD) -> None:
+    """Prune a Hugging Face model from folder to folder, without loading it.
 
-    The result is the folder that `load`, `prune` and `save` would write. The network is built without memory, from its
-    config, and tells which tensors stay and under which names. They are copied one at a time: memory is needed for
-    the largest one, not for the network. All other files of the folder are taken along.
+    The result is the folder that `load`, `prune` and `save` would write. The model is built from its config, without
+    memory for weights, to find out which tensors are kept and under which names. These are copied one at a time, so
+    that the largest tensor must fit into memory, not the model. All other files of the folder are copied too.
 
     Args:
-        folder: what `save` or `save_pretrained` wrote, in safetensors.
-        plan: names as `find_layers` gave them for the network.
-        target: where to; an existing folder is replaced. It appears whole or not at all.
-        trust: whether code that the folder brings may run, as for `load`.
-        shard: the most bytes of tensors in a file; where there are more, they are in several files with an index.
+        folder: a folder written by `save` or `save_pretrained`, in safetensors.
+        plan: the kept and removed layers, by the names from `find_layers`.
+        target: the folder to write; an existing one is replaced. It appears complete or not at all.
+        trust: whether code from the folder may run, as for `load`.
+        shard: the largest number of bytes of tensors per file; larger models get several files with an index.
 
     Raises:
-        CheckpointError: the folder is broken, is no folder for `from_pretrained`, brings code that is not trusted, or
-            its files do not hold what `save` would write.
-        PlanError: the network has no such layer, or can't do without it.
+        CheckpointError: the folder is broken, is not a folder for `from_pretrained`, contains code that is not trusted,
+            or its files do not hold the tensors that `save` would write.
+        PlanError: the model has no such layer, or it can't be removed.
     """
     folder = Path(folder)
-    architecture, ours = architecture_in(folder)
+    architecture, is_ours = architecture_in(folder)
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is no folder for from_pretrained (it has no {CONFIG}): {INSTEAD}")
+        raise CheckpointError(f"{folder} is not a folder for from_pretrained (it has no {CONFIG}): {_INSTEAD}")
     with stored_tensors(folder) as stored:
         dense = skeleton(folder, architecture, trust, {name: tensor.meta for name, tensor in stored.items()})
-        if ours:
+        if is_ours:
             remember(dense, architecture)
-        pruned = prune(dense, plan)
+        pruned = cast("PreTrainedModel", prune(dense, plan))
         kept = _kept(dense, pruned, plan, stored, folder)
-        known = architecture_of(pruned)
+        pruned_architecture = architecture_of(pruned)
+        assert pruned_architecture is not None, "architecture_of knows every Hugging Face model"
         with new_folder(target) as new:
             save_config(pruned, new)
-            _take_along(folder, new)
-            _check(pruned, new, trust, kept)
+            _copy_other_files(folder, new)
+            _check(pruned, pruned_architecture, new, trust, kept)
             write_tensors(new, kept, shard)
-            (new / ARCHITECTURE).write_text(to_json(known, {}, {}), encoding="utf-8")
-            (new / CARD).write_text(model_card(known, count_parameters(pruned)), encoding="utf-8")
+            (new / ARCHITECTURE).write_text(to_json(pruned_architecture, {}, {}), encoding="utf-8")
+            (new / CARD).write_text(model_card(pruned_architecture, count_parameters(pruned)), encoding="utf-8")
 
 
 def _kept(
-    dense: nn.Module, pruned: nn.Module, plan: Plan, stored: dict[str, StoredTensor], folder: Path
+    dense: "PreTrainedModel", pruned: "PreTrainedModel", plan: Plan, stored: dict[str, StoredTensor], folder: Path
 ) -> dict[str, StoredTensor]:
-    """The stored tensors that stay, by their names in the files of the pruned network."""
+    """Return the stored tensors of the pruned model, by their names in its files."""
     name = type(dense).__name__
     removed = plan.removed_modules
     stack = stack_of(dense, removed) if removed else []
     if stack is None:
-        raise CheckpointError(f"no config of {name} says what is left without {removed[0]}: {INSTEAD}")
-    old = {path: [f"{path}.{i}" for i in range(len(dense.get_submodule(path)))] for path in stack}
-    before = [layer for layers in old.values() for layer in layers if layer not in removed]
-    after = [f"{path}.{i}" for path in stack for i in range(len(pruned.get_submodule(path)))]
+        raise CheckpointError(f"no config of {name} can describe it without {removed[0]}: {_INSTEAD}")
+    all_layers = [f"{path}.{i}" for path in stack for i in range(len(module_list(dense, path)))]
+    before = [layer for layer in all_layers if layer not in removed]
+    after = [f"{path}.{i}" for path in stack for i in range(len(module_list(pruned, path)))]
     origins: dict[str, str] = {}
     for new_names, old_names in zip(_by_layer(pruned, stack, after), _by_layer(dense, stack, before), strict=True):
         origins |= zip(new_names, old_names, strict=True)
-    wanted = in_files(pruned, saved_state(pruned))
-    for new, tensor in wanted.items():
-        there = stored.get(origins.get(new, ""))
-        if there is None or (there.meta.shape, there.meta.dtype) != (tensor.shape, tensor.dtype):
-            what = "is not there" if there is None else f"is {there.kind} {list(there.meta.shape)}"
+    expected = by_file_name(pruned, saved_state(pruned))
+    for new, tensor in expected.items():
+        source = stored.get(origins.get(new, ""))
+        if source is None or (source.meta.shape, source.meta.dtype) != (tensor.shape, tensor.dtype):
+            fault = "is missing" if source is None else f"is {source.kind} {list(source.meta.shape)}"
             raise CheckpointError(
-                f"{folder} does not hold what sglp.save writes of a {name} ({origins.get(new, new)} {what}): {INSTEAD}"
+                f"{folder} does not hold the tensors that sglp.save writes for a {name} "
+                f"({origins.get(new, new)} {fault}): {_INSTEAD}"
             )
-    return {new: stored[origins[new]] for new in wanted}
+    return {new: stored[origins[new]] for new in expected}
 
 
-def _by_layer(network: nn.Module, stack: Sequence[str], layers: Sequence[str]) -> Iterator[list[str]]:
-    """Names in files: of each of these layers' tensors, and of all tensors outside of the stack."""
+def _by_layer(network: "PreTrainedModel", stack: Sequence[str], layers: Sequence[str]) -> Iterator[list[str]]:
+    """Yield names in files: those of the tensors of each layer, and last those of all tensors outside the stack."""
     state = saved_state(network)
     for layer in layers:
-        yield list(in_files(network, {name: state[name] for name in state if name.startswith(f"{layer}.")}))
+        yield list(by_file_name(network, {name: state[name] for name in state if name.startswith(f"{layer}.")}))
     inside = tuple(f"{path}." for path in stack)
-    yield list(in_files(network, {name: state[name] for name in state if not name.startswith(inside)}))
+    yield list(by_file_name(network, {name: state[name] for name in state if not name.startswith(inside)}))
 
 
-def _take_along(folder: Path, new: Path) -> None:
-    """Copy what is neither weights nor written anew: the tokenizer, how to generate, code."""
-    others = shutil.ignore_patterns("*.safetensors", INDEX, CONFIG, ARCHITECTURE, CARD, new.name)
-    # Without the modes: of files in a cache, which can't be written.
-    shutil.copytree(folder, new, ignore=others, copy_function=shutil.copyfile, dirs_exist_ok=True)
+def _copy_other_files(folder: Path, new: Path) -> None:
+    """Copy all files except weights and files that are written anew: the tokenizer, the generation config, code."""
+    written_anew = shutil.ignore_patterns("*.safetensors", INDEX, CONFIG, ARCHITECTURE, CARD, new.name)
+    # Without the file modes: files in a cache are read-only.
+    shutil.copytree(folder, new, ignore=written_anew, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
-def _check(pruned: nn.Module, new: Path, trust: bool, kept: dict[str, StoredTensor]) -> None:
-    """Check that the config which was written makes the pruned network."""
+def _check(
+    pruned: nn.Module, architecture: Architecture, new: Path, trust: bool, kept: dict[str, StoredTensor]
+) -> None:
+    """Check that the written config builds the pruned model."""
     tensors = {name: tensor.meta for name, tensor in kept.items()}
     try:
         with only_errors():
-            difference = difference_of_skeletons(pruned, skeleton(new, architecture_of(pruned), trust, tensors))
+            difference = difference_of_skeletons(pruned, skeleton(new, architecture, trust, tensors))
     except CheckpointError as error:
         difference = str(error).replace(str(new), "the folder")
     if difference:

@@ -1,6 +1,6 @@
-"""Files of safetensors, read and written tensor by tensor: in memory is one tensor at a time, never a file.
+"""Read and write safetensors files tensor by tensor, with one tensor in memory at a time.
 
-Files are not mapped into memory either: systems that count what is mapped refuse files larger than themselves.
+Files are not mapped into memory either: systems that limit mapped memory refuse to map large files.
 """
 
 import json
@@ -19,7 +19,7 @@ from sglp.errors import CheckpointError
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5_000_000_000  # bytes, as is usual on the hub
-# What the format calls the types; asking for even an empty part of a tensor would read all of it.
+# Data types by the format's names; to take them from an empty slice, safetensors would read the whole tensor.
 _TYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64, "BOOL": torch.bool},
@@ -29,13 +29,13 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file.
+    """A tensor in a safetensors file.
 
     Attributes:
-        name: in the file.
+        name: its name in the file.
         file: the open file.
-        kind: its data type, as safetensors calls it.
-        meta: its shape and data type, without memory.
+        kind: its data type, by the name that safetensors uses.
+        meta: a tensor of the same shape and data type on the meta device.
     """
 
     name: str
@@ -44,16 +44,16 @@ class StoredTensor:
     meta: Tensor
 
     def read(self) -> Tensor:
-        """The tensor itself."""
+        """Read the values of the tensor."""
         return self.file.get_tensor(self.name)
 
 
 @contextmanager
 def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """The tensors by name in a folder with one file of safetensors, or with several and an index; none is read yet.
+    """Open the safetensors file of a folder, or all files of its index, and yield the tensors by name, unread.
 
     Raises:
-        CheckpointError: a file is missing or broken, or has tensors of an unknown type.
+        CheckpointError: a file is missing or broken, or contains a tensor of an unknown data type.
     """
     stored: dict[str, StoredTensor] = {}
     with ExitStack() as stack:
@@ -62,23 +62,25 @@ def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
                 file = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path} is missing or broken: it can't be read as safetensors") from error
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
                 kind = part.get_dtype()
                 if kind not in _TYPES:
-                    raise CheckpointError(f"{name} in {path} is {kind}, but what is known is {', '.join(_TYPES)}")
+                    raise CheckpointError(
+                        f"{name} in {path} has the unknown data type {kind}: it must be one of {', '.join(_TYPES)}"
+                    )
                 meta = torch.empty(part.get_shape(), dtype=_TYPES[kind], device="meta")
                 stored[name] = StoredTensor(name, file, kind, meta)
         yield stored
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, StoredTensor], shard: int = SHARD) -> None:
-    """Copy stored tensors, under the names given, into one file, or into several with an index for `from_pretrained`.
+    """Copy stored tensors into one file, or into several with an index for `from_pretrained`.
 
     Args:
-        folder: where to.
-        tensors: by their new names, in the order in which they fill the files.
-        shard: the most bytes of tensors in a file; a larger tensor has a file of its own.
+        folder: the folder to write to.
+        tensors: the tensors by their new names, in the order in which they fill the files.
+        shard: the largest number of bytes of tensors per file; a larger tensor gets its own file.
     """
     parts: list[list[str]] = []
     room = 0
@@ -89,7 +91,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, StoredTensor], shard: int 
         parts[-1].append(name)
         room -= stored.meta.nbytes
     sizes = sum(stored.meta.nbytes for stored in tensors.values())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     with tqdm(total=sizes, desc="copying tensors", unit="B", unit_scale=True, disable=None) as bar:
         for number, names in enumerate(parts, start=1):
             file = WEIGHTS if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors"
@@ -102,9 +104,9 @@ def write_tensors(folder: Path, tensors: Mapping[str, StoredTensor], shard: int 
 
 
 def _write(path: Path, tensors: dict[str, StoredTensor], bar: tqdm) -> None:
-    """A file as safetensors writes it (github.com/huggingface/safetensors, "Format"), of which only one tensor is held.
+    """Write a file as safetensors does (github.com/huggingface/safetensors, "Format"), one tensor at a time.
 
-    The header says where each tensor lies behind it; wide types come first, so that all are aligned.
+    The header gives the position of each tensor after it. Wide data types come first, which aligns all tensors.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].meta.itemsize, name))
     header: dict = {"__metadata__": {"format": "pt"}}
@@ -122,12 +124,12 @@ def _write(path: Path, tensors: dict[str, StoredTensor], bar: tqdm) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            file.write(tensors[name].read().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensors[name].read().reshape(-1).view(torch.uint8).numpy().data)
             bar.update(tensors[name].meta.nbytes)
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files with the weights; `from_pretrained` too takes a single file before an index."""
+    """Return the files with the weights; like `from_pretrained`, prefer a single file to an index."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     try:

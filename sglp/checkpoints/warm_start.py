@@ -1,4 +1,4 @@
-"""Starts a network from a saved one of the same factory, pruned or not: for another round, or for other data."""
+"""Start a network from a saved one of the same factory, pruned or not: for another round, or for other data."""
 
 from pathlib import Path
 
@@ -13,45 +13,51 @@ from sglp.record import saved_architecture
 from sglp.surgery.prune import prune
 
 
-def warm_start(network: nn.Module, folder) -> tuple[nn.Module, list[str]]:
-    """A network without the layers that a saved one lacks, and with its weights where they have the same shape.
+def warm_start(network: nn.Module, folder: str | Path) -> tuple[nn.Module, list[str]]:
+    """Copy a network, remove the layers that were removed from a saved one, and load all weights of the same shape.
 
-    The arguments of the factory may differ in what changes shapes alone, as the number of classes.
+    The arguments of the factory may differ only in ways that change shapes, such as the number of classes.
 
     Args:
-        network: dense, as `sglp.build` made it; left as it is.
-        folder: what `save` wrote.
+        network: a dense network that `sglp.build` made; it is left unchanged.
+        folder: a folder that `save` wrote.
 
     Returns:
-        The new network, and the names of what has another shape in the folder and is as in `network`.
+        The new network, and the names of the tensors that have another shape in the folder and were kept from
+        `network`.
 
     Raises:
-        CheckpointError: the folder holds no saved network, or one of another factory, of other modules, or with half
-            of its parameters or more in other shapes.
+        CheckpointError: the folder does not contain a saved network, or one with another factory, with other modules,
+            or with at least half of its parameters in other shapes.
     """
-    folder, own, other = Path(folder), architecture_of(network), saved_architecture(folder)
+    folder = Path(folder)
+    own = architecture_of(network)
+    other = saved_architecture(folder)
+    assert own is not None, "sglp.build has made the network"
     if other.factory != own.factory:
-        raise CheckpointError(f"{folder} is a network of {other.factory}, from which none of {own.factory} can start")
+        raise CheckpointError(
+            f"{folder} holds a network of {other.factory}, so a network of {own.factory} can't start from it"
+        )
     saved = load(folder, trust=[own.factory])
-    differ = f"{folder} can't be started from: {own.factory} made it from {other.kwargs}, and from {own.kwargs}"
-    known = dict(network.named_modules())
-    lacking = [path for name in (*other.kept, *other.removed) for path in module_paths(name) if path not in known]
-    if lacking:
-        raise CheckpointError(f"{differ} it makes no {lacking[0]}")
+    refusal = f"can't start from {folder}, which {own.factory} built from {other.kwargs}: from {own.kwargs} it builds"
+    known_paths = dict(network.named_modules())
+    missing = [path for name in (*other.kept, *other.removed) for path in module_paths(name) if path not in known_paths]
+    if missing:
+        raise CheckpointError(f"{refusal} no module {missing[0]}")
     started = prune(network, Plan.from_architecture(other))
     state = saved.state_dict()
     precisions = {name: tensor.dtype for name, tensor in (*saved.named_parameters(), *saved.named_buffers())}
-    strange = sorted(set(state) ^ set(started.state_dict()))
-    if strange:
-        raise CheckpointError(f"{differ} it makes other modules, as {strange[0]} shows")
+    unmatched = sorted(set(state) ^ set(started.state_dict()))
+    if unmatched:
+        raise CheckpointError(f"{refusal} other modules (only one of the two networks has {unmatched[0]})")
     for name, tensor in (*started.named_parameters(), *started.named_buffers()):
-        if name in precisions:  # in the precision that it was saved in
+        if name in precisions:  # the saved precision, such as bfloat16
             tensor.data = tensor.data.to(precisions[name])
     fresh = {name: tensor for name, tensor in started.state_dict().items() if tensor.shape != state[name].shape}
     parameters = [name for name, _ in started.named_parameters()]
-    count = sum(name in fresh for name in parameters)
-    if 2 * count >= len(parameters):
-        raise CheckpointError(f"{differ} it gives {count} of {len(parameters)} parameters another shape")
+    num_fresh = sum(name in fresh for name in parameters)
+    if 2 * num_fresh >= len(parameters):
+        raise CheckpointError(f"{refusal} {num_fresh} of {len(parameters)} parameters with another shape")
     state.update(fresh)
     started.load_state_dict(state)
     return started, list(fresh)

@@ -1,9 +1,10 @@
-"""Files of weights, read safely: safetensors, or what `torch.save` wrote of tensors; nothing pickled is run."""
+"""Read weight files safely: safetensors, or tensors from `torch.save`; no pickled code runs."""
 
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,19 +13,23 @@ from torch import Tensor, nn
 
 from sglp.errors import CheckpointError
 
-# Where checkpoints of training scripts keep the weights, and what wrappers put before the names.
+# Keys under which training scripts store the weights, and prefixes that wrappers add to the names.
 _SECTIONS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def load_weights(model: nn.Module, path) -> None:
-    """Load a file of weights into a network, in place: safetensors, or what `torch.save` wrote of tensors.
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a weight file into a network, in place.
 
-    Weights under "state_dict", "model_state_dict", "model" or "net", and names that begin with "module." or
-    "_orig_mod.", are understood.
+    The weights may be under "state_dict", "model_state_dict", "model" or "net", and their names may begin with
+    "module." or "_orig_mod.".
+
+    Args:
+        model: the network.
+        path: a safetensors file, or a file of tensors from `torch.save`.
 
     Raises:
-        CheckpointError: there is no such file, it is broken or holds more than tensors, or it is another network's.
+        CheckpointError: the file does not exist, is broken, holds more than tensors, or does not fit the network.
     """
     state = read_tensors(Path(path))
     metadata = getattr(state, "_metadata", None)
@@ -46,13 +51,13 @@ def _bare(name: str) -> str:
 
 
 def read_tensors(path: Path) -> Mapping:
-    """What a file of weights holds.
+    """Read the contents of a weight file.
 
     Raises:
-        CheckpointError: there is no such file, it is broken or holds more than tensors.
+        CheckpointError: the file does not exist, is broken, or holds more than tensors.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no file of weights at {path}")
+        raise CheckpointError(f"there is no weight file at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -66,19 +71,25 @@ def read_tensors(path: Path) -> Mapping:
         LookupError,
         AttributeError,
     ) as error:
-        raise CheckpointError(f"{path} is broken, or holds more than weights: it can't be read safely") from error
+        raise CheckpointError(f"{path} is broken, or holds more than weights, which can't be read safely") from error
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, but a file of weights holds named tensors")
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, but a weight file holds named tensors")
     return state
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], metadata: dict | None, path: Path) -> None:
-    """`load_state_dict`, strictly, with one sentence where it does not fit.
+    """Load a state dict strictly, and report in one sentence if it does not fit.
+
+    Args:
+        network: the network to load into, in place.
+        state: the tensors by name.
+        metadata: the versions of the modules, by path, as `state_dict` stores them.
+        path: the file to name in errors.
 
     Raises:
-        CheckpointError: what was read from the path is another network's.
+        CheckpointError: the weights do not fit the network.
     """
-    ordered = OrderedDict(state)
+    ordered: Any = OrderedDict(state)  # torch expects the versions in an attribute of the dict
     ordered._metadata = metadata
     try:
         network.load_state_dict(ordered)

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from sglp.cost import count_macs, count_parameters
 from sglp.discovery.find_layers import find_layers
-from sglp.running import run_watched
+from sglp.running import run_hooked
 
 HEADINGS = ("", "layer", "kind", "output", "parameters", "MACs", "removable")
 _TO_THE_RIGHT = ("", "parameters", "MACs")
@@ -60,7 +60,7 @@ def inspect(model: nn.Module, example, paths: str | Sequence[str] | None = None)
         return hook
 
     ends = [layer.modules[-1] for layer in layers]
-    run_watched(model, example, [model.get_submodule(path).register_forward_hook(note(path)) for path in ends])
+    run_hooked(model, example, [model.get_submodule(path).register_forward_hook(note(path)) for path in ends])
     return [
         LayerRow(
             number,

@@ -1,1 +1,1 @@
-"""Several processes of torch.distributed share the work."""
+"""Work shared between the processes of torch.distributed."""

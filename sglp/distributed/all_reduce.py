@@ -1,4 +1,6 @@
-"""Sums over all processes that share the work; see `sglp.distributed.processes`."""
+"""Differentiable sums over all processes; see `sglp.distributed.processes`."""
+
+from typing import Any
 
 import torch
 import torch.distributed
@@ -8,17 +10,17 @@ from sglp.distributed import processes
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over all processes, which gradients flow through: of the sum of what all of them make of it."""
-    return _Total.apply(value) if processes.count() > 1 else value
+    """Sum a tensor over all processes; gradients flow back through the sum, and are summed over all processes too."""
+    return _AllReduceSum.apply(value) if processes.count() > 1 else value
 
 
-class _Total(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        whole = value.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(whole)
-        return whole
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Total.apply(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)

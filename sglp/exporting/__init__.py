@@ -1,1 +1,1 @@
-"""Networks in formats that other programs run; each file is compared with the network before it is there."""
+"""Export networks to formats of other programs; each file is verified before it appears."""

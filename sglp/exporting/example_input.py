@@ -1,6 +1,7 @@
-"""Inputs to run a network with, where only their shape counts: from a shape, or from a config of transformers."""
+"""Example inputs, of which only the shape matters, from a given shape or from the config of a Hugging Face model."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,47 +10,51 @@ from sglp.errors import ArchitectureError, first_line
 from sglp.hugging_face.networks import configs_of, is_pretrained
 from sglp.running import call, eval_mode
 
-TOKENS = 64  # of a sequence, where no other length is asked for
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 64  # default length of a sequence
 
 
-def example_input(network: nn.Module, shape: Sequence[int] | None = None):
-    """One sample that a network takes: of this shape, or as the config of a network of transformers says.
+def example_input(network: nn.Module, shape: Sequence[int] | None = None) -> Any:
+    """Draw a random input for a network.
 
     Args:
         network: any module.
-        shape: of a sample, without the batch: [channels, height, width] of an image, [tokens] of token ids. None where
-            the network is one of transformers: its images then have its config's size, its texts 64 tokens.
+        shape: the shape of one sample, without the batch dimension: [channels, height, width] of an image, [tokens] of
+            token ids. None for a Hugging Face model: images then have the size in its config, texts have 64 tokens.
 
     Returns:
-        A tensor [1, *shape] of normal noise; for a network of transformers a dict of keyword arguments.
+        A tensor [1, *shape] of normal noise; for a Hugging Face model, a dict of keyword arguments.
 
     Raises:
-        ArchitectureError: the shape is needed, or the network can't take it.
+        ArchitectureError: the shape is needed, or the network can't take an input of this shape.
     """
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    example: Any
     if is_pretrained(network):
-        example = _of_config(network, shape, drawn)
+        example = _example_from_config(network, shape, generator)
     elif shape is None:
         raise ArchitectureError(
-            f"it is not known which inputs this {type(network).__name__} takes: give the shape of one sample, as "
+            f"it is not known which inputs this {type(network).__name__} takes: pass the shape of one sample, such as "
             "--input 3x224x224 (in a script, an example)"
         )
     else:
-        example = torch.randn(1, *shape, generator=drawn).to(_precision(network))
+        example = torch.randn(1, *shape, generator=generator).to(_precision(network))
     check_takes(network, example)
     return example
 
 
-def check_takes(network: nn.Module, example) -> None:
-    """Check that a network takes an input (a tensor, or a dict of keyword arguments) and returns logits.
+def check_takes(network: nn.Module, example: Any) -> None:
+    """Check that a network accepts an input (a tensor, or a dict of keyword arguments) and returns logits.
 
     Raises:
-        ArchitectureError: it does not.
+        ArchitectureError: the network fails on this input, or returns something else.
     """
     try:
         with eval_mode(network), torch.no_grad():
             output = call(network, example)
-    except Exception as error:  # whatever a network raises, the user needs one sentence
+    except Exception as error:  # report any error of a network in one sentence
         shapes = " and ".join(str(list(value.shape)) for value in tensors_of(example).values())
         raise ArchitectureError(
             f"this {type(network).__name__} can't be run on inputs of the shape {shapes}: {first_line(error)}"
@@ -58,35 +63,38 @@ def check_takes(network: nn.Module, example) -> None:
         raise ArchitectureError(f"this {type(network).__name__} returns a {type(output).__name__} instead of logits")
 
 
-def tensors_of(example) -> dict[str, Tensor]:
-    """The tensors of an input by their names; a tensor alone is "input"."""
+def tensors_of(example: Any) -> dict[str, Tensor]:
+    """Return the tensors of an input by name; a single tensor gets the name "input"."""
     if isinstance(example, Tensor):
         return {"input": example}
     return {name: value for name, value in example.items() if isinstance(value, Tensor)}
 
 
-def _of_config(network: nn.Module, shape: Sequence[int] | None, drawn: torch.Generator) -> dict:
+def _example_from_config(
+    network: "PreTrainedModel", shape: Sequence[int] | None, generator: torch.Generator
+) -> dict[str, Any]:
     name = network.main_input_name
     if name == "input_ids":
-        vocabulary = _stated(network, "vocab_size")
-        if vocabulary:
-            ids = torch.randint(vocabulary, (1, *(shape or (TOKENS,))), generator=drawn)
+        vocab_size = _config_value(network, "vocab_size")
+        if vocab_size:
+            ids = torch.randint(vocab_size, (1, *(shape or (TOKENS,))), generator=generator)
             return {name: ids, "use_cache": False} if hasattr(network.config, "use_cache") else {name: ids}
-    size, channels = _stated(network, "image_size"), _stated(network, "num_channels")
+    size = _config_value(network, "image_size")
+    channels = _config_value(network, "num_channels")
     if shape is None and size and channels:
         shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
     if shape is None:
         raise ArchitectureError(
-            f"the config of this {type(network).__name__} does not say which inputs it takes: give the shape of one "
-            "sample, as --input 3x224x224 (in a script, an example)"
+            f"the config of this {type(network).__name__} does not say which inputs it takes: pass the shape of one "
+            "sample, such as --input 3x224x224 (in a script, an example)"
         )
-    return {name: torch.randn(1, *shape, generator=drawn).to(_precision(network))}
+    return {name: torch.randn(1, *shape, generator=generator).to(_precision(network))}
 
 
 def _precision(network: nn.Module) -> torch.dtype:
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _stated(network: nn.Module, name: str):
-    """What a config or one inside of it says."""
+def _config_value(network: "PreTrainedModel", name: str) -> Any:
+    """Return the first value that is set in the model's config or in one nested in it, or None."""
     return next((value for part in configs_of(network.config) if (value := getattr(part, name, None))), None)

@@ -1,13 +1,14 @@
-"""One way to export a network: whatever the format, it is checked against the network before the file appears."""
+"""Export networks to any supported format; each file is verified against the network before it appears."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from sglp.batches import to_device
@@ -28,19 +29,19 @@ class Format(NamedTuple):
     """A format that a traced network is written in.
 
     Attributes:
-        suffix: of its files.
-        packages: what must be installed, with the extra of the same name.
-        check: an error for a network that it can't hold.
-        write: writes a traced network; called with the program, its inputs' names, and the path.
-        read: what a file computes, as a function from inputs to logits.
-        tolerance: how far its logits may be from the network's, as a share of the largest logit.
+        suffix: the suffix of its files.
+        packages: the required packages, which the extra of the same name as the format installs.
+        check: raises an error for a network that the format can't hold.
+        write: writes a traced network to a path.
+        read: loads a file and returns the function from inputs to logits that it computes.
+        tolerance: the largest allowed difference of its logits, relative to the network's largest absolute logit.
     """
 
     suffix: str
     packages: tuple[str, ...]
     check: Callable[[nn.Module], None]
-    write: Callable
-    read: Callable
+    write: Callable[[ExportedProgram, Path], None]
+    read: Callable[[Path], Callable[[Any], Tensor]]
     tolerance: float
 
 
@@ -64,51 +65,56 @@ def export(
     model: nn.Module | str | Path,
     path: str | Path,
     to: str,
-    example=None,
+    example: Any = None,
     trust: bool | Collection[str] = False,
 ) -> None:
-    """Write a network, pruned or not, as a file that other programs run; it takes batches of any size.
+    """Export a network, pruned or not, as a file that other programs run, for batches of any size.
 
-    Before the file appears it is read again and computes logits of batches of two sizes, which must be the network's:
-    within 1e-4 of the largest one in onnxruntime, within 1e-5 in torch; of GGUF, which
-    nothing here computes, the tensors are. Token ids may also be of any length.
+    Before the file appears, it is loaded and run on batches of two sizes. Its logits must agree with the network's:
+    within 1e-4 of the largest one in onnxruntime, within 1e-5 in torch. A GGUF file is not run, because no GGUF runtime
+    is installed; instead, the name, shape and type of every tensor are checked. The length of token ids may also vary.
+
+    GGUF holds Llama, Mistral, Qwen2 and Qwen3 models with a byte-level BPE tokenizer, with the weights in the same
+    precision (norms and biases become float32).
 
     Args:
-        model: the network, or the folder that `save` wrote of it. It is exported in eval mode, on the CPU.
-        path: the file; it appears whole or not at all, and an existing one is replaced.
-        to: "onnx" (float32, up to 2 GiB), "torch-export" (what `torch.export.load` reads, as .pt2), or "gguf" (from the
-            folder of a language model; see `export_gguf`).
-        example: inputs, of which only the shapes count: a tensor [samples, ...], a dict of keyword arguments, or the
-            shape of one sample. Not needed for networks of transformers that take images or token ids.
-        trust: as for `load`, where the model is a folder.
+        model: the network, or its folder written by `save`. It is exported in eval mode, on the CPU.
+        path: the file to write; it appears complete or not at all, and an existing one is replaced.
+        to: "onnx" (float32, up to 2 GiB), "torch-export" (.pt2, for `torch.export.load`), or "gguf" (for llama.cpp,
+            from the folder of a language model and its tokenizer).
+        example: example inputs, of which only the shapes matter: a tensor [samples, ...], a dict of keyword arguments,
+            or the shape of one sample. Not needed for Hugging Face models that take images or token ids.
+        trust: as for `load`, if the model is a folder.
 
     Raises:
-        CheckpointError: there is no such format, it can't hold this network, or it would not compute the same.
-        ArchitectureError: it is not known which inputs the network takes, or it does not take these.
+        CheckpointError: the format does not exist, can't hold this network, or would not compute the same.
+        ArchitectureError: it is not known which inputs the network takes, or it can't take the example.
     """
     _check(to)
     if Path(path).is_dir():
         raise CheckpointError(f"{path} is a folder: export writes one file")
     if to == GGUF:
         if isinstance(model, nn.Module):
-            raise CheckpointError("GGUF is written from a folder with a tokenizer: sglp.save the network and give that")
+            raise CheckpointError(
+                "GGUF is written from a folder with a tokenizer: sglp.save the network and pass the folder"
+            )
         return export_gguf(model, path)
-    form = FORMATS[to]
+    spec = FORMATS[to]
     network = copy.deepcopy(model).cpu() if isinstance(model, nn.Module) else load(model, trust=trust)
     network.eval()
-    form.check(network)
+    spec.check(network)
     example = _example(network, example)
     with tqdm(total=3, desc=f"export to {to}", unit="step", disable=None) as bar, new_file(path) as new:
         program = trace_program(network, example)
         bar.update()
-        form.write(program, new)
+        spec.write(program, new)
         bar.update()
-        check_agreement(network, form.read(new), example, form.tolerance, to)
+        check_agreement(network, spec.read(new), example, spec.tolerance, to)
         bar.update()
 
 
 def file_beside(folder: str | Path, to: str) -> Path:
-    """The file beside a folder, with the ending of a format; errors as in `export`."""
+    """Return the path beside a folder with the suffix of a format; errors as in `export`."""
     _check(to)
     folder = Path(folder).resolve()
     return folder.with_name(f"{folder.name}{SUFFIXES[to]}")
@@ -116,17 +122,17 @@ def file_beside(folder: str | Path, to: str) -> Path:
 
 def _check(to: str) -> None:
     if to not in SUFFIXES:
-        raise CheckpointError(f"a network can't be exported to {to!r}: it can be to {', '.join(SUFFIXES)}")
+        raise CheckpointError(f"a network can't be exported to {to!r}: the formats are {', '.join(SUFFIXES)}")
     missing = [name for name in FORMATS[to].packages if find_spec(name) is None] if to in FORMATS else []
     if missing:
-        raise CheckpointError(f"to export to {to} {missing[0]} is needed: pip install 'sglp[{to}]'")
+        raise CheckpointError(f"export to {to} needs the package {missing[0]}: pip install 'sglp[{to}]'")
 
 
-def _example(network: nn.Module, example):
-    """One input of a network: what was given, with the name of its argument where that must be told, or one made."""
+def _example(network: nn.Module, example: Any) -> Any:
+    """Return an example input: the given one, by argument name for a Hugging Face model, or one of the given shape."""
     if example is None or (isinstance(example, Sequence) and not isinstance(example, str)):
         return example_input(network, example)
-    example = to_device(example, torch.device("cpu"))  # where the network is by now
+    example = to_device(example, torch.device("cpu"))  # like the network
     if is_pretrained(network) and not isinstance(example, Mapping):
         example = {network.main_input_name: example}
     check_takes(network, example)

@@ -1,11 +1,12 @@
-"""Writes a language model's folder as one GGUF file, which llama.cpp and all that is built on it run.
+"""Write the folder of a language model as one GGUF file for llama.cpp and programs built on it.
 
-python -m sglp.exporting.gguf_format FOLDER FILE
+`export_gguf` is internal: use `sglp.export(folder, path, "gguf")` or `sglp export FOLDER --to gguf`.
 """
 
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sglp.checkpoints.tensor_files import stored_tensors
 from sglp.errors import CheckpointError, first_line
@@ -13,30 +14,32 @@ from sglp.exporting.gguf_tokenizer import add_tokenizer
 from sglp.exporting.gguf_weights import add_weights, find_weights, write_weights
 from sglp.files import new_file
 
-# What llama.cpp calls the architectures: to it, Mistral is a Llama.
+# The names of the architectures in llama.cpp, which treats Mistral as a Llama.
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-# How positions can be scaled, and in which architectures: llama.cpp reads Llama 3's factors in Llamas only.
+# The architectures for each kind of position scaling: llama.cpp reads Llama 3's factors only in Llamas.
 _SCALINGS = {"default": ("llama", "qwen2", "qwen3"), "linear": ("llama", "qwen2", "qwen3"), "llama3": ("llama",)}
 
 
-def export_gguf(folder, path) -> None:
-    """Write a language model and its tokenizer as a GGUF file: the same weights in the same precision.
+def export_gguf(folder: str | Path, path: str | Path) -> None:
+    """Write a language model and its tokenizer as a GGUF file, with the same weights in the same precision.
 
-    Llama, Mistral, Qwen2 and Qwen3 can be written, with a byte-level BPE tokenizer. Vectors (norms, biases) become
-    float32, as llama.cpp wants them. Where attention slides over a window, the file's context ends with the window:
-    up to there it makes no difference. Only one tensor at a time is held in memory.
+    Internal: `sglp.export(folder, path, "gguf")` and `sglp export FOLDER --to gguf` call this function.
+
+    Llama, Mistral, Qwen2 and Qwen3 models with a byte-level BPE tokenizer are supported. Vectors (norms, biases) become
+    float32, as llama.cpp requires. For sliding-window attention, the context length in the file is limited to the
+    window, within which full attention gives the same result. One tensor at a time is held in memory.
 
     Args:
-        folder: what `save_pretrained` wrote of the model and of its tokenizer.
-        path: the file; it appears whole or not at all, and an existing one is replaced.
+        folder: a folder with the model and its tokenizer, written by `save_pretrained`.
+        path: the file to write; it appears complete or not at all, and an existing one is replaced.
 
     Raises:
-        CheckpointError: the folder misses something, or holds what llama.cpp would not compute the same.
+        CheckpointError: the folder is incomplete, or llama.cpp would not compute the same as the model.
     """
     folder = Path(folder)
     architecture = _architecture(folder)
@@ -44,10 +47,10 @@ def export_gguf(folder, path) -> None:
         import gguf
         from transformers import AutoConfig
     except ImportError as error:
-        raise CheckpointError(f"to write a GGUF file {error.name} is needed: pip install 'sglp[llm]'") from error
+        raise CheckpointError(f"export to gguf needs the package {error.name}: pip install 'sglp[llm]'") from error
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever transformers finds in it, the user needs one sentence
+    except Exception as error:  # report any error of transformers in one sentence
         raise CheckpointError(f"{folder / 'config.json'} is broken: {first_line(error)}") from error
     _check(config, architecture)
     with (
@@ -69,36 +72,40 @@ def export_gguf(folder, path) -> None:
 
 
 def _architecture(folder: Path) -> str:
+    """Return the name of the model's architecture in llama.cpp."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         name = (content.get("architectures") or [content["model_type"]])[0]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} is no language model's folder: it has no config.json") from error
+        raise CheckpointError(f"{folder} is not the folder of a language model: it has no config.json") from error
     except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is broken: it does not name an architecture") from error
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"only {', '.join(ARCHITECTURES)} can be written as GGUF, but {folder} holds a {name}: "
-            "llama.cpp's convert_hf_to_gguf.py may know it and takes the folder as it is"
+            "llama.cpp's convert_hf_to_gguf.py may support it and reads the same folder"
         )
     return ARCHITECTURES[name]
 
 
-def _check(config, architecture: str) -> None:
-    """Refuse what the architecture can be configured to do, but llama.cpp does not."""
+def _check(config: Any, architecture: str) -> None:
+    """Refuse settings that transformers supports for the architecture, but llama.cpp does not."""
     rope = config.rope_parameters["rope_type"]
     if architecture not in _SCALINGS.get(rope, ()):
         raise CheckpointError(
-            f"positions scaled as {rope!r} can't be written for {architecture}: "
-            "llama.cpp's convert_hf_to_gguf.py may know how and takes the folder as it is"
+            f"position scaling of the type {rope!r} can't be written for {architecture}: "
+            "llama.cpp's convert_hf_to_gguf.py may support it and reads the same folder"
         )
     if config.hidden_act != "silu":
-        raise CheckpointError(f"the model computes {config.hidden_act}, but llama.cpp computes silu in {architecture}")
+        raise CheckpointError(
+            f"the activation is {config.hidden_act}, but llama.cpp always uses silu in {architecture}"
+        )
     if architecture == "qwen3" and config.attention_bias:
-        raise CheckpointError("the model's attention has biases, which llama.cpp does not know in qwen3")
+        raise CheckpointError("the model's attention has biases, which llama.cpp does not support in qwen3")
 
 
-def _add_sizes(writer, config) -> None:
+def _add_sizes(writer: Any, config: Any) -> None:
+    """Add the sizes in the config to a `gguf.GGUFWriter`."""
     import gguf
 
     rope = config.rope_parameters

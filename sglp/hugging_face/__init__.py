@@ -1,1 +1,1 @@
-"""Hugging Face models: their layers, their configs, their folders."""
+"""Hugging Face models: their layers, configs and folders."""

@@ -1,7 +1,8 @@
-"""When layers leave a network of transformers, its config and the numbers of the other layers follow.
+"""Keep a Hugging Face model's config and layer indices consistent when layers are removed.
 
-A config counts layers as `num_hidden_layers`, all in one list of modules, or stage by stage as `depths`, a list of
-modules each. transformers itself is not imported here: a network is known by its class, a config by what stands in it.
+A config counts layers in one of two ways: as `num_hidden_layers`, with all layers in one list of modules, or per stage
+as `depths`, with one list per stage. transformers is not imported at run time: models are recognised by their class
+name, configs by their attributes.
 """
 
 import copy
@@ -9,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -16,7 +18,11 @@ from torch import nn
 from sglp.errors import PlanError
 from sglp.hugging_face.config import DEPTHS, shorten, shorten_stages
 
-# What in a config says that one layer needs another: the attribute, what must stand in it, and the reason to give.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Config attributes that show that one layer needs another: the attribute, the entry it must contain (None: any value
+# that is not empty or 0), and the reason to report.
 _TIES = (
     ("num_kv_shared_layers", None, "its last {} layers read the keys and values of earlier ones"),
     ("kv_source_layers", None, "some of its layers read the keys and values of others"),
@@ -25,35 +31,42 @@ _TIES = (
     ("num_hidden_groups", None, "its layers are a few modules that run several times"),
     ("layers_block_type", "hybrid", "some of its layers share one block"),
 )
-# How modules name their number, and how those around the layers name the depth.
-_NUMBER = re.compile(r"(layer|block)_(idx|id|index|num|number)")
-_DROP = "drop_path"
-_DEPTH = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "first_kv_shared_layer_idx")
+# Attributes in which layers store their index, and attributes in which the modules around them store the depth.
+_INDEX_ATTRIBUTE = re.compile(r"(layer|block)_(idx|id|index|num|number)")
+_DROP_PATH = "drop_path"
+_DEPTH_ATTRIBUTES = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "first_kv_shared_layer_idx")
 
 
-def is_pretrained(network: nn.Module) -> bool:
-    """Whether a network is a `PreTrainedModel` of transformers."""
+def is_pretrained(network: nn.Module) -> "TypeGuard[PreTrainedModel]":
+    """Check whether a network is a Hugging Face model (a `PreTrainedModel`)."""
     home = ("transformers.modeling_utils", "PreTrainedModel")
     return any((kind.__module__, kind.__name__) == home for kind in type(network).__mro__)
 
 
+def config_of(network: nn.Module, path: str = "") -> Any:
+    """Return the config of a module, or of the nearest module around it that has one."""
+    while path and getattr(network.get_submodule(path), "config", None) is None:
+        path = path.rpartition(".")[0]
+    return network.get_submodule(path).config
+
+
 def hub_name(network: nn.Module) -> str:
-    """The name on the hub that a network was loaded by, or "" where it was loaded from a folder or not at all."""
-    name = getattr(network.config, "_name_or_path", None) or ""
+    """Return the hub name that a model was loaded by, or "" if it does not come from the hub."""
+    name = getattr(config_of(network), "_name_or_path", None) or ""
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists() else ""
 
 
-def config_entries(config) -> dict:
-    """What stands in a config, for JSON; names of local folders left out."""
-    nameless = copy.deepcopy(config)
-    for part in configs_of(nameless):
+def config_entries(config: Any) -> dict:
+    """Return the entries of a config as JSON values, without the names of local folders."""
+    copied = copy.deepcopy(config)
+    for part in configs_of(copied):
         part._name_or_path = ""
-    return json.loads(nameless.to_json_string())
+    return json.loads(copied.to_json_string())
 
 
 def ties_between_layers(network: nn.Module) -> str:
-    """Why a network's layers can't go one by one, as a sentence, or ""."""
-    for config in configs_of(network.config):
+    """Return the reason why the layers can't be removed one by one, as a sentence, or ""."""
+    for config in configs_of(config_of(network)):
         for name, mark, reason in _TIES:
             value = getattr(config, name, None)
             if value and (mark is None or mark in value):
@@ -61,8 +74,8 @@ def ties_between_layers(network: nn.Module) -> str:
     return ""
 
 
-def configs_of(config) -> Iterator:
-    """A config and those inside of it: of text, of images."""
+def configs_of(config: Any) -> Iterator[Any]:
+    """Yield a config and the configs nested in it, such as those of its text part and its image part."""
     yield config
     for part in vars(config).values():
         if hasattr(part, "attribute_map"):
@@ -70,154 +83,177 @@ def configs_of(config) -> Iterator:
 
 
 def reads_images(network: nn.Module) -> bool:
-    """Whether a network of transformers reads pixels first."""
+    """Check whether the main input of a Hugging Face model is pixels."""
     return network.main_input_name == "pixel_values"
 
 
+def module_list(network: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
+    """Return the list of modules at a path of a stack (see `stack_of`)."""
+    return cast(nn.ModuleList | nn.Sequential, network.get_submodule(path))
+
+
 def stacked_layers(network: nn.Module) -> set[str]:
-    """The paths of the modules in the lists that the config counts."""
+    """Return the paths of all modules in the lists that the config counts."""
     return {
-        f"{path}.{number}"
+        f"{path}.{index}"
         for stack in _stacks(network)
         for path in stack
-        for number in range(len(network.get_submodule(path)))
+        for index in range(len(module_list(network, path)))
     }
 
 
 def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
-    """The paths of the lists, one or one a stage, that the config counts and that all these layers are in.
+    """Return the paths of the lists, counted by the config, that contain all these layers.
 
-    None says that the config does not count them, in a network that reads images: they can go, but no config says so.
+    Args:
+        network: a Hugging Face model.
+        paths: the paths of the layers to remove.
+
+    Returns:
+        The path of one list, or the paths of one list per stage. None for a model that reads images if its config does
+        not count the layers: they can be removed, but no config describes the result.
 
     Raises:
-        PlanError: the config does not count them, in a network that reads tokens, or the layers need each other.
+        PlanError: the config of a model that reads tokens does not count the layers, or the layers need each other.
     """
     ties = ties_between_layers(network)
     if ties:
         raise PlanError(ties)
     parents = {path.rpartition(".")[0] for path in paths}
     stack = next((stack for stack in _stacks(network) if parents <= set(stack)), None)
-    known = stack and any(part is _config_of(network, stack[0]) for part in configs_of(network.config))
-    config = _config_of(network, stack[0]) if known else network.config
-    if config.is_encoder_decoder or not (known or reads_images(network)):
+    config = config_of(network)
+    if stack and not any(part is config_of(network, stack[0]) for part in configs_of(config)):
+        stack = None
+    if stack:
+        config = config_of(network, stack[0])
+    if config.is_encoder_decoder or not (stack or reads_images(network)):
         raise PlanError(
-            f"{type(network).__name__} can't lose {' and '.join(paths)}: what can go are layers of one list that is as "
-            "long as its config's num_hidden_layers, in a network that is no encoder with a decoder"
+            f"{type(network).__name__} can't lose {' and '.join(paths)}: only layers of one list that is as long as "
+            "its config's num_hidden_layers can be removed, and not from an encoder-decoder model"
         )
-    if not known:
+    if not stack:
         return None
-    depth = sum(len(network.get_submodule(path)) for path in stack)
+    depth = sum(len(module_list(network, path)) for path in stack)
     if len(paths) == depth:
-        raise PlanError(f"{type(network).__name__} can't lose all its {depth} layers: keep one at least")
+        raise PlanError(f"{type(network).__name__} can't lose all its {depth} layers: keep at least one")
     return stack
 
 
 def leave_out(network: nn.Module, stack: Sequence[str], paths: Iterable[str]) -> None:
-    """Let the config and the numbers of the other layers follow, in place, before layers are taken out of a stack.
+    """Update the config and the indices of the kept layers, in place, before layers are removed from a stack.
 
-    Rates of stochastic depth, which grow along the depth, become those of a network of the new config.
+    Stochastic depth, whose rates grow with the depth, gets the rates of a new model with the new config.
+
+    Args:
+        network: a Hugging Face model.
+        stack: the paths of its lists of layers, from `stack_of`.
+        paths: the paths of the layers that are removed next.
     """
-    paths, config = set(paths), _config_of(network, stack[0])
-    lists = {path: network.get_submodule(path) for path in stack}
-    kept = {path: [i for i in range(len(lists[path])) if f"{path}.{i}" not in paths] for path in stack}
+    removed = set(paths)
+    config = config_of(network, stack[0])
+    lists = {path: module_list(network, path) for path in stack}
+    kept = {path: [i for i in range(len(lists[path])) if f"{path}.{i}" not in removed] for path in stack}
     if _stages(config):
-        shorten_stages(config, [len(numbers) for numbers in kept.values()])
+        shorten_stages(config, [len(indices) for indices in kept.values()])
     else:
         (path,) = stack
-        depth, kinds = len(lists[path]), {*(getattr(config, "layer_types", None) or ())}
+        depth = len(lists[path])
+        kinds = {*(getattr(config, "layer_types", None) or ())}
         shorten(config, depth, kept[path])
         for other, module in network.named_modules():
-            if not other.startswith(f"{path}.") and _config_of(network, other) is config:
-                _follow(module, config, depth, kinds)
-    for path, numbers in kept.items():
-        for new, old in enumerate(numbers):
+            if not other.startswith(f"{path}.") and config_of(network, other) is config:
+                _update_surroundings(module, config, depth, kinds)
+    for path, indices in kept.items():
+        for new, old in enumerate(indices):
             _renumber(lists[path][old], old, new)
-    if any(name.endswith(_DROP) for name, _ in network.named_modules()) and getattr(config, "drop_path_rate", None):
+    has_drop_path = any(name.endswith(_DROP_PATH) for name, _ in network.named_modules())
+    if has_drop_path and getattr(config, "drop_path_rate", None):
         _spread_rates(network, kept)
-    for path, numbers in kept.items():
+    for path, indices in kept.items():
         if getattr(network, "hf_device_map", None):
-            network.hf_device_map = _moved(network.hf_device_map, path, numbers)
+            cast(Any, network).hf_device_map = _moved_device_map(cast(Any, network).hf_device_map, path, indices)
 
 
 def _stacks(network: nn.Module) -> list[list[str]]:
-    """The lists of modules that are as long as a config says, those inside of others left out."""
+    """Return the lists of modules that are as long as a config says, except lists nested in other lists."""
     groups: dict[str, list[str]] = {}
     for path, module in network.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
-            stages = _stages(_config_of(network, path))
-            # Lists of stages have paths that differ in the last number.
-            of = re.sub(r"\d+(?=\D*$)", "*", path) if stages else path
-            groups.setdefault(of, []).append(path)
+            # The paths of the lists of one model's stages differ only in their last number.
+            pattern = re.sub(r"\d+(?=\D*$)", "*", path) if _stages(config_of(network, path)) else path
+            groups.setdefault(pattern, []).append(path)
     stacks: list[list[str]] = []
     for group in sorted(groups.values(), key=lambda paths: paths[0].count(".")):
-        config, lists = _config_of(network, group[0]), [network.get_submodule(path) for path in group]
-        counted = _stages(config) or [_depth(config)]
-        plain = _stages(config) or isinstance(lists[0], nn.ModuleList)
-        inside = any(group[0].startswith(f"{path}.") for stack in stacks for path in stack)
-        if plain and not inside and [len(modules) for modules in lists] == counted:
+        config = config_of(network, group[0])
+        lists = [module_list(network, path) for path in group]
+        lengths: list[int | None] = [*_stages(config)] or [_depth(config)]
+        is_list = _stages(config) or isinstance(lists[0], nn.ModuleList)
+        is_nested = any(group[0].startswith(f"{path}.") for stack in stacks for path in stack)
+        if is_list and not is_nested and [len(modules) for modules in lists] == lengths:
             stacks.append(group)
     return stacks
 
 
-def _stages(config) -> list[int]:
-    """How many layers each stage has, or nothing where a config knows no stages."""
-    found = (getattr(config, name, None) for name in DEPTHS)
-    return next((list(value) for value in found if isinstance(value, list | tuple)), [])
+def _stages(config: Any) -> list[int]:
+    """Return the number of layers of each stage, or an empty list for a config without stages."""
+    values = (getattr(config, name, None) for name in DEPTHS)
+    return next((list(value) for value in values if isinstance(value, list | tuple)), [])
+
+
+def _depth(config: Any) -> int | None:
+    return getattr(config, "num_hidden_layers", None)
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:
     for module in layer.modules():
         for name, value in vars(module).items():
-            # Some count from 1.
-            if _NUMBER.fullmatch(name) and value in (old, old + 1):
+            # Some models count from 1.
+            if _INDEX_ATTRIBUTE.fullmatch(name) and value in (old, old + 1):
                 setattr(module, name, value - old + new)
 
 
 def _spread_rates(network: nn.Module, kept: dict[str, list[int]]) -> None:
-    """Give the layers that stay the stochastic depth of a fresh network of the same config."""
+    """Give the kept layers the stochastic depth of a new model with the same config."""
     try:
         with torch.random.fork_rng(), torch.device("meta"):  # no memory, no weights
-            fresh = type(network)(copy.deepcopy(network.config))
-    except Exception:  # a config that makes no network has no rates to give
+            fresh = cast(Any, type(network))(copy.deepcopy(config_of(network)))
+    except Exception:  # a config that builds no model has no rates to copy
         return
-    for path, numbers in kept.items():
-        for new, old in enumerate(numbers):
+    for path, indices in kept.items():
+        for new, old in enumerate(indices):
             for name, module in fresh.get_submodule(f"{path}.{new}").named_modules():
-                if name.endswith(_DROP):
+                if name.endswith(_DROP_PATH):
                     layer = network.get_submodule(f"{path}.{old}")
                     layer.set_submodule(name, module.train(layer.training))
 
 
-def _config_of(network: nn.Module, path: str):
-    """The config of a module, or of the nearest one around it that has one."""
-    while path and getattr(network.get_submodule(path), "config", None) is None:
-        path = path.rpartition(".")[0]
-    return network.get_submodule(path).config
+def _update_surroundings(module: nn.Module, config: Any, depth: int, kinds: set[str]) -> None:
+    """Update the depth and the kinds of layers that a module outside the list of layers stores.
 
-
-def _depth(config) -> int | None:
-    return getattr(config, "num_hidden_layers", None)
-
-
-def _follow(module: nn.Module, config, depth: int, kinds: set[str]) -> None:
-    """Let a module around the layers know how many there are, and of which of these kinds."""
-    for name in _DEPTH:
+    Args:
+        module: the module to update, in place.
+        config: its config, already shortened.
+        depth: the number of layers before the removal.
+        kinds: the kinds of layers before the removal (`layer_types`).
+    """
+    for name in _DEPTH_ATTRIBUTES:
         if vars(module).get(name) == depth:
             setattr(module, name, config.num_hidden_layers)
-    gone = kinds.difference(getattr(config, "layer_types", None) or ())
-    if "sliding_attention" in gone and hasattr(module, "has_sliding_layers"):
-        module.has_sliding_layers = False
-    if gone and isinstance(vars(module).get("layer_types"), list):  # rotary embeddings have one part a kind
-        module.layer_types = [kind for kind in module.layer_types if kind not in gone]
+    removed_kinds = kinds.difference(getattr(config, "layer_types", None) or ())
+    attributes = cast(Any, module)
+    if "sliding_attention" in removed_kinds and hasattr(module, "has_sliding_layers"):
+        attributes.has_sliding_layers = False
+    if removed_kinds and isinstance(vars(module).get("layer_types"), list):  # one rotary embedding per kind
+        attributes.layer_types = [kind for kind in attributes.layer_types if kind not in removed_kinds]
 
 
-def _moved(places: dict, stack: str, kept: list[int]) -> dict:
-    """Where accelerate has put the modules, by their new paths."""
+def _moved_device_map(device_map: dict, stack: str, kept: list[int]) -> dict:
+    """Return the device map of accelerate with the new paths of the kept layers."""
     moved = {}
-    for path, place in places.items():
-        number, _, rest = path.removeprefix(f"{stack}.").partition(".")
+    for path, device in device_map.items():
+        index, _, rest = path.removeprefix(f"{stack}.").partition(".")
         if not path.startswith(f"{stack}."):
-            moved[path] = place
-        elif int(number) in kept:
-            moved[".".join(filter(None, (stack, str(kept.index(int(number))), rest)))] = place
+            moved[path] = device
+        elif int(index) in kept:
+            moved[".".join(filter(None, (stack, str(kept.index(int(index))), rest)))] = device
     return moved

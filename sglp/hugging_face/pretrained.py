@@ -1,11 +1,12 @@
-"""Saves and loads networks of transformers as folders for plain `from_pretrained`, checked before they are there."""
+"""Save and load Hugging Face models as folders for plain `from_pretrained`, verified before they appear."""
 
 import copy
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,17 +18,30 @@ from sglp.hugging_face.networks import configs_of, reads_images
 from sglp.record import ARCHITECTURE, Architecture, saved_architecture
 from sglp.running import device_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CONFIG = "config.json"
 LIBRARY = "transformers:"
 
 
-def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Architecture, files: dict[str, str]) -> None:
-    """Save a network of transformers, its tokenizer, and further files (a model card) by their names and texts.
+def save_pretrained(
+    network: "PreTrainedModel", folder: str | Path, tokenizer: Any, architecture: Architecture, files: dict[str, str]
+) -> None:
+    """Save a Hugging Face model and its tokenizer.
+
+    Args:
+        network: the model; a network unpacked from a GGUF file is saved as an ordinary one.
+        folder: the folder to write; an existing one is replaced.
+        tokenizer: its tokenizer or image processor, or None.
+        architecture: how the model is built.
+        files: the texts of further files (such as a model card), by file name.
 
     Raises:
-        CheckpointError: plain `from_pretrained` would make another network of the folder, or none.
+        CheckpointError: plain `from_pretrained` can't load the folder, or would load another model.
     """
-    name, ordinary = type(network).__name__, dequantized(with_own_config(network))
+    name = type(network).__name__
+    ordinary = dequantized(with_own_config(network))
     with new_folder(folder) as new, no_progress_bars():
         try:
             ordinary.save_pretrained(new)
@@ -36,8 +50,8 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
             with only_errors():
                 reloaded = _reloaded(ordinary, architecture, new)
             difference = first_difference(ordinary, reloaded)
-        except Exception as error:  # whatever transformers raises, the user needs one sentence
-            reason = sentence(error).replace(str(new), "the folder")
+        except Exception as error:  # report any error of transformers in one sentence
+            reason = one_line(error).replace(str(new), "the folder")
             raise CheckpointError(f"{name} can't be saved as a from_pretrained folder: {reason}") from error
         if difference:
             raise CheckpointError(f"{name} would not be the same after from_pretrained: {difference}")
@@ -46,120 +60,128 @@ def save_pretrained(network: nn.Module, folder, tokenizer, architecture: Archite
 
 
 def architecture_in(folder: Path) -> tuple[Architecture, bool]:
-    """How to read a folder for `from_pretrained`, and whether `sglp.save` wrote it; else its config names the class.
+    """Read how to load a folder, and whether `sglp.save` wrote it; for other folders, the config names the class.
 
     Raises:
-        CheckpointError: the folder holds no network.
+        CheckpointError: the folder does not contain a saved network.
     """
     if not (folder / ARCHITECTURE).exists() and (folder / CONFIG).is_file():
         try:
             names = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"]
             return Architecture(f"{LIBRARY}{names[0]}"), False
         except (ValueError, LookupError, TypeError):
-            pass  # it is no config of transformers
+            pass  # not a config of transformers
     return saved_architecture(folder), True
 
 
-def load_pretrained(folder: Path, architecture: Architecture, trust: bool, dtype, device_map) -> nn.Module:
-    """Load what `save_pretrained` wrote, in eval mode.
+def load_pretrained(
+    folder: Path, architecture: Architecture, trust: bool | Collection[str], dtype: Any, device_map: Any
+) -> nn.Module:
+    """Load a folder that `save_pretrained` wrote, in eval mode.
 
     Raises:
-        CheckpointError: the folder is broken, is no network of transformers, or brings code that is not trusted.
+        CheckpointError: the folder is broken, is not a Hugging Face model, or contains code that is not trusted.
     """
-    kind, foreign = reader_of(folder, architecture, trust)
-    network = read(
-        kind,
+    model_class, has_code = reader_of(folder, architecture, trust)
+    network = load_checked(
+        model_class,
         folder,
         pretrained_model_name_or_path=folder,
         use_safetensors=True,
         local_files_only=True,
-        trust_remote_code=foreign,
+        trust_remote_code=has_code,
         dtype=dtype or "auto",
         device_map=device_map,
     )
     if reads_images(network) and device_map is None:
-        # The file in memory lies anywhere, and a CPU's kernels add up in an order that follows where tensors lie.
+        # A mapped file lies anywhere in memory, and CPU kernels sum in an order that depends on where tensors lie.
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.data = tensor.data.clone()
     return network.eval()
 
 
-def reader_of(folder: Path, architecture: Architecture, trust: bool) -> tuple[type, bool]:
-    """The class that reads a folder for `from_pretrained`, and whether it runs code that the folder brings.
+def reader_of(folder: Path, architecture: Architecture, trust: bool | Collection[str]) -> tuple[Any, bool]:
+    """Return the class whose `from_pretrained` loads a folder, and whether this runs code from the folder.
 
     Raises:
-        CheckpointError: the folder is broken, is no network of transformers, or brings code that is not trusted.
+        CheckpointError: the folder is broken, is not a Hugging Face model, or contains code that is not trusted.
     """
     import transformers
 
     try:
-        foreign = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("auto_map")
+        auto_map = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("auto_map")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is broken: it does not hold a config of transformers") from error
-    if foreign and trust is not True:
+        raise CheckpointError(f"{folder / CONFIG} is broken: it is not a config of transformers") from error
+    if auto_map and trust is not True:
         raise CheckpointError(
-            f"{folder} brings code of its own ({', '.join(sorted(foreign))}), which loading it runs: say trust=True if "
-            "you trust it"
+            f"{folder} contains its own code ({', '.join(sorted(auto_map))}), which runs when the model is loaded: "
+            "pass trust=True if you trust it"
         )
     name = architecture.factory.removeprefix(LIBRARY)
-    kind = getattr(transformers, name, None) if architecture.factory.startswith(LIBRARY) else None
-    if not (foreign and kind and name.startswith("AutoModel")):
-        _check_network(kind, architecture.factory, folder)
-    return kind, bool(foreign)
+    model_class = getattr(transformers, name, None) if architecture.factory.startswith(LIBRARY) else None
+    if not (auto_map and model_class and name.startswith("AutoModel")):
+        _check_class(model_class, architecture.factory, folder)
+    return model_class, bool(auto_map)
 
 
-def read(kind, folder: Path, **arguments) -> nn.Module:
-    """What a class's `from_pretrained` makes of these arguments, which stand for a folder.
+def load_checked(model_class: Any, folder: Path, **arguments: Any) -> "PreTrainedModel":
+    """Call `from_pretrained` of a class with these arguments, and check that all weights fit.
+
+    Args:
+        model_class: the class of the model, or an auto class.
+        folder: the folder to name in errors.
+        **arguments: the arguments of `from_pretrained`.
 
     Raises:
-        CheckpointError: nothing, or there are weights too few or too many.
+        CheckpointError: the model can't be loaded, or weights are missing or unexpected.
     """
     with no_progress_bars():
         try:
-            network, report = kind.from_pretrained(**arguments, output_loading_info=True)
-        except Exception as error:  # whatever transformers raises, the user needs one sentence
-            raise CheckpointError(f"{folder} can't be loaded as {kind.__name__}: {sentence(error)}") from error
+            network, report = model_class.from_pretrained(**arguments, output_loading_info=True)
+        except Exception as error:  # report any error of transformers in one sentence
+            raise CheckpointError(f"{folder} can't be loaded as {model_class.__name__}: {one_line(error)}") from error
     faults = [f"{fault.replace('_', ' ')} {sorted(keys)[0]}" for fault, keys in report.items() if keys]
     if faults:
-        raise CheckpointError(f"{folder} does not hold the weights of its {kind.__name__}: {faults[0]}")
+        raise CheckpointError(f"{folder} does not hold the weights of its {model_class.__name__}: {faults[0]}")
     return network
 
 
 def from_config(folder: Path, architecture: Architecture) -> nn.Module:
-    """The dense network of a folder that is not for `from_pretrained`, with random weights.
+    """Build the dense network of a folder that is not for `from_pretrained`, with random weights.
 
     Raises:
-        CheckpointError: the folder names no network of transformers, or its config makes none.
+        CheckpointError: the folder does not name a Hugging Face model, or its config does not build one.
     """
     import transformers
 
     name = architecture.factory.removeprefix(LIBRARY)
-    kind = getattr(transformers, name, None)
-    _check_network(kind, architecture.factory, folder)
+    model_class: Any = getattr(transformers, name, None)
+    _check_class(model_class, architecture.factory, folder)
     try:
         with torch.random.fork_rng():
-            return kind(kind.config_class.from_dict(architecture.kwargs["config"]))
-    except Exception as error:  # whatever transformers raises, the user needs one sentence
-        raise CheckpointError(f"{folder} is broken: its config makes no {name} ({sentence(error)})") from error
+            return model_class(model_class.config_class.from_dict(architecture.kwargs["config"]))
+    except Exception as error:  # report any error of transformers in one sentence
+        raise CheckpointError(f"{folder} is broken: its config can't build a {name} ({one_line(error)})") from error
 
 
-def dequantized(network: nn.Module) -> nn.Module:
-    """Make an ordinary network, in place, of one whose weights were unpacked from a GGUF file.
+def dequantized(network: "PreTrainedModel") -> "PreTrainedModel":
+    """Turn a model whose weights were unpacked from a GGUF file into an ordinary one, in place.
 
-    transformers takes it for a quantized one: it neither trains nor saves it.
+    transformers treats such a model as quantized: it refuses to train or save it.
 
     Raises:
         CheckpointError: its weights are still quantized.
     """
     if getattr(network, "hf_quantizer", None) is None:
         return network
+    quantizer: Any = network.hf_quantizer
     method = getattr(network.quantization_method, "value", network.quantization_method)
     if method != "gguf" or not all(p.is_floating_point() for p in network.parameters()):
         raise CheckpointError(
-            f"this {type(network).__name__}'s weights are quantized ({method}): load it with plain weights "
+            f"the weights of this {type(network).__name__} are quantized ({method}): load it with plain weights "
             "(from a GGUF file with quantization_config=GgufConfig(dequantize=True))"
         )
-    network.hf_quantizer.remove_quantization_config(network)
+    quantizer.remove_quantization_config(network)
     for name in ("hf_quantizer", "is_quantized"):
         vars(network).pop(name, None)
     for config in configs_of(network.config):
@@ -167,16 +189,17 @@ def dequantized(network: nn.Module) -> nn.Module:
     return network
 
 
-def _check_network(kind, factory: str, folder: Path) -> None:
+def _check_class(model_class: Any, factory: str, folder: Path) -> None:
+    """Refuse anything but a model class that transformers defines itself."""
     from transformers import PreTrainedModel
 
-    theirs = getattr(kind, "__module__", "").startswith("transformers.models.")
-    if not (theirs and isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise CheckpointError(f"{folder} is built by {factory}, which is no network of transformers")
+    is_of_transformers = getattr(model_class, "__module__", "").startswith("transformers.models.")
+    if not (is_of_transformers and isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise CheckpointError(f"{folder} is built by {factory}, which is not a Hugging Face model")
 
 
-def with_own_config(network: nn.Module) -> nn.Module:
-    """The same network, sharing all modules, with a config of its own, without names of local folders and old code."""
+def with_own_config(network: "PreTrainedModel") -> "PreTrainedModel":
+    """Copy a model, sharing all modules, but with its own config, without names of local folders or of old code."""
     copied = copy.copy(network)
     copied.config = copy.deepcopy(network.config)
     for config in configs_of(copied.config):
@@ -186,41 +209,43 @@ def with_own_config(network: nn.Module) -> nn.Module:
     return copied
 
 
-def _reloaded(network: nn.Module, architecture: Architecture, folder: Path) -> nn.Module:
-    """What somebody without this package gets from the folder, on the devices of the network."""
+def _reloaded(network: "PreTrainedModel", architecture: Architecture, folder: Path) -> "PreTrainedModel":
+    """Load the folder as plain transformers does, onto the devices of the model."""
     import transformers
     from transformers.models.auto import modeling_auto
 
-    name, foreign = architecture.factory.removeprefix(LIBRARY), type(network)._auto_class is not None
-    for reader, names in (
+    name = architecture.factory.removeprefix(LIBRARY)
+    has_code = type(network)._auto_class is not None
+    mappings: tuple[tuple[str, Any], ...] = (
         ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("AutoModelForImageClassification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    ):
-        known = names.get(network.config.model_type, ())
-        if name in ((known,) if isinstance(known, str) else known):
-            name = reader
+    )
+    for auto_class, class_names in mappings:
+        names = class_names.get(network.config.model_type, ())
+        if name in ((names,) if isinstance(names, str) else names):
+            name = auto_class
             break
-    places = getattr(network, "hf_device_map", None)
+    device_map: Any = getattr(network, "hf_device_map", None)
     reloaded = getattr(transformers, name).from_pretrained(
         folder,
         use_safetensors=True,
         local_files_only=True,
-        trust_remote_code=foreign,
+        trust_remote_code=has_code,
         attn_implementation=network.config._attn_implementation,
-        ignore_mismatched_sizes=True,  # the comparison says which
-        device_map=places and {path: "cpu" if place == "disk" else place for path, place in places.items()},
+        ignore_mismatched_sizes=True,  # the comparison reports them
+        device_map=device_map and {path: "cpu" if place == "disk" else place for path, place in device_map.items()},
     )
-    return reloaded if places else reloaded.to(device_of(network))
+    return reloaded if device_map else reloaded.to(device_of(network))
 
 
-def sentence(error: Exception) -> str:
-    """What another library's error says, in one line."""
+def one_line(error: Exception) -> str:
+    """Return the message of another library's error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """No reports of what is missing in a folder: the comparison says it in one sentence."""
+    """Silence warnings about missing weights: the comparison reports them in one sentence."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -233,7 +258,7 @@ def only_errors() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """No progress bars of transformers where nobody watches."""
+    """Disable the progress bars of transformers when stderr is not a terminal."""
     from transformers.utils import logging
 
     silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()

@@ -1,63 +1,68 @@
-"""Networks of transformers without weights: all that can be known of a folder for `from_pretrained` before reading it.
+"""Hugging Face models on the meta device: all that a folder for `from_pretrained` tells without reading its weights.
 
-transformers renames tensors when it loads them, and may join several to one (as experts). Names in files are what it
-undoes that to when it saves.
+transformers renames tensors when it loads them, and may join several into one (such as experts). The names in the files
+of a saved model are those that result from undoing this.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sglp.errors import CheckpointError
-from sglp.hugging_face.pretrained import CONFIG, no_progress_bars, read, reader_of, sentence, with_own_config
+from sglp.hugging_face.pretrained import CONFIG, load_checked, no_progress_bars, one_line, reader_of, with_own_config
 from sglp.record import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network that `load_pretrained` loads, on the meta device: it has no memory for weights.
+
+def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Mapping[str, Tensor]) -> "PreTrainedModel":
+    """Build the model that `load_pretrained` loads on the meta device, without memory for weights.
 
     Args:
-        folder: for `from_pretrained`; its weights are not read.
-        architecture: which class reads it.
-        trust: whether code that the folder brings may run.
-        tensors: what is in its files, by name, on the meta device.
+        folder: a folder for `from_pretrained`; its weights are not read.
+        architecture: names the class that reads the folder.
+        trust: whether code from the folder may run.
+        tensors: the contents of its files, by name, on the meta device.
 
     Raises:
-        CheckpointError: the folder is broken, is no network of transformers, brings code that is not trusted, or its
-            files do not hold what the network has.
+        CheckpointError: the folder is broken, is not a Hugging Face model, contains code that is not trusted, or its
+            files do not contain the weights of the model.
     """
     import transformers
 
-    kind, foreign = reader_of(folder, architecture, trust)
+    model_class, has_code = reader_of(folder, architecture, trust)
     try:
-        if foreign and not issubclass(kind, nn.Module):
+        if has_code and not issubclass(model_class, nn.Module):
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
             with torch.device("meta"):
-                kind = type(kind.from_config(config, trust_remote_code=True))
-        config = kind.config_class.from_pretrained(folder)
-    except Exception as error:  # whatever transformers raises, the user needs one sentence
-        raise CheckpointError(f"{folder / CONFIG} makes no {kind.__name__}: {sentence(error)}") from error
-    arguments = {"config": config, "state_dict": dict(tensors), "device_map": "meta"}
-    return read(kind, folder, pretrained_model_name_or_path=None, **arguments).eval()
+                model_class = type(model_class.from_config(config, trust_remote_code=True))
+        config = model_class.config_class.from_pretrained(folder)
+    except Exception as error:  # report any error of transformers in one sentence
+        message = f"{folder / CONFIG} can't build a {model_class.__name__}: {one_line(error)}"
+        raise CheckpointError(message) from error
+    arguments: dict[str, Any] = {"config": config, "state_dict": dict(tensors), "device_map": "meta"}
+    return load_checked(model_class, folder, pretrained_model_name_or_path=None, **arguments).eval()
 
 
-def saved_state(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a skeleton that are saved, tied ones once, by the network's names."""
+def saved_state(network: "PreTrainedModel") -> dict[str, Tensor]:
+    """Return the tensors of a skeleton that are saved, by the model's names; tied tensors appear once."""
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     return remove_tied_weights_from_state_dict(network.state_dict(), network)
 
 
-def in_files(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """These tensors of a skeleton as they are in the files of the network that is saved, by the files' names."""
+def by_file_name(network: "PreTrainedModel", state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert tensors of a skeleton to the names, and the form, that they have in the files of the saved model."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(network, dict(state))
 
 
-def save_config(network: nn.Module, folder: Path) -> None:
-    """Write all that transformers saves of a network but its weights."""
+def save_config(network: "PreTrainedModel", folder: Path) -> None:
+    """Write all files that transformers saves for a model, except the weights."""
     with no_progress_bars():
         with_own_config(network).save_pretrained(folder, state_dict={})

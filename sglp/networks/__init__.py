@@ -1,1 +1,1 @@
-"""Networks that no library ships."""
+"""Networks that are not available in torchvision or timm."""

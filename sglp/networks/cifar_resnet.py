@@ -1,7 +1,7 @@
-"""The ResNets for small images of He et al. 2016 (arXiv 1512.03385, section 4.2): 6n+2 layers, three stages.
+"""ResNets for small images (He et al. 2016, arXiv 1512.03385, section 4.2): 6n+2 layers in three stages.
 
-Shortcuts have no parameters (option A: every second pixel, zeros for the new channels), and modules are named as in
-the widely used CIFAR-10 checkpoints (akamaster/pytorch_resnet_cifar10), which therefore load.
+Shortcuts have no parameters (option A: every second pixel, zeros for the new channels). Modules have the names of the
+widely used CIFAR-10 checkpoints (akamaster/pytorch_resnet_cifar10), so these can be loaded.
 """
 
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters."""
+    """Two 3x3 convolutions with a shortcut that has no parameters."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
         self.new_channels = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """[samples, in_channels, height, width] to [samples, channels, height / stride, width / stride]."""
+        """Map [samples, in_channels, height, width] to [samples, channels, height / stride, width / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.stride > 1 or self.new_channels:
@@ -35,12 +35,12 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Stem, three stages of blocks with 16, 32 and 64 channels, linear head.
+    """A ResNet with a stem, three stages of blocks with 16, 32 and 64 channels, and a linear head.
 
     Args:
-        depth: 6n+2 (20, 32, 44, 56, 110, 1202 are the paper's), for n blocks a stage.
+        depth: 6n+2 for n blocks per stage (the paper uses 20, 32, 44, 56, 110 and 1202).
         num_classes: number of classes.
-        in_channels: 3 for colour, 1 for grey images.
+        in_channels: 3 for colour images, 1 for grey images.
 
     Raises:
         ArchitectureError: the depth is not 6n+2.
@@ -48,9 +48,11 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3):
         super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ArchitectureError(f"depth={depth} is no CIFAR ResNet: it must be 6n+2, as 20, 32, 44, 56 or 110")
+        blocks, remainder = divmod(depth - 2, 6)
+        if remainder or blocks < 1:
+            raise ArchitectureError(
+                f"depth={depth} is not the depth of a CIFAR ResNet: it must be 6n+2, such as 20, 32, 44, 56 or 110"
+            )
         self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.layer1 = self._stage(WIDTHS[0], WIDTHS[0], blocks, 1)
@@ -67,12 +69,12 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[samples, in_channels, height, width] to logits [samples, num_classes]."""
+        """Map [samples, in_channels, height, width] to logits [samples, num_classes]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(out.mean(dim=(2, 3)))
 
 
 def resnet(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """A CIFAR ResNet of any depth 6n+2; see `CifarResNet`."""
+    """Build a CIFAR ResNet of depth 6n+2; see `CifarResNet`."""
     return CifarResNet(depth, num_classes, in_channels)

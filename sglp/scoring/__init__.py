@@ -1,1 +1,1 @@
-"""Which layers are kept: methods, criteria, searches."""
+"""Choose the layers to keep: methods, criteria and searches."""

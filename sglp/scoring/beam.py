@@ -1,8 +1,8 @@
-"""Finds the best combinations of a given size: all of them where they are few, else by beam search.
+"""Find the best combinations of a given size: exhaustively where there are few, otherwise by beam search.
 
-Beam search goes a layer at a time: of the best `width` sets of one level every set that lacks one layer more is
-scored, and the best of those go on. It starts from all and takes layers out, as a network with few layers left tells
-little about which of them matter. It can miss the optimum; scores.csv says where it was used.
+Beam search removes one layer at a time: from each of the best `width` sets of one level it derives every set with one
+layer less, scores those and keeps the best. It searches backwards from the full set, because nearly empty networks give
+uninformative scores. Beam search can miss the optimum; scores.csv says where it was used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,31 +18,34 @@ Score = Callable[[tuple[int, ...]], float]
 def search(
     candidates: Sequence[int], size: int, score: Score, width: int | None = None
 ) -> dict[tuple[int, ...], float]:
-    """The scores of the combinations of `size` candidates that a search meets.
+    """Score the combinations of `size` candidates that the search reaches.
 
     Args:
-        candidates: numbers of layers.
-        size: how many of them a combination has.
-        score: of a combination; the higher the better.
-        width: of the beam, or None for all combinations.
+        candidates: indices of layers.
+        size: number of candidates in a combination.
+        score: function of a combination; higher is better.
+        width: width of the beam, or None for all combinations.
+
+    Returns:
+        The score of each combination.
     """
     if width is None:
         return _scored(combinations(candidates, size), score)
     level: dict[tuple[int, ...], float] = {tuple(candidates): 0.0}
     for _ in range(len(candidates) - size):
         best = sorted(level, key=lambda chosen: (-level[chosen], chosen))[:width]
-        following = {tuple(i for i in chosen if i != gone) for chosen in best for gone in chosen}
-        level = _scored(sorted(following), score)
+        smaller = {tuple(i for i in chosen if i != removed) for chosen in best for removed in chosen}
+        level = _scored(sorted(smaller), score)
     return level
 
 
-def _scored(chosen: Iterable[tuple[int, ...]], score: Score) -> dict[tuple[int, ...], float]:
-    sets = list(chosen)
-    return dict(zip(sets, shared_map(score, sets), strict=True))
+def _scored(sets: Iterable[tuple[int, ...]], score: Score) -> dict[tuple[int, ...], float]:
+    chosen = list(sets)
+    return dict(zip(chosen, shared_map(score, chosen), strict=True))
 
 
 def evaluations(count: int, size: int, width: int | None) -> int:
-    """The most combinations of `size` of `count` candidates that `search` scores."""
+    """Return the largest number of combinations of `size` out of `count` candidates that `search` scores."""
     if width is None:
         return comb(count, size)
     level, total = 1, 0
@@ -55,13 +58,13 @@ def evaluations(count: int, size: int, width: int | None) -> int:
 def choose_widths(
     problems: Sequence[tuple[int, int]], max_combinations: int, max_evaluations: int, width: int
 ) -> list[int | None]:
-    """How each segment is searched: None for all its combinations, or the width of its beam.
+    """Choose how to search each segment: None for all its combinations, or the width of its beam.
 
     Args:
-        problems: for every segment (number of candidates, how many of them stay).
-        max_combinations: a segment with at most so many combinations is searched exhaustively.
-        max_evaluations: bound on the evaluations of all segments together; beams are narrowed to stay below it.
-        width: the beam's width where the bound allows it.
+        problems: for each segment (number of candidates, number of candidates to keep).
+        max_combinations: largest number of combinations of a segment that is searched exhaustively.
+        max_evaluations: upper bound on the evaluations of all segments together; beams are narrowed to stay below it.
+        width: width of the beams where the bound allows it.
 
     Raises:
         ScoringError: even beams of width 1 need more evaluations.

@@ -1,7 +1,8 @@
-"""Scores which layers of each segment to keep, and makes the plan of the best.
+"""Score which layers each segment could keep, and make the plan of the best.
 
-Source: SGLP (arXiv 2410.14720), section III: every segment on its own by GradNorm, no fine-tuning. Here any criterion
-can take GradNorm's place, and segments can share what goes; docs/chosen.md says why the default is another one.
+Source: SGLP (arXiv 2410.14720), section III: each segment is searched on its own with GradNorm, without fine-tuning.
+Here any criterion can replace GradNorm, and segments can be searched jointly; docs/chosen.md says why the default
+differs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ from sglp.scoring.criteria.fitted_loss import FittedLoss
 from sglp.scoring.joint import search_jointly
 
 SEARCH: Search = "joint"  # the default
+
+Score = Callable[[Sequence[int], Sequence[int], Sequence[int]], float]  # of kept, removed, already_removed
 
 
 def score_combinations(
@@ -44,53 +47,55 @@ def score_combinations(
 
     Args:
         model: the trained network.
-        layers: what `find_layers` found.
-        segments: inclusive (first, last), as `fisher_segmentation` gives them.
-        budget: how many layers each segment keeps, as `allocate_budget` gives them; "joint" takes their sum.
+        layers: as returned by `find_layers`.
+        segments: inclusive (first, last) pairs, as returned by `fisher_segmentation`.
+        budget: number of layers that each segment keeps, as returned by `allocate_budget`; "joint" uses their sum.
         batches: pairs (inputs, target); the same ones for every combination.
-        criterion: what is asked of a combination; one of `sglp.find_criterion`, or a callable like them. One that
-            scores a segment and not the network (see `sglp.scoring.methods`) can't be asked with "joint".
-        search: "independent", every segment on its own, as in the paper; "sequential", each with the layers gone that segments
-            before it have lost; or "joint", layer by layer, from the segment
-            that can spare one most (`search_jointly`).
-        loss, seed, random_inits: see `sglp.scoring.criteria.gradnorm.GradNorm`; a criterion takes of them what it needs.
+        criterion: as returned by `sglp.find_criterion`, or a callable with the same signature. A criterion that scores
+            a segment and not the network (see `sglp.scoring.methods`) can't be used with "joint".
+        search: "independent": each segment on its own, as in the paper; "sequential": each segment in turn, without the
+            layers that earlier segments have lost; "joint": one layer at a time, from the segment where the removal
+            costs least (`search_jointly`).
+        loss, seed, random_inits: see `sglp.scoring.criteria.gradnorm.GradNorm`; a criterion uses those that it needs.
         max_combinations, max_evaluations, beam_width: see `sglp.scoring.beam.choose_widths`.
 
     Returns:
-        The scored combinations of all segments, segment by segment, in the order of their layers. Of "joint" a row a
-        layer: first those that go, in their order; the score is by how much the network's falls when it goes.
+        The scored combinations of all segments, segment by segment, in the order of their layers. With "joint" one row
+        per layer: first the removed layers, in order of removal; the score is the drop in the network's score that the
+        removal causes.
 
     Raises:
-        ScoringError: no batch, there is no such search, the criterion can't be asked so, or more than `max_evaluations`
-            are needed.
+        ScoringError: `batches` is empty, the search is unknown or can't use the criterion, or more than
+            `max_evaluations` evaluations are needed.
         ArchitectureError: no random network of this architecture can be made.
     """
     check_search(search, criterion)
-    scorer = criterion(model, layers, batches, loss, seed, random_inits)
+    score = criterion(model, layers, batches, loss, seed, random_inits)
     if search == "joint":
-        return _joint(scorer, layers, segments, len(layers) - sum(budget), max_evaluations)
-    return _each(
-        scorer, layers, segments, budget, search == "sequential", max_combinations, max_evaluations, beam_width
+        return _search_network(score, layers, segments, len(layers) - sum(budget), max_evaluations)
+    return _search_segments(
+        score, layers, segments, budget, search == "sequential", max_combinations, max_evaluations, beam_width
     )
 
 
 def check_search(search: str, criterion: Callable) -> None:
-    """Check that there is such a search, and that it can ask a criterion.
+    """Check that a search exists and can use a criterion.
 
     Raises:
-        ScoringError: there is none, or it can't.
+        ScoringError: it does not exist, or can't use the criterion.
     """
     if search not in get_args(Search):
         raise ScoringError(f"search={search!r} is unknown: it must be {', '.join(get_args(Search))}")
     if search == "joint" and getattr(criterion, "of_segment", False):
         raise ScoringError(
-            "search=joint compares layers all over the network, but "
-            f"{getattr(criterion, '__name__', 'this criterion')} scores one segment: use search=independent or sequential"
+            "search=joint compares layers across the whole network, but "
+            f"{getattr(criterion, '__name__', 'this criterion')} scores one segment: "
+            "use search=independent or sequential"
         )
 
 
 def best_plan(layers: Sequence[Layer], scores: Iterable[SetScore | LayerScore]) -> Plan:
-    """The plan that keeps every segment's best set, or every layer whose score says that it is kept."""
+    """Make the plan that keeps the best set of each segment, or each layer whose row says that it is kept."""
     kept: set[int] = set()
     for row in scores:
         if isinstance(row, LayerScore):
@@ -100,48 +105,63 @@ def best_plan(layers: Sequence[Layer], scores: Iterable[SetScore | LayerScore]) 
     return Plan.without(layers, set(range(len(layers))) - kept)
 
 
-def _joint(scorer, layers, segments, goes: int, max_evaluations: int) -> list[LayerScore]:
-    segment_of = [number for number, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
+def _search_network(
+    score: Score, layers: Sequence[Layer], segments: Sequence[tuple[int, int]], num_removed: int, max_evaluations: int
+) -> list[LayerScore]:
+    segment_of = [segment for segment, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
 
-    def score(number: int, gone: list[int]) -> float:
-        inside = range(segments[number][0], segments[number][1] + 1)
-        before = [i for i in gone if i not in inside]
-        return scorer([i for i in inside if i not in gone], [i for i in gone if i in inside], before)
+    def score_without(segment: int, removed: list[int]) -> float:
+        inside = range(segments[segment][0], segments[segment][1] + 1)
+        already_removed = [i for i in removed if i not in inside]
+        return score([i for i in inside if i not in removed], [i for i in removed if i in inside], already_removed)
 
-    gone, falls = search_jointly(segments, [layer.removable for layer in layers], goes, score, max_evaluations)
-    stay = [i for i in range(len(layers)) if i not in gone]
-    return [LayerScore(segment_of[i], i, falls.get(i, 0.0), "joint", i not in gone) for i in (*gone, *stay)]
+    removable = [layer.removable for layer in layers]
+    removed, drops = search_jointly(segments, removable, num_removed, score_without, max_evaluations)
+    kept = [i for i in range(len(layers)) if i not in removed]
+    return [LayerScore(segment_of[i], i, drops.get(i, 0.0), "joint", i not in removed) for i in (*removed, *kept)]
 
 
-def _each(
-    scorer, layers, segments, budget, sequential: bool, max_combinations: int, max_evaluations: int, beam_width: int
+def _search_segments(
+    score: Score,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    budget: Sequence[int],
+    sequential: bool,
+    max_combinations: int,
+    max_evaluations: int,
+    beam_width: int,
 ) -> list[SetScore]:
-    fixed, free = [], []
-    for first, last in segments:
-        fixed.append([i for i in range(first, last + 1) if not layers[i].removable])
-        free.append([i for i in range(first, last + 1) if layers[i].removable])
-    sizes = [kept - len(always) for kept, always in zip(budget, fixed, strict=True)]
+    fixed = [[i for i in range(first, last + 1) if not layers[i].removable] for first, last in segments]
+    free = [[i for i in range(first, last + 1) if layers[i].removable] for first, last in segments]
+    sizes = [kept - len(always_kept) for kept, always_kept in zip(budget, fixed, strict=True)]
     problems = [(len(candidates), size) for candidates, size in zip(free, sizes, strict=True)]
     widths = choose_widths(problems, max_combinations, max_evaluations, beam_width)
-    most = sum(evaluations(*problem, width) for problem, width in zip(problems, widths, strict=True))
-    scored: list[SetScore] = []
-    before: list[int] = []
-    with tqdm(total=most, desc="combinations", unit="", disable=None) as bar:
-        for number, width in enumerate(widths):
-            always, candidates, out = fixed[number], free[number], tuple(before)
+    total = sum(evaluations(*problem, width) for problem, width in zip(problems, widths, strict=True))
+    rows: list[SetScore] = []
+    removed_so_far: list[int] = []
+    with tqdm(total=total, desc="combinations", unit="", disable=None) as bar:
+        for segment, width in enumerate(widths):
+            always_kept = fixed[segment]
+            candidates = free[segment]
+            already_removed = tuple(removed_so_far)
 
-            def score(chosen: tuple[int, ...], always=always, candidates=candidates, out=out) -> float:
+            def score_set(
+                chosen: tuple[int, ...],
+                always_kept: list[int] = always_kept,
+                candidates: list[int] = candidates,
+                already_removed: tuple[int, ...] = already_removed,
+            ) -> float:
                 bar.update()
-                gone = [i for i in candidates if i not in chosen]
-                return scorer(sorted((*always, *chosen)), gone, out)
+                removed = [i for i in candidates if i not in chosen]
+                return score(sorted((*always_kept, *chosen)), removed, already_removed)
 
-            scores = search_sets(candidates, sizes[number], score, width)
-            best = max(scores, key=scores.get)
-            how = "exhaustive" if width is None else f"beam {width}"
-            scored += [
-                SetScore(number, tuple(sorted((*always, *chosen))), value, how, chosen == best)
+            scores = search_sets(candidates, sizes[segment], score_set, width)
+            best = max(scores, key=scores.__getitem__)
+            kind = "exhaustive" if width is None else f"beam {width}"
+            rows += [
+                SetScore(segment, tuple(sorted((*always_kept, *chosen))), value, kind, chosen == best)
                 for chosen, value in scores.items()
             ]
             if sequential:
-                before += [i for i in candidates if i not in best]
-    return scored
+                removed_so_far += [i for i in candidates if i not in best]
+    return rows

@@ -1,72 +1,80 @@
-"""The features just before the classifier: what a network's last module with weights is given."""
+"""The features before the classifier: the input of a network's last module with weights."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
 from sglp.batches import inputs_of, to_device
 from sglp.layer import Layer
-from sglp.running import call, device_of, first_tensor, run_watched, watched
+from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
 
 
 class Features:
-    """Gives the features that a network's classifier is given.
+    """Computes the features that enter a network's classifier.
 
-    The classifier is the last module to run that has weights and no modules inside: a linear layer, a convolution, the
-    output embedding of a language model. A network whose last weights are those of a layer that can go has none (an
-    encoder without a head); the features are then its output.
+    The classifier is the last module to run that has weights and no child modules: a linear layer, a convolution, the
+    output embedding of a language model. If that module is part of a removable layer, the network has no classifier (an
+    encoder without a head), and its output is used as features.
 
     Args:
         network: the network.
-        layers: what `find_layers` found.
-        inputs: those of a batch; one sample of them is run to find the classifier.
+        layers: as returned by `find_layers`.
+        inputs: inputs of a batch; one sample of them is run to find the classifier.
+
+    Attributes:
+        classifier: the classifier, or None.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], inputs):
-        self.network, self.given = network, None
+        self.network = network
+        self._captured: Tensor | None = None
         ran: list[nn.Module] = []
         leaves = [module for module in network.modules() if _is_weighted_leaf(module)]
         handles = [module.register_forward_pre_hook(lambda module, args: ran.append(module)) for module in leaves]
-        run_watched(network, inputs, handles)
-        can_go = {
+        run_hooked(network, inputs, handles)
+        removable = {
             inner
             for layer in layers
             if layer.removable
             for path in layer.modules
             for inner in network.get_submodule(path).modules()
         }
-        self.classifier = ran[-1] if ran and ran[-1] not in can_go else None
+        self.classifier = ran[-1] if ran and ran[-1] not in removable else None
 
-    def __call__(self, batches: Iterable, around: Callable = lambda number: nullcontext()) -> list[Tensor]:
-        """For every batch the features [rows, values] in float64: a row a sample, or a token where there are tokens.
+    def __call__(
+        self, batches: Iterable, around: Callable[[int], AbstractContextManager] = lambda index: nullcontext()
+    ) -> list[Tensor]:
+        """Return the features [rows, values] of each batch in float64: one row per sample, or per token.
 
         Args:
-            batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
-            around: of a batch's number the context that its pass runs in.
+            batches: tensors, dicts of keyword arguments, or pairs of either and a target.
+            around: function of a batch's index that returns the context in which its pass runs.
         """
-        ends = [] if self.classifier is None else [self.classifier]
-        handles = [module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in ends]
-        found, device = [], device_of(self.network)
-        with watched(self.network, handles):
-            for number, batch in enumerate(batches):
-                with around(number):
+        hooked = [] if self.classifier is None else [self.classifier]
+        handles = [module.register_forward_pre_hook(self._capture, with_kwargs=True) for module in hooked]
+        features = []
+        device = device_of(self.network)
+        with hooked_eval(self.network, handles):
+            for index, batch in enumerate(batches):
+                with around(index):
                     output = call(self.network, to_device(inputs_of(batch), device))
-                found.append(self._rows(self.given if ends else first_tensor(output)))
-        self.given = None
-        return found
+                features.append(self._rows(output))
+        self._captured = None
+        return features
 
-    def _keep(self, module: nn.Module, args, kwargs) -> None:
-        self.given = first_tensor(args or kwargs)
+    def _capture(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._captured = first_tensor(args or kwargs)
 
-    @staticmethod
-    def _rows(features: Tensor) -> Tensor:
+    def _rows(self, output) -> Tensor:
+        features = first_tensor(output) if self.classifier is None else self._captured
+        assert features is not None  # the classifier's hook has stored them
         rows = features.flatten(0, 1) if features.ndim == 3 else features.flatten(1)
         return rows.cpu().double()
 
 
 def gram(rows: Tensor) -> Tensor:
-    """[rows, rows] inner products of the centred features."""
+    """Return the inner products [rows, rows] of the centred features."""
     centred = rows - rows.mean(dim=0)
     return centred @ centred.T
 

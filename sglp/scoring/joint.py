@@ -1,9 +1,9 @@
-"""Takes layers out one by one, from whichever segment can spare one most, until so many are left.
+"""Remove layers one at a time, always from the segment where the removal costs least.
 
-Similar layers do similar work: where one of a segment goes, what the others of it are worth changes, and all of them
-are asked anew. What a layer elsewhere is worth changes less: it is asked anew only when it would be the next to go, as
-in the accelerated greedy algorithm (M. Minoux, 1978). One segment makes it the plain greedy search, which asks about
-every layer again in each step; with more segments it asks less.
+Similar layers do similar work: removing one layer changes what the others in its segment are worth, so all of them are
+scored again. Layers in other segments change less: one is scored again only when it would be removed next, as in the
+accelerated greedy algorithm (M. Minoux, 1978). With one segment this is the plain greedy search, which scores every
+layer again in each step; with more segments it needs fewer evaluations.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,60 +17,61 @@ from sglp.errors import ScoringError
 def search_jointly(
     segments: Sequence[tuple[int, int]],
     removable: Sequence[bool],
-    goes: int,
+    num_removed: int,
     score: Callable[[int, list[int]], float],
     max_evaluations: int,
 ) -> tuple[list[int], dict[int, float]]:
-    """Choose the layers that go; every segment keeps at least one.
+    """Choose the layers to remove; every segment keeps at least one layer.
 
     Args:
         segments: inclusive (first, last) pairs that cover all layers.
-        removable: for every layer whether it can go.
-        goes: how many go; no more than the segments can give.
-        score: of the network without the layers of a list, the higher the better; its first argument is the segment
-            of the layer that is asked about.
-        max_evaluations: `score` is asked at most so often. Past it, what was said last decides.
+        removable: for each layer whether it can be removed.
+        num_removed: number of layers to remove, at most what the segments can spare.
+        score: score of the network without a list of layers, higher is better; its first argument is the index of the
+            segment whose layer is being tested.
+        max_evaluations: upper bound on the calls of `score`; beyond it the last known scores decide.
 
     Returns:
-        The layers that go, in their order; and for every removable layer by how much the score falls when it goes, as
-        last asked.
+        The removed layers, in order of removal; and for each removable layer the drop in score that its removal caused
+        when it was last tested.
 
     Raises:
-        ScoringError: there are more layers to ask about than evaluations.
+        ScoringError: `max_evaluations` does not allow one evaluation per removable layer.
     """
     members = [[i for i in range(first, last + 1) if removable[i]] for first, last in segments]
-    segment_of = {i: number for number, inside in enumerate(members) for i in inside}
+    segment_of = {i: segment for segment, inside in enumerate(members) for i in inside}
     if len(segment_of) >= max_evaluations:
         raise ScoringError(
-            f"score.max_evaluations={max_evaluations} is too small: {len(segment_of)} layers can go, and each is to be "
-            "asked about, besides the network as it is"
+            f"score.max_evaluations={max_evaluations} is too small: it must be at least {len(segment_of) + 1} to score "
+            f"the whole network and each of its {len(segment_of)} removable layers once"
         )
     spare = [last - first for first, last in segments]
-    gone: list[int] = []
-    falls: dict[int, float] = {}
-    asked: dict[int, int] = {}  # how many layers were gone when a layer was asked about last
-    now, evaluations = score(0, gone), 1
+    removed: list[int] = []
+    drops: dict[int, float] = {}
+    tested_at: dict[int, int] = {}  # number of removed layers when a layer was last tested
+    current = score(0, removed)
+    evaluations = 1
 
-    def ask(layers: list[int]) -> None:
+    def test(layers: list[int]) -> None:
         nonlocal evaluations
-        asked.update(dict.fromkeys(layers, len(gone)))
+        tested_at.update(dict.fromkeys(layers, len(removed)))
         layers = layers[: max_evaluations - evaluations]
         evaluations += len(layers)
-        scores = shared_map(lambda i: score(segment_of[i], [*gone, i]), layers)
-        falls.update((i, now - value) for i, value in zip(layers, scores, strict=True))
+        scores = shared_map(lambda i: score(segment_of[i], [*removed, i]), layers)
+        drops.update((i, current - value) for i, value in zip(layers, scores, strict=True))
 
-    with tqdm(total=goes, desc="layers that go", unit="", disable=None) as bar:
-        ask(list(segment_of))
-        while len(gone) < goes:
-            able = [i for i, number in segment_of.items() if i not in gone and spare[number]]
-            first = min(able, key=lambda i: (falls[i], i))
-            if asked[first] < len(gone):
-                ask([first])
+    with tqdm(total=num_removed, desc="layers removed", unit="", disable=None) as bar:
+        test(list(segment_of))
+        while len(removed) < num_removed:
+            candidates = [i for i, segment in segment_of.items() if i not in removed and spare[segment]]
+            cheapest = min(candidates, key=lambda i: (drops[i], i))
+            if tested_at[cheapest] < len(removed):
+                test([cheapest])
                 continue
-            now -= falls[first]
-            gone.append(first)
-            spare[segment_of[first]] -= 1
+            current -= drops[cheapest]
+            removed.append(cheapest)
+            spare[segment_of[cheapest]] -= 1
             bar.update()
-            if len(gone) < goes:
-                ask([i for i in members[segment_of[first]] if i not in gone])
-    return gone, falls
+            if len(removed) < num_removed:
+                test([i for i in members[segment_of[cheapest]] if i not in removed])
+    return removed, drops

@@ -1,37 +1,44 @@
-"""Every way to a plan has one signature, and so has every criterion inside segments; dials name them.
+"""The signatures of methods and criteria, and their lookup by name.
 
     method(network, layers, segments, similarity, batches, keep, seed) -> (Plan, list of SetScore or of LayerScore)
 
-network: the trained network; layers: what `find_layers` found; segments: inclusive (first, last); similarity: [layers,
-layers] array; batches: pairs (inputs, target) of calibration data; keep: how many layers stay; seed: of whatever the
-method draws.
+network: the trained network. layers: as returned by `find_layers`. segments: inclusive (first, last) pairs. similarity:
+array [layers, layers]. batches: pairs (inputs, target) of calibration data. keep: number of layers to keep. seed: seed
+of everything that the method draws.
 
     criterion(network, layers, batches, loss, seed, random_inits) -> score
-    score(kept, gone, before) -> float
+    score(kept, removed, already_removed) -> float
 
-loss: of the network's output and the target; random_inits: of random networks to average over; kept, gone: numbers of a
-segment's layers that are to stay and to go; before: of layers of other segments that are out already. The higher a
-score the better. A score that compares sets of one segment only, as it is not that of the whole network that is left,
-says so: criterion.of_segment = True; then segments can't share what goes (search "joint").
+loss: function of the network's output and the target. random_inits: number of random networks to average over. kept,
+removed: indices of the layers that a segment would keep and lose. already_removed: indices of the layers that other
+segments have lost. Higher scores are better. A criterion sets `criterion.of_segment = True` if its scores compare only
+sets of the same segment, because they do not measure the whole pruned network; it can't be used with the search
+"joint".
 
-What each does, where it is from, what it costs and when to use it stands in its docstring, and so in docs/methods.md.
+Each docstring states the rule, its source, its cost and its use; docs/methods.md collects them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
+from torch import nn
 
 from sglp.architecture import resolve
 from sglp.budget import check_budget, split_budget
 from sglp.choices import Search
 from sglp.errors import BudgetError, SGLPError
+from sglp.layer import Layer
+from sglp.plan import Plan
+from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, best_plan, score_combinations
 
 
 def find_method(name: str) -> Callable:
-    """The method of this name: "sglp", a file in `sglp.scoring.baselines`, or a user's "package.module:function".
+    """Find a method by name: "sglp", a file in `sglp.scoring.baselines`, or a user's "package.module:function".
 
     Raises:
-        SGLPError: there is none.
+        SGLPError: the name is unknown.
     """
     if name == "sglp":
         return sglp
@@ -39,34 +46,34 @@ def find_method(name: str) -> Callable:
 
 
 def find_criterion(name: str) -> Callable:
-    """The criterion of this name: a file in `sglp.scoring.criteria`, or a user's "package.module:callable".
+    """Find a criterion by name: a file in `sglp.scoring.criteria`, or a user's "package.module:callable".
 
     Raises:
-        SGLPError: there is none.
+        SGLPError: the name is unknown.
     """
     return _find("score.criterion", name, criterion_names(), "sglp.scoring.criteria.{0}:criterion")
 
 
 def method_names() -> list[str]:
-    """The methods that are there."""
+    """Return the names of all methods."""
     return ["sglp", *_files("baselines")]
 
 
 def criterion_names() -> list[str]:
-    """The criteria that are there."""
+    """Return the names of all criteria."""
     return _files("criteria")
 
 
-def check_shared(budget: Sequence[int] | None, search: str) -> None:
-    """Check that segments which share what goes have no budget each.
+def check_search_budget(budget: Sequence[int] | None, search: str) -> None:
+    """Check that the search "joint" has no budget per segment.
 
     Raises:
-        BudgetError: they have.
+        BudgetError: it has one.
     """
     if budget is not None and search == "joint":
         raise BudgetError(
-            f"score.budget={list(budget)} says what each segment keeps, but with score.search=joint they share it: "
-            "use sequential or independent"
+            f"score.budget={list(budget)} says what each segment keeps, but with score.search=joint all segments share "
+            "one budget: use sequential or independent, or leave out score.budget"
         )
 
 
@@ -74,51 +81,57 @@ def _files(package: str) -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parent / package).glob("[a-z]*.py"))
 
 
-def _find(dial: str, name: str, names: list[str], where: str) -> Callable:
+def _find(parameter: str, name: str, names: list[str], target: str) -> Callable:
     if ":" in name:
         return resolve(name)
     if name not in names:
-        raise SGLPError(f"{dial}={name} is unknown: it must be {', '.join(names)} or package.module:function")
-    return resolve(where.format(name))
+        raise SGLPError(f"{parameter}={name} is unknown: it must be {', '.join(names)} or package.module:function")
+    return resolve(target.format(name))
 
 
 def sglp(
-    network,
-    layers,
-    segments,
-    similarity,
-    batches,
+    network: nn.Module,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    similarity: np.ndarray,
+    batches: Iterable,
     keep: int,
     seed: int,
     *,
     budget: Sequence[int] | None = None,
     search: Search = SEARCH,
     **scoring,
-):
-    """SGLP: similarity guided layer partition pruning, layers chosen inside segments of similar ones.
+) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
+    """SGLP: similarity guided layer partition pruning, which chooses layers within segments of similar layers.
 
-    Layers are cut into segments of similar ones. Segments share what goes: a layer at a time, from the segment that can
-    spare one most by a criterion, where the other layers of that segment are asked about anew, and those elsewhere only
-    before they go. With `score.search: sequential` or `independent` each segment keeps its share of the layers; combinations of
-    them are scored, all where they are few, else by beam search, with the layers gone that segments before have lost,
-    or every segment on its own.
+    The layers are partitioned into segments of similar layers. Layers are then removed one at a time, always from the
+    segment where a criterion says that the removal costs least. After a removal the other layers of that segment are
+    scored again; layers of other segments are scored again only right before they would be removed. With
+    `score.search: sequential` or `independent` the layers to keep are split over the segments in advance, and
+    combinations of a segment's layers are scored: all of them where they are few, otherwise by beam search.
+    `sequential` scores a segment without the layers that earlier segments have lost, `independent` scores each segment
+    on its own.
 
-    Source: SGLP (arXiv 2410.14720), where segments are searched alone and the criterion is GradNorm.
-    Cost: forward `C * B + 1`, backward `0`. That is with the criterion fitted_loss; others have their own cost. C is at
-    most that of `loss_greedy` and one, and falls with the number of segments; `score.max_evaluations` bounds it.
-    Use: as the default. What goes is not the same everywhere, and need not be asked about everywhere in each step.
+    Source: SGLP (arXiv 2410.14720), where segments are searched independently and the criterion is GradNorm.
+    Cost: forward `C * B + 1`, backward `0`. These are for the criterion fitted_loss; other criteria have their own
+    cost. C is at most one more than the number of evaluations of `loss_greedy`, and falls with the number of segments;
+    `score.max_evaluations` bounds it.
+    Use: as the default. It removes more layers where they matter less, and need not score every layer again in each
+    step.
 
     Args:
-        network, layers, segments, similarity, batches, keep, seed: those of every method.
-        budget: how many layers each segment keeps, in place of a split of `keep`; not where segments share.
+        network, layers, segments, similarity, batches, keep, seed: as for every method.
+        budget: number of layers that each segment keeps, instead of a split of `keep`; not with the search "joint".
         search: how segments are searched; see `score_combinations`.
-        scoring: its `criterion`, `loss`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width`.
+        scoring: `criterion`, `loss`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width` of
+            `score_combinations`.
 
     Raises:
-        BudgetError: the segments can't keep so many or so few, or have a budget each though they share one.
+        BudgetError: the segments can't keep this number of layers, or there is a budget per segment with the search
+            "joint".
     """
-    check_shared(budget, search)
+    check_search_budget(budget, search)
     removable = [layer.removable for layer in layers]
     kept = split_budget(segments, removable, keep) if budget is None else check_budget(segments, removable, budget)
-    combinations = score_combinations(network, layers, segments, kept, batches, search=search, seed=seed, **scoring)
-    return best_plan(layers, combinations), combinations
+    scores = score_combinations(network, layers, segments, kept, batches, search=search, seed=seed, **scoring)
+    return best_plan(layers, scores), scores

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sglp.layer import Layer
-from sglp.running import main_input, run_watched
+from sglp.running import main_input, run_hooked
 
 
 class Bypass:
@@ -28,7 +28,7 @@ class Bypass:
             if layer.removable
             for module in modules
         ]
-        run_watched(network, inputs, handles)
+        run_hooked(network, inputs, handles)
 
     @contextmanager
     def without(self, gone: Iterable[int]) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from sglp.budget import check_target
 from sglp.scoring.combinations import check_search
-from sglp.scoring.methods import check_shared, find_criterion, find_method
+from sglp.scoring.methods import check_search_budget, find_criterion, find_method
 
 
 def check_params(params: dict) -> None:
@@ -18,4 +18,4 @@ def check_params(params: dict) -> None:
     if params["target"] is not None:
         check_target(params["target"], params["score"]["budget"])
     if params["method"] == "sglp":  # others have no budget a segment
-        check_shared(params["score"]["budget"], params["score"]["search"])
+        check_search_budget(params["score"]["budget"], params["score"]["search"])

@@ -1,1 +1,1 @@
-"""The other ways to a plan, one a file."""
+"""Baselines: the other pruning methods, one per file; see `sglp.scoring.methods`."""

@@ -1,23 +1,24 @@
-"""Angular distance: the run of layers goes whose input and output are closest.
+"""Angular distance: remove the run of consecutive layers whose input and output are most similar.
 
-The distance of a run is the mean of arccos(cosine) / pi of what enters its first layer and what leaves its last one: of
-the last token's states where the network reads tokens, else of a sample's whole activation. Where no r layers in a row
-can go, as in a CNN between whose stages the shape changes, as few runs as possible go, and of those the ones whose
-distances have the smallest sum. A row of scores.csv is what would stay without the best runs that begin at one layer;
-the score is minus their distance.
+The distance of a run is the mean of arccos(cosine) / pi between the input of its first layer and the output of its last
+layer: of the last token's states if the network reads tokens, otherwise of a sample's whole activation. Where no r
+consecutive layers can be removed, as in a CNN whose shapes change between stages, the fewest possible runs are removed,
+and among those the runs with the smallest sum of distances. A row of scores.csv has the layers that would be kept if
+the best runs that begin at one layer were removed; the score is minus their distance.
 
 Source: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887), for one run at the last
-token; several runs are of this project.
+token; several runs are an extension of this project.
 Cost: forward `B`, backward `0`.
-Use: with language models of which many layers are to go, as it takes neighbours: what follows sees one jump. Of one or
-two layers it says about what `block_influence` does. The last token must be no padding. In a CNN few runs mean whole
-stages but for their first block, which is hard on a network whose stages are short.
+Use: with language models that are to lose many layers: the removed layers are neighbours, so that the rest of the
+network sees a single jump. For one or two layers it mostly agrees with `block_influence`. The last token must not be
+padding. In a CNN the fewest runs are whole stages except for their first block, which is harmful if stages are short.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,106 +28,122 @@ from sglp.batches import at_least_one, inputs_of, size_of, to_device
 from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.plan import Plan
-from sglp.running import call, device_of, first_tensor, watched
+from sglp.running import call, device_of, first_tensor, hooked_eval
 from sglp.scores import SetScore
 from sglp.scoring.combinations import best_plan
 from sglp.scoring.ranking import check_keep
 
+Run = tuple[int, int]  # first and last layer
 Removal = tuple[int, float, tuple[int, ...]]  # number of runs, the sum of their distances, their layers
 
 
-def angular(network, layers, segments, similarity, batches, keep: int, seed: int) -> tuple[Plan, list[SetScore]]:
-    """Remove the run of layers of the smallest angular distance, or as few runs as possible.
+def angular(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    similarity: np.ndarray,
+    batches: Iterable,
+    keep: int,
+    seed: int,
+) -> tuple[Plan, list[SetScore]]:
+    """Remove the run of layers with the smallest angular distance, or as few runs as possible.
 
     The arguments are those of every method; see `sglp.scoring.methods`.
 
     Raises:
-        ScoringError: there is no batch, or a distance is not finite.
+        ScoringError: `batches` is empty, or a distance is not finite.
     """
     check_keep(layers, keep)
-    ways = best_removals(distances(network, layers, batches), len(layers), len(layers) - keep)
-    best, rows = min(ways), []
-    for way in ways:
-        _, distance, gone = way
-        kept = tuple(i for i in range(len(layers)) if i not in gone)
-        rows.append(SetScore(0, kept, -distance, "angular", way is best))
+    removals = best_removals(distances(network, layers, batches), len(layers), len(layers) - keep)
+    best = min(removals)
+    rows = []
+    for removal in removals:
+        _, distance, removed = removal
+        kept = tuple(i for i in range(len(layers)) if i not in removed)
+        rows.append(SetScore(0, kept, -distance, "angular", removal is best))
     return best_plan(layers, rows), rows
 
 
-def best_removals(distance: Mapping[tuple[int, int], float], count: int, goes: int) -> list[Removal]:
-    """The best way to take out layers for every layer that can be the first of them, all with as few runs as possible.
+def best_removals(distance: Mapping[Run, float], num_layers: int, num_removed: int) -> list[Removal]:
+    """Find, for each layer, the best removal in which it is the first removed layer; all have as few runs as possible.
 
     Args:
-        distance: of every run of layers that can go, by its (first, last).
-        count: number of layers.
-        goes: how many of them go; there are as many that can.
+        distance: distance of each run of removable layers.
+        num_layers: number of layers.
+        num_removed: number of layers to remove, at most the number of removable layers.
     """
     nothing: Removal = (0, 0.0, ())
-    # By a layer and how many go: the best way of which it is the first to go, and the best from it on.
-    starting: list[list[Removal | None]] = [[None] * (goes + 1) for _ in range(count)]
-    following: list[list[Removal | None]] = [[nothing, *[None] * goes] for _ in range(count + 1)]
-    for first in reversed(range(count)):
-        for some in range(1, goes + 1):
-            ways = []
-            for last in range(first, first + some):
+    # By layer and number of removed layers: the best removal that begins at the layer, and the best from it onwards.
+    beginning: list[list[Removal | None]] = [[None] * (num_removed + 1) for _ in range(num_layers)]
+    onwards: list[list[Removal | None]] = [[nothing, *[None] * num_removed] for _ in range(num_layers + 1)]
+    for first in reversed(range(num_layers)):
+        for size in range(1, num_removed + 1):
+            options: list[Removal] = []
+            for last in range(first, first + size):
                 if (first, last) not in distance:
                     break
-                rest = following[last + 1][first + some - last - 1]
+                rest = onwards[last + 1][first + size - last - 1]
                 if rest is not None:
-                    runs, further, gone = rest
-                    ways.append((1 + runs, distance[first, last] + further, (*range(first, last + 1), *gone)))
-            starting[first][some] = min(ways, default=None)
-            following[first][some] = min((*ways, *filter(None, [following[first + 1][some]])), default=None)
-    ways = [of[goes] for of in starting if of[goes] is not None] or [nothing]
-    fewest = min(ways)[0]
-    return [way for way in ways if way[0] == fewest]
+                    runs, rest_distance, removed = rest
+                    options.append(
+                        (1 + runs, distance[first, last] + rest_distance, (*range(first, last + 1), *removed))
+                    )
+            beginning[first][size] = min(options, default=None)
+            onwards[first][size] = min((*options, *filter(None, [onwards[first + 1][size]])), default=None)
+    removals = [removal for by_size in beginning if (removal := by_size[num_removed]) is not None] or [nothing]
+    fewest_runs = min(removals)[0]
+    return [removal for removal in removals if removal[0] == fewest_runs]
 
 
-def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> dict[tuple[int, int], float]:
-    """The mean angular distance of every run of layers that can go, by its (first, last), in 0..1."""
-    device, axes, batches = device_of(network), BatchAxis(network, layers), list(at_least_one(batches))
-    means = _distances(network, layers, batches, axes)
-    if axes.was_wrong(to_device(inputs_of(batches[0]), device)):
-        means = _distances(network, layers, batches, axes)
+def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> dict[Run, float]:
+    """Return the mean angular distance, from 0 to 1, of each run of removable layers."""
+    device = device_of(network)
+    axis = BatchAxis(network, layers)
+    batches = list(at_least_one(batches))
+    means = _distances(network, layers, batches, axis)
+    if axis.was_wrong(to_device(inputs_of(batches[0]), device)):
+        means = _distances(network, layers, batches, axis)
     for (first, last), mean in means.items():
         if not math.isfinite(mean):
             raise ScoringError(f"the angular distance of layers {first} to {last} is {mean}: it must be finite")
     return means
 
 
-def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, axes: BatchAxis) -> dict:
-    sums: dict[tuple[int, int], Tensor] = {}
-    entering: dict[int, Tensor] = {}  # what came in to the layers that ran in a row
-    handles, samples, size, reads_tokens = [], 0, 0, False
+def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, axis: BatchAxis) -> dict[Run, float]:
+    sums: dict[Run, Tensor] = {}
+    run_inputs: dict[int, Tensor] = {}  # inputs of the consecutive layers that have run so far
+    handles = []
+    samples, size, reads_tokens = 0, 0, False
 
-    def before(i: int, module, args, kwargs) -> None:
-        state = _state(axes.samples_first(i, first_tensor(args or kwargs), size), reads_tokens)
-        if i - 1 not in entering or entering[i - 1].shape != state.shape:
-            entering.clear()  # a layer that stays is in between, or something that changes the shape
-        entering[i] = state
+    def store_input(i: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        state = _state(axis.samples_first(i, first_tensor(args or kwargs), size), reads_tokens)
+        if i - 1 not in run_inputs or run_inputs[i - 1].shape != state.shape:
+            run_inputs.clear()  # a layer that can't be removed, or a change of shape, ends the run
+        run_inputs[i] = state
 
-    def after(i: int, module, args, output) -> None:
-        leaving = _state(axes.samples_first(i, first_tensor(output), size), reads_tokens)
-        for first, state in entering.items():
-            cosines = F.cosine_similarity(state.to(leaving.device), leaving, dim=-1).clamp(-1, 1)
+    def add_distances(i: int, module: nn.Module, args: tuple, output) -> None:
+        output_state = _state(axis.samples_first(i, first_tensor(output), size), reads_tokens)
+        for first, state in run_inputs.items():
+            cosines = F.cosine_similarity(state.to(output_state.device), output_state, dim=-1).clamp(-1, 1)
             sums[first, i] = sums.get((first, i), 0) + (torch.arccos(cosines) / math.pi).sum()
 
     for i, layer in enumerate(layers):
         if layer.removable:
             first, last = (network.get_submodule(layer.modules[end]) for end in (0, -1))
-            handles.append(first.register_forward_pre_hook(partial(before, i), with_kwargs=True))
-            handles.append(last.register_forward_hook(partial(after, i)))
+            handles.append(first.register_forward_pre_hook(partial(store_input, i), with_kwargs=True))
+            handles.append(last.register_forward_hook(partial(add_distances, i)))
     device = device_of(network)
-    with watched(network, handles):
+    with hooked_eval(network, handles):
         for batch in batches:
             inputs = to_device(inputs_of(batch), device)
-            reads_tokens, size = not first_tensor(inputs).is_floating_point(), size_of(inputs)
+            reads_tokens = not first_tensor(inputs).is_floating_point()
+            size = size_of(inputs)
             call(network, inputs)
             samples += size
     return {run: float(total) / samples for run, total in sums.items()}
 
 
 def _state(activation: Tensor, reads_tokens: bool) -> Tensor:
-    """[samples, values] in float64: of the last token where there are tokens. A copy: a layer may work in place."""
+    """Copy states [samples, values] as float64, of the last token if there are tokens; layers may work in place."""
     state = activation[:, -1] if reads_tokens and activation.ndim == 3 else activation.flatten(1)
     return state.to(torch.float64, copy=True)

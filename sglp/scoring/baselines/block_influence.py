@@ -1,17 +1,18 @@
-"""Block influence: layers that turn their input least go.
+"""Block influence: remove the layers that rotate their input least.
 
-BI = 1 - mean cosine of a layer's input and output; the layers of the smallest BI go. The cosine is that of every
-token's states [samples, tokens, channels], or of a sample's whole activation.
+BI = 1 - mean cosine between a layer's input and output; the layers with the smallest BI are removed. The cosine is
+between the states of each token [samples, tokens, channels], or between the whole activations of a sample.
 
 Source: ShortGPT (arXiv 2403.03853).
 Cost: forward `B`, backward `0`.
-Use: as the first try for a transformer with residual connections: one pass, no labels. It sees what a layer does to its
-own input, not what the layers after it make of that: a small turn can matter much, and a large one little. After a ReLU
-cosines are of positive numbers and lie close together.
+Use: as a first try for a transformer with residual connections: one pass, no labels. It measures how a layer changes
+its own input, not how later layers respond: a small rotation can matter much, and a large one little. After a ReLU all
+values are at least 0, and cosines lie close together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,53 +20,61 @@ from torch import Tensor, nn
 from sglp.batches import at_least_one, inputs_of, to_device
 from sglp.layer import Layer
 from sglp.plan import Plan
-from sglp.running import call, device_of, first_tensor, watched
+from sglp.running import call, device_of, first_tensor, hooked_eval
 from sglp.scores import LayerScore
 from sglp.scoring.ranking import check_keep, keep_best
 
 
 def block_influence(
-    network, layers, segments, similarity, batches, keep: int, seed: int
+    network: nn.Module,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    similarity: np.ndarray,
+    batches: Iterable,
+    keep: int,
+    seed: int,
 ) -> tuple[Plan, list[LayerScore]]:
-    """Remove the layers of the smallest BI; the score of one that can't go is 0.
+    """Remove the layers with the smallest BI; a layer that can't be removed has score 0.
 
     The arguments are those of every method; see `sglp.scoring.methods`.
 
     Raises:
-        ScoringError: there is no batch, or a score is not finite.
+        ScoringError: `batches` is empty, or a score is not finite.
     """
     check_keep(layers, keep)
     return keep_best(layers, influences(network, layers, batches), keep, "block influence")
 
 
-def influences(network: nn.Module, layers: Sequence[Layer], batches) -> list[float]:
-    """The block influence of every layer; 0 for one that can't go, which stays whatever its score."""
+def influences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> list[float]:
+    """Return the block influence of each layer, or 0 for a layer that can't be removed."""
     sums = torch.zeros(len(layers), dtype=torch.float64)
-    counts, entering = [0] * len(layers), {}
+    counts = [0] * len(layers)
+    layer_inputs: dict[int, Tensor] = {}
     handles = []
     for i, layer in enumerate(layers):
         if not layer.removable:
             continue
 
-        def before(module, args, kwargs, i=i):
-            entering[i] = first_tensor(args if args else kwargs).clone()  # a layer may work in place
+        def store_input(module: nn.Module, args: tuple, kwargs: dict, i: int = i) -> None:
+            layer_inputs[i] = first_tensor(args if args else kwargs).clone()  # a layer may work in place
 
-        def after(module, args, output, i=i):
-            cosines = _cosines(entering.pop(i), first_tensor(output))
+        def add_cosines(module: nn.Module, args: tuple, output, i: int = i) -> None:
+            cosines = _cosines(layer_inputs.pop(i), first_tensor(output))
             sums[i] += cosines.sum().cpu()
             counts[i] += cosines.numel()
 
-        handles.append(network.get_submodule(layer.modules[0]).register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(network.get_submodule(layer.modules[-1]).register_forward_hook(after))
+        first, last = (network.get_submodule(layer.modules[end]) for end in (0, -1))
+        handles.append(first.register_forward_pre_hook(store_input, with_kwargs=True))
+        handles.append(last.register_forward_hook(add_cosines))
     device = device_of(network)
-    with watched(network, handles):
+    with hooked_eval(network, handles):
         for batch in at_least_one(batches):
             call(network, to_device(inputs_of(batch), device))
     return [1 - float(total) / count if count else 0.0 for total, count in zip(sums, counts, strict=True)]
 
 
 def _cosines(before: Tensor, after: Tensor) -> Tensor:
-    """One cosine a token, or a sample where there are no tokens."""
+    """Return one cosine per token, or per sample if there are no tokens."""
     if before.ndim != 3:
         before, after = before.flatten(1), after.flatten(1)
     return F.cosine_similarity(before.double(), after.double(), dim=-1)

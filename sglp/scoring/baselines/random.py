@@ -1,22 +1,35 @@
-"""Random: which layers go is drawn.
+"""Random: remove layers drawn at random.
 
-Every set of so many removable layers is as likely as any other. The score of a layer is its draw; the lowest go.
+Every set of removable layers of the required size is equally likely. The score of a layer is its draw; the layers with
+the lowest scores are removed.
 
 Source: no paper; the control of every comparison.
 Cost: forward `0`, backward `0`.
-Use: as what any other method has to beat, over several seeds. A method that does not beat it knows nothing about the
-network that a draw does not.
+Use: as the result that every other method has to beat, over several seeds. A method that does not beat it has learned
+nothing useful about the network.
 """
 
-import numpy as np
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+from torch import nn
+
+from sglp.layer import Layer
 from sglp.plan import Plan
 from sglp.scores import LayerScore
 from sglp.scoring.ranking import keep_best
 
 
-def random(network, layers, segments, similarity, batches, keep: int, seed: int) -> tuple[Plan, list[LayerScore]]:
-    """Draw the layers that go uniformly among the removable ones; the score is the draw.
+def random(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    similarity: np.ndarray,
+    batches: Iterable,
+    keep: int,
+    seed: int,
+) -> tuple[Plan, list[LayerScore]]:
+    """Draw the layers to remove uniformly from the removable ones; the score is the draw.
 
     The arguments are those of every method; see `sglp.scoring.methods`.
     """

@@ -1,1 +1,1 @@
-"""Criteria: how good is a set of layers that a segment keeps? One a file; see `sglp.scoring.methods`."""
+"""Criteria: scores for a set of layers that a segment could keep, one per file; see `sglp.scoring.methods`."""

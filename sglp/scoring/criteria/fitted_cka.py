@@ -1,12 +1,12 @@
-"""CKA of the final features, fitted: as `cka_output`, where batch norms take the statistics of the batch.
+"""CKA of the final features, fitted: `cka_output` with batch statistics in all batch norms.
 
-The score is the CKA of the features before the classifier, without the segment's other layers and with all of them,
-both with the statistics of the batch in all batch norms. Without batch norms it is that of `cka_output`.
+The score is the CKA between the features before the classifier with all layers and without the segment's other layers,
+where all batch norms use the statistics of the batch. Without batch norms it equals `cka_output`.
 
-Source: of this project, after CKA layer pruning (Pons et al., arXiv 2405.17081); docs/results.md has the evidence.
-Cost: forward `(C + 1) * B + 2`, backward `0`. The two are of one sample.
-Use: where there are no labels. Without layers, the running statistics no longer fit, which hides what was lost. CKA
-does not see the scale of the features either.
+Source: this project, after CKA layer pruning (Pons et al., arXiv 2405.17081); docs/results.md has the evidence.
+Cost: forward `(C + 1) * B + 2`, backward `0`. Two of the passes use a single sample.
+Use: without labels. When layers are removed, the running statistics no longer fit, which hides what was lost. CKA does
+not see the scale of the features either.
 """
 
 from torch import Tensor
@@ -16,11 +16,11 @@ from sglp.surgery.batchnorm import batch_statistics
 
 
 class FittedCka(CkaOutput):
-    """Scores sets of layers as `CkaOutput` does, with the statistics of the batch in all batch norms."""
+    """`CkaOutput` with the statistics of the batch in all batch norms."""
 
-    def _grams(self, out: set[int]) -> list[Tensor]:
+    def _grams(self, missing: set[int]) -> list[Tensor]:
         with batch_statistics(self.features.network):
-            return super()._grams(out)
+            return super()._grams(missing)
 
 
 criterion = FittedCka

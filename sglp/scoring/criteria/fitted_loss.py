@@ -1,51 +1,52 @@
-"""Fitted loss: the layers stay with which the loss is smallest once what tuning mends first is mended.
+"""Fitted loss: keep the layers with the lowest loss after refitting batch-norm statistics and the logit scale.
 
-The score is minus the mean over the scoring batches, in eval mode, without the segment's other layers, of the
-smallest `loss(s * logits) + (ln s)^2 / (2 N)` over the scale s, where batch norms take the statistics of the batch; N
-counts its predictions. The scale is one number, as in temperature scaling, and the second term a standard normal prior
-of its logarithm: it fades as N grows, and decides where a batch is fitted without fault; there any larger scale would
-be better still, and all layers alike.
+Fine-tuning would fix both first anyway. The score is minus the mean over the scoring batches, in eval mode, without the
+segment's other layers, of the minimum of `loss(s * logits) + (ln s)^2 / (2 N)` over the scale s, where batch norms use
+the statistics of the batch and N is the number of predictions in it. The scale is a single number, as in temperature
+scaling; the second term is a standard normal prior of its logarithm. The prior fades as N grows, and decides where all
+predictions of a batch are correct: without it, any larger scale would be better still, and all layers would score
+alike.
 
-Source: of this project; docs/results.md has the evidence. The loss is that of SLEB (arXiv 2402.09025), the scale that
-of Guo et al. 2017 (arXiv 1706.04599); batch norm's statistics are renewed as `prune` does it after removal.
-Cost: forward `C * B + 1`, backward `0`. The one is of one sample.
-Use: as the default, where there are labels, or text. Without layers, statistics no longer fit and logits are too large
-or small: the plain `loss` measures that too.
+Source: this project; docs/results.md has the evidence. The loss is that of SLEB (arXiv 2402.09025), the scale that of
+Guo et al. 2017 (arXiv 1706.04599); batch-norm statistics are refitted as `prune` does it after removal.
+Cost: forward `C * B + 1`, backward `0`. One of the passes uses a single sample.
+Use: as the default, with labels, or text. When layers are removed, statistics no longer fit and logits are too large or
+too small: the plain `loss` measures that too.
 """
 
 import math
 
 import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from sglp.running import logits_of
 from sglp.scoring.criteria.loss import CalibrationLoss
 from sglp.surgery.batchnorm import batch_statistics
 
-SCALES = (-8.0, 8.0)  # natural logarithms of the scales that are looked at
+LOG_SCALES = (-8.0, 8.0)  # bounds of the natural logarithm of the scale
 
 
 class FittedLoss(CalibrationLoss):
-    """Scores sets of layers by minus the fitted loss of the trained network without the others of their segment.
+    """Minus the fitted loss of the trained network without the other layers of a segment.
 
-    The arguments are those of `CalibrationLoss`; the loss has to take a tensor of logits.
+    The arguments are those of `CalibrationLoss`; the loss must accept a tensor of logits.
     """
 
     def _losses(self, states: list[bool]) -> list[float]:
         with batch_statistics(self.network):
             return super()._losses(states)
 
-    def _loss(self, output, target) -> float:
+    def _loss(self, output, target: Tensor) -> float:
         logits = logits_of(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        predictions = logits[..., 0].numel()
+        num_predictions = logits[..., 0].numel()
 
-        def loss(scale: float) -> float:
-            """Of the logarithm of the scale."""
-            return float(self.loss(logits * math.exp(scale), target)) + scale**2 / (2 * predictions)
+        def penalised_loss(log_scale: float) -> float:
+            return float(self.loss(logits * math.exp(log_scale), target)) + log_scale**2 / (2 * num_predictions)
 
-        found = minimize_scalar(loss, bounds=SCALES, method="bounded", options={"xatol": 1e-2})
-        return float(found.fun)
+        minimum = minimize_scalar(penalised_loss, bounds=LOG_SCALES, method="bounded", options={"xatol": 1e-2})
+        return float(minimum.fun)
 
 
 criterion = FittedLoss

@@ -1,19 +1,19 @@
-"""Loss: the layers stay with which the loss is smallest, before any tuning.
+"""Loss: keep the layers with the lowest loss before any fine-tuning.
 
 The score is minus the mean loss over the scoring batches, in eval mode, without the segment's other layers.
 
-Source: the rule of SLEB (arXiv 2402.09025) and of Shortened LLaMA's perplexity (arXiv 2402.02834), asked inside a
+Source: the rule of SLEB (arXiv 2402.09025) and of Shortened LLaMA's perplexity (arXiv 2402.02834), applied within a
 segment.
-Cost: forward `C * B + 1`, backward `0`. The one is of one sample.
-Use: where there are labels, or text: it asks for the loss itself, of the network that is left. What it finds is the
-best before tuning, which need not be the best after it; with few calibration samples it fits them.
+Cost: forward `C * B + 1`, backward `0`. One of the passes uses a single sample.
+Use: with labels, or text: it measures the loss of the pruned network itself. It finds the best network before
+fine-tuning, which need not be the best after it, and with few calibration samples it overfits them.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sglp.batches import at_least_one, inputs_of, to_device
 from sglp.errors import ScoringError
@@ -25,17 +25,17 @@ from sglp.surgery.bypass import Bypass
 
 
 class CalibrationLoss:
-    """Scores sets of layers by minus the loss of the trained network without the others of their segment.
+    """Minus the loss of the trained network without the other layers of a segment.
 
     Args:
-        network: the trained network; left as it was.
-        layers: what `find_layers` found.
+        network: the trained network; it is left unchanged.
+        layers: as returned by `find_layers`.
         batches: pairs (inputs, target); the score is the mean over them.
-        loss: of the network's output and the target; cross-entropy by default.
-        seed, random_inits: not used, nothing is drawn.
+        loss: function of the network's output and the target; cross-entropy by default.
+        seed, random_inits: not used, as nothing is drawn.
 
     Raises:
-        ScoringError: there is no batch.
+        ScoringError: `batches` is empty.
     """
 
     def __init__(
@@ -49,34 +49,36 @@ class CalibrationLoss:
     ):
         device = device_of(network)
         self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
-        self.network, self.loss = network, loss
-        self.bypass, self.prefix = Bypass(network, layers, inputs_of(self.batches[0])), PrefixCache(network, layers)
-        self.numbers = range(len(layers))
+        self.network = network
+        self.loss = loss
+        self.bypass = Bypass(network, layers, inputs_of(self.batches[0]))
+        self.prefix = PrefixCache(network, layers)
+        self.num_layers = len(layers)
 
-    def __call__(self, kept: Iterable[int], gone: Iterable[int], before: Iterable[int] = ()) -> float:
-        """Minus the loss without the layers `gone`, and `before`, which are out already.
+    def __call__(self, kept: Iterable[int], removed: Iterable[int], already_removed: Iterable[int] = ()) -> float:
+        """Return minus the loss without the layers `removed` and `already_removed`.
 
         Raises:
-            ScoringError: it is not finite.
+            ScoringError: the loss is not finite.
         """
-        out = {*gone, *before}
-        with self.bypass.without(out), eval_mode(self.network), torch.no_grad():
-            losses = self._losses([i in out for i in self.numbers])
+        missing = {*removed, *already_removed}
+        with self.bypass.without(missing), eval_mode(self.network), torch.no_grad():
+            losses = self._losses([i in missing for i in range(self.num_layers)])
         score = -sum(losses) / len(losses)
         if not math.isfinite(score):
-            raise ScoringError(f"the loss without layers {sorted(out)} is {-score}: it must be finite")
+            raise ScoringError(f"the loss without layers {sorted(missing)} is {-score}: it must be finite")
         return score
 
     def _losses(self, states: list[bool]) -> list[float]:
-        """One a batch; the states say of each layer whether it is out."""
+        """Return one loss per batch; the states say for each layer whether it is removed."""
         losses = []
-        for number, (inputs, target) in enumerate(self.batches):
-            with self.prefix.reuse(number, states):
+        for i, (inputs, target) in enumerate(self.batches):
+            with self.prefix.reuse(i, states):
                 output = call(self.network, inputs)
             losses.append(self._loss(output, target))
         return losses
 
-    def _loss(self, output, target) -> float:
+    def _loss(self, output, target: Tensor) -> float:
         return float(self.loss(output, target))
 
 
