@@ -72,13 +72,13 @@ test: setup
 golden: setup
 	pytest tests/test_golden.py --rewrite-golden
 
-# The checks that `make test` leaves out, docs/architectures.md among them.
+# The checks that `make test` leaves out.
 slow: setup
 	pytest -m slow
 
 # docs/architectures.md: every classification model of torchvision and a hundred of timm's, what they lose or why not. Twenty minutes.
 architectures: setup
-	pytest -m slow tests/test_architectures.py
+	python -m tools.architectures
 
 # docs/benchmarks.md: the program against its peers on the same work.
 bench: setup

@@ -1,1 +1,1 @@
-"""Over many runs: asking many questions, and comparing the answers."""
+"""Commands that run the pipeline many times and compare the results."""

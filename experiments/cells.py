@@ -1,37 +1,42 @@
 """How values are written in tables."""
 
+import numpy as np
+import pandas as pd
+from scipy.stats import sem
+
 from experiments.outcomes import Quality
-from experiments.statistics import Spread
 from stages.support.outcome import prefix_of
 
 
 def number(quality: Quality, value: float) -> str:
-    """A value as it is shown: shares as per cent."""
+    """Format a value of a metric; shares are in per cent."""
     return f"{100 * value:.2f} %" if quality.share else _digits(value, 4)
 
 
-def with_spread(quality: Quality, values: Spread) -> str:
-    """A mean, and the standard deviation where there are several values."""
-    if values.deviation is None:
-        return number(quality, values.mean)
+def with_spread(quality: Quality, values: "pd.Series[float]") -> str:
+    """Format the mean, with the standard deviation if there are several values."""
+    mean = values.mean()
+    if len(values) == 1:
+        return number(quality, mean)
+    deviation = float(np.std(values, ddof=1))
     if quality.share:
-        return f"{100 * values.mean:.2f} ± {100 * values.deviation:.2f} %"
-    return f"{_digits(values.mean, 4)} ± {_digits(values.deviation, 2)}"
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+    return f"{_digits(mean, 4)} ± {_digits(deviation, 2)}"
 
 
-def error(quality: Quality, values: Spread) -> str:
-    """A standard error, nothing where there is one value."""
-    if values.error is None:
+def error(quality: Quality, values: "pd.Series[float]") -> str:
+    """Format the standard error of the mean; empty for a single value."""
+    if len(values) == 1:
         return ""
-    return f"{100 * values.error:.2f}" if quality.share else _digits(values.error, 2)
+    return f"{100 * float(sem(values)):.2f}" if quality.share else _digits(float(sem(values)), 2)
 
 
 def amount(value: float, unit: str = "") -> str:
-    """A count with its prefix: 3.99 M."""
+    """Format a count with a unit prefix, such as 3.99 M."""
     factor, prefix = prefix_of(value)
     return f"{_digits(value / factor, 3)} {prefix}{unit}".strip()
 
 
 def _digits(value: float, count: int) -> str:
-    """So many digits at least, zeros at the end too."""
+    """Format a number with at least `count` significant digits, trailing zeros included."""
     return f"{value:,.0f}" if abs(value) >= 10 ** (count - 1) else f"{value:#.{count}g}".rstrip(".")

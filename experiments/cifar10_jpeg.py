@@ -11,28 +11,27 @@ from pathlib import Path
 from datasets import Dataset
 from tqdm import tqdm
 
-from experiments.git import RunError
+from experiments.errors import RunError
 from sglp.errors import SGLPError
 from sglp.files import new_file
 
 TARGET = Path("data/raw/cifar10-jpeg")
-SPLITS = ("train", "test")
 
 
 def pack(source: Path, target: Path = TARGET) -> None:
-    """Write a file a split: columns `image` (bytes and path) and `label`, the place of its class in the alphabet.
+    """Write one file per split with columns `image` (bytes and path) and `label`, the class's alphabetical index.
 
     Raises:
-        RunError: there are no images.
+        RunError: the folder does not contain images of both splits.
     """
-    files = {split: sorted(source.glob(f"{split}/*/*.jpg")) for split in SPLITS}
-    if not all(files.values()):
-        raise RunError(f"{source} has no JPEG files as train/airplane/0000.jpg: a checkout of CIFAR-10-images has")
-    classes = sorted({file.parent.name for file in files["train"]})
-    for split, found in files.items():
+    splits = {split: sorted(source.glob(f"{split}/*/*.jpg")) for split in ("train", "test")}
+    if not all(splits.values()):
+        raise RunError(f"{source} has no JPEG files such as train/airplane/0000.jpg: use a checkout of CIFAR-10-images")
+    classes = sorted({file.parent.name for file in splits["train"]})
+    for split, files in splits.items():
         rows = [
             {"image": {"bytes": file.read_bytes(), "path": file.name}, "label": classes.index(file.parent.name)}
-            for file in tqdm(found, desc=split, unit="image", disable=None)
+            for file in tqdm(files, desc=split, unit="image", disable=None)
         ]
         with new_file(target / f"{split}.parquet") as new:
             Dataset.from_list(rows).shuffle(seed=0).to_parquet(new)

@@ -1,9 +1,9 @@
-"""Copies of the project that runs take place in, so that the workspace is never touched.
+"""Copies of the project in which runs take place, so that the workspace does not change.
 
-`dvc exp run --temp` and `--queue` won't do: both stash the workspace's edits, detach HEAD and write the dials into the
-workspace's own params.yaml for a moment, and killed in that moment they leave it so. The queue's workers also outlive
-who started them, and a run whose worker was killed counts as running for ever. A copy is a git clone that borrows the
-project's objects and DVC's cache. It stays for the next run, which then finds most outputs in place.
+`dvc exp run --temp` and `--queue` are unsuitable: both stash the workspace's edits, detach HEAD and briefly write the
+parameters into the workspace's params.yaml. A kill at that moment leaves the workspace in this state. The queue's
+workers also outlive the process that started them, and a run whose worker was killed counts as running forever. A copy
+is a git clone that borrows the project's objects and DVC's cache. The next run reuses it with most outputs in place.
 """
 
 import os
@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.git import RunError, git
+from experiments.errors import RunError
+from experiments.git import git
 from experiments.snapshot import Snapshot
 
 CHILD = Path(__file__).with_name("child.py")
@@ -26,16 +27,16 @@ CHILD = Path(__file__).with_name("child.py")
 
 @contextmanager
 def working_copy(snapshot: Snapshot, parameters: dict[str, str]) -> Iterator[Path]:
-    """The first copy that nobody uses, holding the snapshot with these parameter files; outputs lie there from before.
+    """Provide the first unused copy with the snapshot's files, these parameter files and the last run's outputs.
 
-    What was killed may have left anything: the copy is made anew.
+    A copy in which a run was killed may hold anything, so it is created anew.
     """
     folder = snapshot.root / ".dvc/tmp/copies"
     folder.mkdir(parents=True, exist_ok=True)
-    for number in count():
-        copy, in_use = folder / str(number), folder / f"{number}.in_use"
+    for index in count():
+        copy, in_use = folder / str(index), folder / f"{index}.in_use"
         try:
-            lock = FileLock(folder / f"{number}.lock").acquire(timeout=0)
+            lock = FileLock(folder / f"{index}.lock").acquire(timeout=0)
         except Timeout:
             continue
         with lock:
@@ -44,7 +45,7 @@ def working_copy(snapshot: Snapshot, parameters: dict[str, str]) -> Iterator[Pat
             in_use.touch()
             try:
                 _fill(copy, snapshot, parameters)
-            except RunError:  # git's objects may have been cleaned away
+            except RunError:  # 'git gc' may have deleted objects that the copy borrows
                 shutil.rmtree(copy, ignore_errors=True)
                 _fill(copy, snapshot, parameters)
             try:
@@ -57,25 +58,25 @@ def working_copy(snapshot: Snapshot, parameters: dict[str, str]) -> Iterator[Pat
 
 
 def run_in(copy: Path, name: str, targets: Sequence[str], environment: dict[str, str]) -> None:
-    """Run the pipeline in a copy as an experiment; it ends when this process does, in whatever way.
+    """Run the pipeline in a copy as an experiment, which ends with this process even if this process is killed.
 
     Args:
         copy: the folder.
-        name: of the experiment.
-        targets: the last stages, none for all.
-        environment: variables besides this process's own.
+        name: the experiment's name.
+        targets: the last stages, or none for all stages.
+        environment: variables to add to this process's own.
 
     Raises:
-        RunError: it failed; the message is the stage's own sentence.
+        RunError: the run failed; the message is the stage's own.
     """
-    # With the dvc.lock of the run before DVC compares instead of looking everything up, which takes half the time; but
-    # that of a longer run would hold later stages that this one has not.
+    # DVC compares with the dvc.lock of an earlier run instead of looking everything up, which takes half as long. It
+    # must be a run with the same targets: the dvc.lock of a longer run lists stages that this run does not have.
     lock, last = copy / "dvc.lock", copy / ".dvc/tmp" / f"{'+'.join(targets) or 'all'}.lock"
     lock.unlink(missing_ok=True)
     if last.exists():
         shutil.copy(last, lock)
     log = copy.parent / f"{name}.log"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # stages run its `python`
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # stages call `python`
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", CHILD, "exp", "run", "--name", name, *targets],
@@ -89,53 +90,47 @@ def run_in(copy: Path, name: str, targets: Sequence[str], environment: dict[str,
         try:
             process.wait()
         finally:
-            process.stdin.close()
-            process.wait()
+            process.communicate()  # closes the child's input, which ends it, and waits for the end
     if process.returncode:
-        raise RunError(_complaint(log))
+        raise RunError(_cause(log))
     log.unlink()
     last.parent.mkdir(exist_ok=True)
     shutil.copy(lock, last)
 
 
+def cache_folder(root: Path) -> Path:
+    """Return the folder of a project's DVC cache."""
+    from dvc.config import Config  # takes half a second to import
+
+    return Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc/cache").resolve()
+
+
 def _fill(copy: Path, snapshot: Snapshot, parameters: dict[str, str]) -> None:
+    """Check out a snapshot with other parameter files in a copy, which shares the project's DVC settings and cache."""
+    from dvc.config import Config
+
+    root = snapshot.root
     if not copy.exists():
-        # DVC commits experiments, and who wants to is in no file that a clone brings.
-        who = {key: git(snapshot.root, "config", "--default", "sglp", key) for key in ("user.name", "user.email")}
-        config = [part for key, value in who.items() for part in ("--config", f"{key}={value}")]
-        git(snapshot.root, "clone", "--quiet", "--shared", "--no-checkout", *config, ".", str(copy))
+        # DVC commits experiments, and a clone does not inherit the committer's name and address.
+        committer = {key: git(root, "config", "--default", "sglp", key) for key in ("user.name", "user.email")}
+        config = [argument for key, value in committer.items() for argument in ("--config", f"{key}={value}")]
+        git(root, "clone", "--quiet", "--shared", "--no-checkout", *config, ".", str(copy))
     git(copy, "checkout", "--quiet", "--force", "--detach", snapshot.baseline)
     git(copy, "read-tree", "--reset", "-u", snapshot.tree)
     for path, text in parameters.items():
         (copy / path).write_text(text, encoding="utf-8")
     git(copy, "add", "--force", *parameters)
-    _share_cache(copy, snapshot.root)
-
-
-def _share_cache(copy: Path, root: Path) -> None:
-    """Give a copy the project's own settings of DVC, and the project's cache."""
-    from dvc.config import Config
-
-    project = Config(str(root / ".dvc"))
     with Config(str(copy / ".dvc")).edit("local") as local:
-        local.update(project.read("local"))
+        local.update(Config(str(root / ".dvc")).read("local"))
         local["cache"] = local["cache"] | {"dir": str(cache_folder(root))}
 
 
-def cache_folder(root: Path) -> Path:
-    """Where a project's cache is."""
-    from dvc.config import Config  # takes half a second, which not everyone needs
-
-    return Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc/cache").resolve()
-
-
-def _complaint(log: Path) -> str:
-    """Why DVC failed: what the stage said last, else what DVC says."""
+def _cause(log: Path) -> str:
+    """Return why DVC failed: the stage's last message, or else DVC's."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    for number, line in enumerate(lines):
-        found = re.search(r"failed to reproduce '(.+?)': failed to run", line)
-        if found and number:
-            said = lines[number - 1]
-            return said if said.startswith(f"{found[1]}: ") else f"{found[1]}: {said} (see {os.path.relpath(log)})"
+    for message, line in pairwise(lines):
+        if stage := re.search(r"failed to reproduce '(.+?)': failed to run", line):
+            is_named = message.startswith(f"{stage[1]}: ")
+            return message if is_named else f"{stage[1]}: {message} (see {os.path.relpath(log)})"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return f"{errors[-1] if errors else 'DVC was stopped'} (see {os.path.relpath(log)})"

@@ -1,79 +1,75 @@
-"""Does a score know what the plan is worth? What a setting scored predicts the other plans of its model and seed."""
+"""How well a setting's scores predict the outcome of other plans for the same model and seed."""
 
 from collections.abc import Sequence
-from math import isnan
+from math import nan
 from typing import NamedTuple
 
+import pandas as pd
+
 from experiments.records import Record
-from experiments.settings import OF_THE_PLAN, Setting, asked, begins
+from experiments.settings import PLAN_PARAMS, Setting, used, within
 from experiments.statistics import rank_correlation
-from sglp.scores import LayerScore
+from sglp.scores import LayerScore, SetScore
 
 
 class Prediction(NamedTuple):
     """How a setting's scores rank plans.
 
     Attributes:
-        tuned, pruned: rank correlation of the predicted with the measured quality, after and before fine-tuning; + is
-            good. None where nothing varies.
-        plans: how many were predicted.
-        unknown: how many plans keep layers in a segment that were not scored there.
+        tuned, pruned: the rank correlation of predicted and measured quality, after and before fine-tuning; positive
+            is good, NaN if nothing varies.
+        plans: the number of plans with a score.
+        unknown: the number of plans without one: they keep layers in a segment that were not scored there.
     """
 
-    tuned: float | None
-    pruned: float | None
+    tuned: float
+    pruned: float
     plans: int
     unknown: int
 
 
-def predicted(record: Record, removed: Sequence[int]) -> float | None:
-    """The score of another plan: the sum over segments, or over the layers that stay where layers were scored.
+def predicted(record: Record, removed: Sequence[int]) -> float:
+    """Score another plan: sum the scores of its segments, or of its layers if the method scored single layers.
 
     Returns:
-        None where a segment keeps what was not scored: another number of layers, or what a beam never met.
+        NaN if a part of the plan has no score: the search did not see it, or another number of layers is kept.
     """
     kept = [i for i in range(len(record.layers)) if i not in set(removed)]
-    of_layers = {row.layer: row.score for row in record.scores if isinstance(row, LayerScore)}
-    if of_layers:
-        parts = [of_layers.get(i) for i in kept]
-    else:
-        scores = {(row.segment, row.kept): row.score for row in record.scores}
-        parts = [
-            scores.get((number, tuple(i for i in kept if first <= i <= last)))
-            for number, (first, last) in enumerate(record.segments)
-        ]
-    return None if None in parts or isnan(sum(parts)) else sum(parts)
+    layers = {row.layer: row.score for row in record.scores if isinstance(row, LayerScore)}
+    if layers:
+        return sum(layers.get(i, nan) for i in kept)
+    scores = {(row.segment, row.kept): row.score for row in record.scores if isinstance(row, SetScore)}
+    parts = [tuple(i for i in kept if first <= i <= last) for first, last in record.segments]
+    return sum(scores.get(part, nan) for part in enumerate(parts))
 
 
 def prediction(setting: Setting, records: Sequence[Record], quality: str, sign: int) -> Prediction:
-    """Rank the plans of all records of the setting's model by the setting's scores.
+    """Rank the plans of a model's runs by a setting's scores.
 
-    Plans count that keep as many layers, have the same seed, and went through the same after it; each once.
+    Plans count, once each, if they keep as many layers and have the same seed and the same later stages.
 
     Args:
         setting: whose scores predict.
-        records: of one model.
+        records: all runs of the model.
         quality: the metric.
-        sign: -1 where less is better.
+        sign: -1 if less is better.
     """
-    tuned, pruned, unknown = [], [], 0
-    for record in setting.records:
-        plans = {
-            other.removed: other
-            for other in records
-            if len(other.removed) == len(record.removed) and _then(other) == _then(record)
-        }
-        scores = {removed: predicted(record, removed) for removed in plans}
-        known = [removed for removed in plans if scores[removed] is not None]
-        unknown += len(plans) - len(known)
-        for network, pairs in (("finetuned", tuned), ("pruned", pruned)):
-            measured = [sign * plans[removed].metrics[network][quality] for removed in known]
-            pairs.append(([scores[removed] for removed in known], measured))
-    plans = sum(len(scores) for scores, _ in tuned)
-    return Prediction(rank_correlation(tuned), rank_correlation(pruned), plans, unknown)
+    rows = [
+        (run, predicted(record, removed), *(sign * metrics[name][quality] for name in ("finetuned", "pruned")))
+        for run, record in enumerate(setting.records)
+        for removed, metrics in {other.removed: other.metrics for other in records if _alike(other, record)}.items()
+    ]
+    plans = pd.DataFrame(rows, columns=["run", "score", "tuned", "pruned"], dtype=float)
+    scored = plans.dropna()
+    tuned, pruned = (rank_correlation(scored["score"], scored[name], scored["run"]) for name in ("tuned", "pruned"))
+    return Prediction(tuned, pruned, len(scored), len(plans) - len(scored))
 
 
-def _then(record: Record) -> tuple:
-    """The seed, and what a plan goes through."""
-    dials = {key: value for key, value in asked(record.dials).items() if not begins(key, OF_THE_PLAN)}
-    return record.dials["seed"], dials
+def _alike(one: Record, other: Record) -> bool:
+    """Return whether runs keep as many layers and have the same seed and the same parameters after the plan."""
+    first, second = (
+        [len(run.removed), run.params["seed"]]
+        + [(key, value) for key, value in sorted(used(run.params).items()) if not within(key, PLAN_PARAMS)]
+        for run in (one, other)
+    )
+    return first == second

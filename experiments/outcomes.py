@@ -1,20 +1,23 @@
-"""What one model's settings came to: their quality, their cost, which of them no other one beats."""
+"""The outcome of one model's settings: quality, costs, and the Pareto front."""
 
-from collections.abc import Sequence
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
 from experiments.records import ExperimentError, Record
 from experiments.settings import Setting, reference, settings
-from experiments.statistics import Spread, pareto_front, spread
+from experiments.statistics import pareto_front
 from stages.support.outcome import METRICS
+from stages.support.params import flat
 
-# The metrics that tell good from bad, the first that a task reports; 1 where more is better.
-SIGNS = {"accuracy": 1, "perplexity": -1, "loss": -1}
+SIGNS = {"accuracy": 1, "perplexity": -1, "loss": -1}  # metrics that rate networks, by precedence; 1: more is better
+COSTS = {"macs": "MACs", "macs_per_token": "MACs a token", "params": "parameters"}
 
 
 class Quality(NamedTuple):
-    """The metric that settings are compared by; `share` is shown as per cent."""
+    """The metric that settings are compared by; a `share` is shown in per cent."""
 
     key: str
     label: str
@@ -22,120 +25,127 @@ class Quality(NamedTuple):
     share: bool
 
 
-class Cost(NamedTuple):
-    """What networks cost: the dense one, and every setting on average, None where it was not measured."""
-
-    label: str
-    unit: str
-    dense: float
-    values: list[float | None]
-
-
 class Comparison(NamedTuple):
-    """One model.
+    """The settings of one model, numbered from 1, the best, as in its tables; the dense network has number 0.
 
     Attributes:
-        records: all of them.
-        settings: the best first, by the seeds that all have, if there are such.
-        reference: the setting that ablations start from.
-        quality: what is compared.
+        records: all runs.
+        settings: rated by the seeds that all of them have, if there are such seeds.
+        reference: the number of the setting that ablations start from.
+        quality: the metric that settings are compared by.
         dense: the dense network's metrics.
-        costs: of the networks: MACs, parameters, latency.
+        runs: a run per row: the setting's number "#", "experiment", "seed", "removed" layers, the "dense" network,
+            "passes", metrics as "NETWORK.METRIC", "cost.KEY", and of what was timed "NAME.seconds" and "NAME.speedup".
+        points: by number, "setting" (the label), the mean "quality", its "deviation" over runs, and costs by label.
+        timed: what was timed, such as "latency, batch 1"; these costs are shares of the dense network's.
     """
 
     records: list[Record]
     settings: list[Setting]
-    reference: Setting
+    reference: int
     quality: Quality
-    dense: dict
-    costs: list[Cost]
+    dense: dict[str, Any]
+    runs: pd.DataFrame
+    points: pd.DataFrame
+    timed: list[str]
 
-    def spread(self, setting: Setting, network: str = "finetuned") -> Spread:
-        """The quality of a setting's networks over its runs."""
-        return spread([record.metrics[network][self.quality.key] for record in setting.records])
+    @property
+    def costs(self) -> list[str]:
+        """The labels of the costs."""
+        return list(self.points.columns[3:])
 
-    def difference(self, setting: Setting, than: Setting | None = None) -> Spread | None:
-        """How much more the quality is than another setting's (else the reference's), over seeds that both have.
+    def qualities(self, network: str = "finetuned") -> SeriesGroupBy:
+        """Group the quality of networks by the number of the setting."""
+        return self.runs.groupby("#")[f"{network}.{self.quality.key}"]
 
-        Runs of a seed that another kind of processor made do not count: their dense network is another one.
+    def difference(self, number: int, other: int) -> "pd.Series[float]":
+        """Subtract the quality of another setting, seed by seed; empty if the settings have no seed in common.
+
+        Runs whose dense networks differ are not compared: another kind of processor trained another network.
         """
-        ours, theirs = (
-            {(record.dials["seed"], self.of_dense(record)): record.metrics["finetuned"] for record in other.records}
-            for other in (setting, than or self.reference)
-        )
-        key = self.quality.key
-        changes = [metrics[key] - theirs[pair][key] for pair, metrics in ours.items() if pair in theirs]
-        return spread(changes) if changes else None
+        keys, column = ["seed", "dense"], f"finetuned.{self.quality.key}"
+        runs = self.runs.drop_duplicates(["#", *keys], keep="last")
+        pairs = runs[runs["#"] == number].merge(runs[runs["#"] == other], on=keys)
+        return pairs[f"{column}_x"] - pairs[f"{column}_y"]
 
-    def of_dense(self, record: Record) -> str:
-        """The quality of the dense network that a run started from, without the last digits, which are noise."""
-        return f"{record.metrics['dense'][self.quality.key]:.4g}"
-
-    def front(self, cost: Cost) -> list[int | None]:
-        """The Pareto front of a cost: numbers of settings, None for the dense network; the cheapest first."""
-        points = [(cost.dense, self.quality.sign * self.dense[self.quality.key])]
-        numbers: list[int | None] = [None]
-        for number, (setting, value) in enumerate(zip(self.settings, cost.values, strict=True)):
-            if value is not None:
-                points.append((value, self.quality.sign * self.spread(setting).mean))
-                numbers.append(number)
-        return [numbers[i] for i in pareto_front(points)]
+    def front(self, cost: str) -> list[int]:
+        """Return the numbers on the Pareto front of a cost, the cheapest first."""
+        return pareto_front(self.points[[cost, "quality"]].dropna() * [1, self.quality.sign])
 
 
-def compare(records: Sequence[Record], default: dict | None = None) -> Comparison:
-    """Compare the runs of one model, as `experiments.settings.by_model` gives them.
+def compare(records: Sequence[Record], default: dict[str, Any] | None = None) -> Comparison:
+    """Compare the runs of one model (see `experiments.settings.by_model`).
 
     Args:
         records: at least one.
-        default: dials of the setting that ablations start from, if there is such a one.
+        default: parameters of the setting that ablations start from, if there is one.
 
     Raises:
-        ExperimentError: they have no measure of quality in common.
+        ExperimentError: the runs have no measure of quality in common.
     """
-    every = [metrics for record in records for metrics in record.metrics.values()]
-    key = next((key for key in SIGNS if all(key in metrics for metrics in every)), None)
-    if key is None:
-        raise ExperimentError(
-            f"the runs of {records[0].dials['model']} can't be compared: their metrics must have {' or '.join(SIGNS)}"
-        )
-    quality = Quality(key, METRICS[key].label.partition(" (")[0], SIGNS[key], METRICS[key].form == "share")
-    found, dense = settings(records), records[0].metrics["dense"]
-    start = reference(found, default)
-    seeds = [{record.dials["seed"] for record in setting.records} for setting in found]
-    common = set.intersection(*seeds) or set.union(*seeds)  # a seed can be a lucky one of all settings
-
-    def value(setting: Setting) -> float:
-        of = [record for record in setting.records if record.dials["seed"] in common]
-        return quality.sign * spread([record.metrics["finetuned"][key] for record in of]).mean
-
-    found.sort(key=value, reverse=True)
-    return Comparison(list(records), found, start, quality, dense, _costs(found, dense))
-
-
-def latencies(record: Record) -> dict[str, dict]:
-    """What was timed at the smallest batch, by name: medians of "latency_seconds", fine-tuned, and "speedup"."""
-    if record.benchmark is None:
-        return {}
-    size = min(record.benchmark["batch"], key=int)
-    found = {}
-    for work in record.benchmark["batch"][size]["work"]:
-        doing = "" if work["name"] == "forward" else f" of {work['name']}"
-        seconds, times = work["latency_seconds"]["finetuned"], work["speedup"]["median"]
-        found[f"latency{doing}, batch {size}"] = {"latency_seconds": seconds, "speedup": times}
-    return found
+    measured = [metrics for record in records for metrics in record.metrics.values()]
+    if not set(SIGNS).intersection(*measured):
+        model = records[0].params["model"]
+        raise ExperimentError(f"the runs of {model} can't be compared: their metrics must have {' or '.join(SIGNS)}")
+    quality, dense = quality_of(*measured), records[0].metrics["dense"]
+    groups = settings(records)
+    runs = pd.DataFrame([_row(r, quality.key) | {"#": i} for i, setting in enumerate(groups) for r in setting.records])
+    # A seed can be a lucky one for every setting: rate settings by common seeds.
+    common = runs.groupby("seed")["#"].nunique() == len(groups)
+    fair = runs[runs["seed"].map(common)] if common.any() else runs
+    means = fair.groupby("#")[f"finetuned.{quality.key}"].apply(pd.Series.mean) * quality.sign
+    order = means.sort_values(ascending=False, kind="stable").index
+    runs["#"] = runs["#"].map({i: number for number, i in enumerate(order, 1)})
+    runs = runs.sort_values("#", kind="stable", ignore_index=True)
+    ordered = [groups[i] for i in order]
+    timed = list(dict.fromkeys(name for record in records for name in _latencies(record)))
+    points = _points(runs, dense, quality, timed)
+    points.insert(0, "setting", ["dense network", *(setting.label for setting in ordered)])
+    start = ordered.index(reference(groups, default)) + 1
+    return Comparison(list(records), ordered, start, quality, dense, runs, points, timed)
 
 
-def _costs(found: Sequence[Setting], dense: dict) -> list[Cost]:
-    costs = [
-        Cost(label, "", dense[key], [spread([r.metrics["finetuned"][key] for r in s.records]).mean for s in found])
-        for label, key in (("MACs", "macs"), ("MACs a token", "macs_per_token"), ("parameters", "params"))
-        if key in dense
-    ]
-    names = {name: None for setting in found for record in setting.records for name in latencies(record)}
-    for name in names:
-        # Of the dense network's, which was timed in turn with it: what else the machine did hit both.
-        timed = [[1 / latencies(r)[name]["speedup"] for r in s.records if name in latencies(r)] for s in found]
-        costs.append(
-            Cost(name, "share of the dense network's", 1.0, [median(values) if values else None for values in timed])
-        )
-    return costs
+def quality_of(*measured: Mapping[Any, Any]) -> Quality:
+    """Return the metric that rates networks: the first of SIGNS that all of them have."""
+    key = next(key for key in SIGNS if all(key in metrics for metrics in measured))
+    return Quality(key, METRICS[key].label.partition(" (")[0], SIGNS[key], METRICS[key].form == "share")
+
+
+def _row(record: Record, key: str) -> dict[str, Any]:
+    """Return a run as a row of `Comparison.runs`."""
+    cost = record.cost or {}
+    passes = [cost[name] for name in ("forward_passes", "backward_passes") if name in cost]
+    return {
+        "experiment": record.name,
+        "seed": record.params["seed"],
+        "removed": record.removed,
+        "dense": f"{record.metrics['dense'][key]:.4g}",  # the last digits are noise
+        "passes": sum(passes) if passes else None,
+        **flat({"cost": cost, **_latencies(record), **record.metrics}),
+    }
+
+
+def _latencies(record: Record) -> dict[str, dict[str, float]]:
+    """Return what was timed at the smallest batch, by name: the median "seconds", fine-tuned, and the "speedup"."""
+    batches = (record.benchmark or {}).get("batch", {})
+    size = min(batches, key=int, default="")
+    return {
+        f"latency{'' if work['name'] == 'forward' else ' of ' + work['name']}, batch {size}": {
+            "seconds": work["latency_seconds"]["finetuned"],
+            "speedup": work["speedup"]["median"],
+        }
+        for work in batches.get(size, {}).get("work", [])
+    }
+
+
+def _points(runs: pd.DataFrame, dense: dict[str, Any], quality: Quality, timed: Sequence[str]) -> pd.DataFrame:
+    """Return the mean quality, its deviation and the costs of the dense network and of every setting."""
+    labels = {quality.key: "quality"} | {key: label for key, label in COSTS.items() if key in dense}
+    finetuned = runs.filter(regex=r"^finetuned\.").rename(columns=lambda column: column.removeprefix("finetuned."))
+    groups = finetuned[list(labels)].groupby(runs["#"])
+    points = pd.concat([pd.DataFrame([dense])[list(labels)], groups.mean()]).rename(columns=labels)
+    points.insert(1, "deviation", groups[quality.key].std())
+    for name in timed:  # the dense network was timed in turn with the run's
+        points[name] = (1 / runs[f"{name}.speedup"]).groupby(runs["#"]).median()
+        points.loc[0, name] = 1
+    return points.fillna({"deviation": 0})

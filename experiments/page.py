@@ -1,35 +1,33 @@
 """One page and one table on a chain of runs: a sentence, a table, a figure."""
 
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from matplotlib import style
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+import pandas as pd
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from experiments.charts import COLOURS, DENSE, SHAPES
-from experiments.outcomes import SIGNS, Quality
+from experiments.charts import DENSE, PER_CENT, drawing, look
+from experiments.outcomes import quality_of
 from experiments.tables import Table
 from sglp.files import new_file
-from stages.support.figures import STYLE
 from stages.support.outcome import METRICS
 from stages.support.pages import embedded, render
-from stages.support.tables import write_rows
+
+__all__ = ["Page", "cost_of", "draw", "quality_of", "write"]
 
 
 class Page(NamedTuple):
-    """What is told.
+    """The content of a page.
 
     Attributes:
         title: what was done, to which model.
-        outcome: what came of it, in one sentence.
-        table: what is shown; the columns named in `words` are no numbers.
-        words: those columns.
+        outcome: the result, in one sentence.
+        table: the table of the page.
+        words: the columns of the table that are not numbers.
         figure: a PNG.
-        notes: how to read it, a paragraph each.
-        command: what makes the page again.
+        notes: how to read the page, a paragraph each.
+        command: the command that makes the page again.
     """
 
     title: str
@@ -41,24 +39,19 @@ class Page(NamedTuple):
     command: str
 
 
-def write(name: str, page: Page, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write reports/NAME.html, which stands alone, and its numbers as reports/NAME.csv."""
+def write(name: str, page: Page, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
+    """Write the self-contained page reports/NAME.html, and its numbers as reports/NAME.csv."""
     content = page._asdict() | {"figure": embedded(page.figure), "name": name}
     html = render(Path(__file__).with_name("page.html.jinja"), content)
-    write_rows(f"reports/{name}.csv", columns, rows)
+    with new_file(f"reports/{name}.csv") as new:
+        pd.DataFrame(rows, columns=list(columns), dtype=object).to_csv(new, index=False, lineterminator="\n")
     with new_file(f"reports/{name}.html") as new:
         new.write_text(html, encoding="utf-8")
     print(f"{page.outcome}\nreports/{name}.html, reports/{name}.csv")
 
 
-def quality_of(metrics: dict) -> Quality:
-    """The metric that networks are judged by, the first that a task reports."""
-    key = next(key for key in SIGNS if key in metrics)
-    return Quality(key, METRICS[key].label.partition(" (")[0], SIGNS[key], METRICS[key].form == "share")
-
-
-def cost_of(metrics: dict) -> tuple[str, str]:
-    """The key and the name of what a network costs."""
+def cost_of(metrics: Mapping[Any, Any]) -> tuple[str, str]:
+    """Return the key and the label of a network's cost."""
     key = next(key for key in ("macs", "macs_per_token") if key in metrics)
     return key, METRICS[key].label
 
@@ -69,27 +62,23 @@ def draw(
     level: tuple[str, float],
     share: bool = False,
 ) -> bytes:
-    """Points joined to one curve a name, as a PNG.
+    """Draw one curve per name, as a PNG.
 
     Args:
         curves: points (x, y) by the name of the curve.
         labels: of the axes x and y.
-        level: name and height of a dashed line across.
-        share: whether y is shown as per cent.
+        level: name and height of a dashed horizontal line.
+        share: whether y is shown in per cent.
     """
-    content = BytesIO()
-    with style.context(STYLE, after_reset=True):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
+    with drawing(9, 3.8) as (figure, content):
         axes = figure.subplots()
         for i, (name, points) in enumerate(curves.items()):
-            look = {"color": COLOURS[i % len(COLOURS)], "marker": SHAPES[i % len(SHAPES)], "markersize": 5}
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, **look)
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, **look(i) | {"markersize": 5})
         axes.axhline(level[1], label=level[0], zorder=1, **DENSE)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         if share:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+            axes.yaxis.set_major_formatter(PER_CENT)
         figure.legend(loc="outside right upper")
-        figure.savefig(content, dpi=130, format="png", metadata={"Software": None})
     return content.getvalue()

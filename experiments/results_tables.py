@@ -1,87 +1,98 @@
 """The tables of docs/results.md: settings on held-out and on test samples, side by side."""
 
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from scipy.stats import sem
+
 from experiments.cells import amount, with_spread
 from experiments.outcomes import Comparison
 from experiments.page import cost_of
-from experiments.settings import Setting, begins
-from experiments.statistics import spread
-from experiments.tables import Table, also_measured, dense_networks, metrics
+from experiments.settings import Setting, within
+from experiments.tables import Table, also_measured, dense_networks, metrics, table_of
 from stages.support.outcome import ranges
 
 WORDS = {"heldout": "held out", "test": "test"}
 
 
-def rows(found: dict[str, Comparison]) -> Table:
-    """The table of a model: its settings, the best on held-out samples first.
+def rows(splits: dict[str, Comparison]) -> Table:
+    """Make the table of a model's settings, the best on held-out samples first.
 
     Args:
-        found: what was measured on held-out samples, on the test split, or on both.
+        splits: the comparison on held-out samples, on the test split, or on both.
     """
-    settings = {split: {_question(setting): setting for setting in one.settings} for split, one in found.items()}
-    names = dict.fromkeys(key for one in settings.values() for key in one)
-    first, last = next(iter(found)), list(found)[-1]
-    quality, dense = found[first].quality, found[first].dense
-    columns = ["setting", "runs", *(f"{quality.label}, {WORDS[split]}" for split in found)]
-    columns += [f"against {what}, {WORDS[last]}" for what in ("random", "the best")]
-    columns += [f"before tuning, {WORDS[first]}", "MACs", "parameters", "passes", "layers that go (seed 0)"]
-    cells = ["dense network", "", *(dense_networks(one, one.quality) for one in found.values())]
-    lines = [[*cells, "", "", "", amount(_macs(dense)), amount(dense["params"]), "", ""]]
-    for name in names:
-        here = {split: of[name] for split, of in settings.items() if name in of}
-        setting = next(iter(here.values()))
-        counts = [len(here[split].records) if split in here else 0 for split in found]
-        cells = [setting.label, " / ".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))]
-        cells += [with_spread(one.quality, one.spread(here[s])) if s in here else "" for s, one in found.items()]
-        cells += _against(found[last], here[last]) if last in here else ["", ""]
-        cells.append(with_spread(quality, found[first].spread(here[first], "pruned")) if first in here else "")
-        sizes = [(_macs(one.metrics["finetuned"]), one.metrics["finetuned"]["params"]) for one in setting.records]
-        macs, params = (spread(values).mean for values in zip(*sizes, strict=True))
-        cells += [f"{100 * macs / _macs(dense):.1f} %", f"{100 * params / dense['params']:.1f} %"]
-        lines.append([*cells, _passes(setting), ranges(setting.records[0].removed)])
-    return Table(columns, lines)
+    first, last = next(iter(splits)), list(splits)[-1]
+    dense, label = splits[first].dense, splits[first].quality.label
+    frames = {split: _columns(each, WORDS[split], dense) for split, each in splits.items()}
+    # A setting has the columns of all splits; those that splits have in common are of the first split with the setting.
+    table = pd.concat(frames.values()).groupby(level=0, sort=False).first()
+    counts = table[[f"runs, {WORDS[split]}" for split in splits]].fillna(0).astype(int).astype(str)
+    table["runs"] = counts.apply(lambda row: " / ".join(row if row.nunique() > 1 else row[:1]), axis=1)
+    qualities = [f"{label}, {WORDS[split]}" for split in splits]
+    columns = ["setting", "runs", *qualities]
+    columns += [f"against {other}, {WORDS[last]}" for other in ("random", "the best")]
+    columns += [f"before tuning, {WORDS[first]}", "MACs", "parameters", "passes", "removed layers (seed 0)"]
+    cells = {"setting": "dense network", "MACs": amount(_macs(dense)), "parameters": amount(dense["params"])}
+    cells |= {name: dense_networks(each, each.quality) for name, each in zip(qualities, splits.values(), strict=True)}
+    table = pd.concat([pd.DataFrame([cells]), table]).reindex(columns=columns).astype(object).fillna("")
+    return Table(columns, table.to_numpy().tolist())
 
 
-def robustness(found: dict[str, Comparison]) -> Table:
-    """The table of a model under attack and corruption, where all its networks were; it is that of the last samples."""
-    last = list(found.values())[-1]
+def robustness(splits: dict[str, Comparison]) -> Table:
+    """Make the table under attacks and corruptions, of the last split, with the metrics that all of its runs have."""
+    last = list(splits.values())[-1]
     keys = [key for key in also_measured(last) if key.startswith("robustness.")]
-    table = metrics(last, [key for key in keys if all(key in record.metrics["finetuned"] for record in last.records)])
-    return Table(table.columns[1:], [row[1:] for row in table.rows])  # without the place, which rows of a page show
+    return table_of(metrics(last, [key for key in keys if last.runs[f"finetuned.{key}"].notna().all()]))
 
 
-def _question(setting: Setting) -> str:
-    """What tells settings of one split from each other, and is the same in the other."""
-    return repr(sorted((k, v) for k, v in setting.dials.items() if not begins(k, ("workload.data", "workload.files"))))
+def _columns(comparison: Comparison, split: str, dense: dict[str, Any]) -> pd.DataFrame:
+    """Return the cells of a split's settings; the index identifies a setting on every split."""
+    show, groups = partial(with_spread, comparison.quality), comparison.runs.groupby("#")
+    table = pd.DataFrame(
+        {
+            "setting": comparison.points["setting"].drop(0),
+            f"runs, {split}": groups.size(),
+            f"{comparison.quality.label}, {split}": comparison.qualities().apply(show),
+            f"before tuning, {split}": comparison.qualities("pruned").apply(show),
+        }
+    )
+    for label, key in (("MACs", cost_of(dense)[0]), ("parameters", "params")):
+        table[label] = (100 * groups[f"finetuned.{key}"].mean() / dense[key]).map("{:.1f} %".format)
+    if "cost.forward_passes" in comparison.runs:
+        passes = groups[["cost.forward_passes", "cost.backward_passes"]].mean().dropna()
+        texts = [f"{forward:.0f} + {backward:.0f}" for _, forward, backward in passes.itertuples()]
+        table["passes"] = pd.Series(texts, passes.index, dtype=object)
+    table["removed layers (seed 0)"] = [ranges(setting.records[0].removed) for setting in comparison.settings]
+    against = [_against(comparison, number) for number in table.index]
+    table[[f"against {other}, {split}" for other in ("random", "the best")]] = against
+    return table.set_axis([_identity(setting) for setting in comparison.settings])
 
 
-def _macs(metrics: dict) -> float:
+def _identity(setting: Setting) -> str:
+    """Return what distinguishes the settings of one split and is equal on the other split."""
+    return repr(sorted((k, v) for k, v in setting.params.items() if not within(k, ("workload.data", "workload.files"))))
+
+
+def _macs(metrics: dict[str, Any]) -> float:
     return metrics[cost_of(metrics)[0]]
 
 
-def _against(found: Comparison, setting: Setting) -> list[str]:
-    """How much better than random layers, and than the best setting, of those that keep as many layers.
+def _against(comparison: Comparison, number: int) -> list[str]:
+    """Compare a setting with random layers and with the best setting, of those that keep as many layers.
 
-    Differences are those of the same seed, which draws the samples that networks are tuned with, and of the same dense
-    network: their mean, its standard error, and over how many seeds.
+    Differences are taken between runs with the same seed, which draws the samples of fine-tuning, and the same dense
+    network: their mean, its standard error, and the number of seeds.
     """
-    same = [other for other in found.settings if other.dials["prune_ratio"] == setting.dials["prune_ratio"]]
-    chance = [other for other in same if other.dials["method"] == "random"]
-    return [_difference(found, setting, other) for other in (*(chance[:1] or [setting]), same[0])]
+    ratios = {i: setting.params.get("prune_ratio") for i, setting in enumerate(comparison.settings, 1)}
+    same = [i for i, ratio in ratios.items() if ratio == ratios[number]]
+    random = [i for i in same if comparison.settings[i - 1].params["method"] == "random"]
+    return [_difference(comparison, number, other) for other in (*(random[:1] or [number]), same[0])]
 
 
-def _difference(found: Comparison, setting: Setting, other: Setting) -> str:
-    change = None if setting is other else found.difference(setting, other)
-    if change is None:
+def _difference(comparison: Comparison, number: int, other: int) -> str:
+    change = comparison.difference(number, other) * (100 if comparison.quality.share else 1)
+    if number == other or change.empty:
         return ""
-    scale = 100 if found.quality.share else 1
-    error = "" if change.error is None else f" ± {scale * change.error:.2f}"
-    return f"{scale * change.mean:+.2f}{error} ({change.n})"
-
-
-def _passes(setting: Setting) -> str:
-    """Mean passes, forward and backward."""
-    costs = [record.cost for record in setting.records if record.cost]
-    if not costs:
-        return ""
-    forward, backward = (spread([cost[f"{kind}_passes"] for cost in costs]).mean for kind in ("forward", "backward"))
-    return f"{forward:.0f} + {backward:.0f}"
+    error = f" ± {float(sem(change)):.2f}" if len(change) > 1 else ""
+    return f"{change.mean():+.2f}{error} ({len(change)})"

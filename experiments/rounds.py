@@ -1,178 +1,136 @@
-"""Pruning in rounds: some layers go, what is left is fine-tuned, the next ones go. Each round is an ordinary run.
+"""Pruning in rounds: each round removes some layers and fine-tunes the network. A round is an ordinary run.
 
 ``python -m experiments.rounds --rounds 3 --layers 1 model=NAME method=cka_greedy`` writes reports/rounds.html and .csv.
-With one layer a round this is the way of arXiv 2405.17081. Several values of a dial are chains side by side.
+With one layer per round this is the procedure of arXiv 2405.17081. Several values of a parameter give several chains.
 """
 
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from experiments import runs
+from experiments import chain, runs
 from experiments.cells import amount, number
-from experiments.chain import files, label, network, prune_ratio, refuse_target, removable, start_from
-from experiments.git import RunError
-from experiments.grid import check, parse
+from experiments.errors import RunError
 from experiments.page import Page, cost_of, draw, quality_of, write
 from experiments.snapshot import Snapshot
 from experiments.sweep import alone
 from experiments.tables import Table
-from sglp.errors import SGLPError
 from sglp.record import saved_architecture
 from stages.support.params import flat
 
 NOTE = (
-    "Each round starts from the fine-tuned network of the round before, so that after n rounds it was "
-    "fine-tuned n times; round 0 is the dense network. Layers go by their names in that one. All networks are "
-    "measured on the test split, by which nothing is chosen."
+    "Each round starts from the previous round's fine-tuned network, so after n rounds the network has been fine-tuned "
+    "n times; round 0 is the dense network. Removed layers are given by their names in the dense network. All metrics "
+    "are from the test split, which decides nothing."
 )
 
 
-class Round(NamedTuple):
-    """What a chain had after a round; the first one is the dense network.
-
-    Attributes:
-        run: the experiment's name.
-        removed: the layers that went, by their names in the dense network.
-        left: how many layers are left.
-        before: the metrics before fine-tuning.
-        after: and after it.
-    """
-
-    run: str
-    removed: tuple[str, ...]
-    left: int
-    before: dict
-    after: dict
-
-
-def chain(dials: dict[str, object], snapshot: Snapshot, rounds: int, layers: int) -> list[Round]:
-    """Run the rounds; those that are known are not run again.
+def run_chain(params: dict[str, object], snapshot: Snapshot, rounds: int, layers: int) -> list[dict[str, Any]]:
+    """Run the rounds of a chain; known runs are reused.
 
     Args:
-        dials: of all rounds.
-        snapshot: the project that they run in.
-        rounds: how many.
-        layers: how many layers go in each.
+        params: the parameters of all rounds.
+        snapshot: the project's files.
+        rounds: the number of rounds.
+        layers: the number of layers to remove in each round.
+
+    Returns:
+        A row of the CSV table for the dense network and for each round, with metrics after and before fine-tuning.
 
     Raises:
-        RunError: a run fails, or the network has not so many layers that can go.
+        RunError: a run fails, or the network has too few removable layers.
     """
-    model = files(dials, snapshot)[0]["model"]
-    free, _ = removable(runs.run(dials, target="segment", snapshot=snapshot), snapshot)
-    if rounds * layers > free:
-        raise RunError(f"{rounds} rounds of {layers} layers are too many: {free} layers of {model} can be removed")
-    found: list[Round] = []
+    model = chain.files(params, snapshot)[0]["model"]
+    num_removable, _ = chain.removable(runs.run(params, target="segment", snapshot=snapshot), snapshot)
+    if rounds * layers > num_removable:
+        raise RunError(
+            f"{rounds} rounds of {layers} layers are too many: {num_removable} layers of {model} can be removed"
+        )
+    rows: list[dict[str, Any]] = []
     start: dict[str, object] = {}
-    for done in tqdm(range(rounds), desc=model, unit="round", disable=None):
-        # A layer that can go does not change the shape of what it is given, and so makes no other one immovable.
-        ratio = {"prune_ratio": prune_ratio(layers, free - done * layers)}
-        run = runs.run(dials | ratio | start, snapshot=snapshot)
-        folder = network(run, snapshot)
+    for index in tqdm(range(rounds), desc=model, unit="round", disable=None):
+        # Removable layers do not change the shape of their input, so removing one leaves the others removable.
+        ratio = {"prune_ratio": chain.prune_ratio(layers, num_removable - index * layers)}
+        run = runs.run(params | ratio | start, snapshot=snapshot)
+        folder = chain.network(run, snapshot)
         architecture = saved_architecture(folder)
         content = json.loads(runs.read(run, "reports/metrics.json", snapshot.baseline))
-        metrics = {name: flat(values) for name, values in content.items()}
+        dense, pruned, tuned = (flat(content[name]) for name in ("dense", "pruned", "finetuned"))
         left, removed = len(architecture.kept), architecture.removed[-layers:]
-        if not found:
-            found.append(Round(run, (), left + len(removed), {}, metrics["dense"]))
-        found.append(Round(run, removed, left, metrics["pruned"], metrics["finetuned"]))
-        start = start_from(folder, model, snapshot, train=False)
-    return found
+        if not rows:
+            rows.append({"round": 0, "experiment": run, "removed": "", "layers_left": left + len(removed)} | dense)
+        row = {"round": index + 1, "experiment": run, "removed": " ".join(removed), "layers_left": left}
+        rows.append(row | tuned | {f"before_tuning.{key}": value for key, value in pruned.items()})
+        start = chain.start_from(folder, model, snapshot, train=False)
+    return rows
 
 
-def main(arguments: Sequence[str], rounds: int, layers: int) -> None:
-    """Run a chain for every point of the dials, write the page and the table.
+def main(params: Sequence[str], rounds: int, layers: int) -> None:
+    """Run a chain for every point of a grid, and write the page and the table.
 
     Raises:
         SGLPError: one sentence on what is wrong.
     """
-    points, snapshot = parse(arguments), Snapshot.take()
+    snapshot = Snapshot.take()
     if rounds < 1 or layers < 1:
         raise RunError(f"--rounds {rounds} --layers {layers} is wrong: both must be at least 1")
-    if "prune_ratio" in points[0]:
-        raise RunError("prune_ratio is no dial of rounds: --layers says how many layers go in each")
-    check(points, snapshot)
-    refuse_target(points, snapshot)
-    for dials in points:
-        params, workload = files(dials, snapshot)
+    points = chain.parse_points(params, snapshot, "--layers is the number of layers to remove in each round")
+    contents = [chain.files(point, snapshot) for point in points]
+    for content, workload in contents:
         if workload["layers"] is not None:
             raise RunError(
-                f"models/{params['model']}.yaml: layers={workload['layers']} are the dense network's names, which "
-                "others have after a round: set it to null"
+                f"models/{content['model']}.yaml: layers={workload['layers']} are names in the dense network, which "
+                "are different after a round: set it to null"
             )
-    models = list(dict.fromkeys(files(dials, snapshot)[0]["model"] for dials in points))
-    if len(models) > 1:
-        raise RunError(f"model={','.join(models)} is too much for one page: choose one")
+    model, *others = dict.fromkeys(content["model"] for content, _ in contents)
+    if others:
+        raise RunError(f"model={','.join([model, *others])} is too much for one page: choose one model")
     with alone():
-        chains = {label(dials, points, snapshot): chain(dials, snapshot, rounds, layers) for dials in points}
-    command = f"python -m experiments.rounds --rounds {rounds} --layers {layers} {shlex.join(arguments)}".strip()
-    write("rounds", page(chains, models[0], command), *rows(chains))
+        chains = {chain.label(point, points, snapshot): run_chain(point, snapshot, rounds, layers) for point in points}
+    options = ["--rounds", str(rounds), "--layers", str(layers)]
+    command = shlex.join(["python", "-m", "experiments.rounds", *options, *params])
+    rows = [{"chain": name} | row for name, rows in chains.items() for row in rows]
+    write("rounds", page(chains, model, command), *chain.csv_table(rows))
 
 
-def page(chains: dict[str, list[Round]], model: str, command: str) -> Page:
-    """What is told of the chains."""
-    dense = next(iter(chains.values()))[0].after
-    quality, (cost, cost_label) = quality_of(dense), cost_of(dense)
-    table, told, curves = [], [], {}
-    for name, found in chains.items():
-        for place, one in enumerate(found):
-            row = [name, str(place), ", ".join(one.removed), str(one.left)]
-            row += [amount(one.after[cost]), amount(one.after["params"])]
-            table.append([*row, *(number(quality, m[quality.key]) if m else "" for m in (one.before, one.after))])
-        curves[name] = [(one.after[cost], one.after[quality.key]) for one in found]
-        first, last = found[0], found[-1]
-        told.append(
-            f"{name}: {first.left - last.left} of {first.left} layers gone after round {len(found) - 1}, "
-            f"{100 * (1 - last.after[cost] / first.after[cost]):.1f} % fewer MACs, {quality.label} "
-            f"{number(quality, first.after[quality.key])} → {number(quality, last.after[quality.key])}"
+def page(chains: dict[str, list[dict[str, Any]]], model: str, command: str) -> Page:
+    """Return the page of some chains, given by the rows of their CSV tables."""
+    dense = next(iter(chains.values()))[0]
+    quality = quality_of(dense)
+    cost, cost_label = cost_of(dense)
+    cells, outcomes = [], []
+    for name, rows in chains.items():
+        for row in rows:
+            values = [row.get(key) for key in (f"before_tuning.{quality.key}", quality.key)]
+            cells.append([name, str(row["round"]), row["removed"].replace(" ", ", "), str(row["layers_left"])])
+            cells[-1] += [amount(row[cost]), amount(row["params"])]
+            cells[-1] += ["" if value is None else number(quality, value) for value in values]
+        first, last = rows[0], rows[-1]
+        outcomes.append(
+            f"{name}: {first['layers_left'] - last['layers_left']} of {first['layers_left']} layers removed after "
+            f"round {last['round']}, {100 * (1 - last[cost] / first[cost]):.1f} % fewer MACs, {quality.label} "
+            f"{number(quality, first[quality.key])} → {number(quality, last[quality.key])}"
         )
-    columns = [
-        "chain",
-        "round",
-        "layers that go",
-        "layers left",
-        cost_label,
-        "parameters",
-        "before tuning",
-        quality.label,
-    ]
-    level = ("dense network", dense[quality.key])
+    columns = ["chain", "round", "removed layers", "layers left", cost_label, "parameters", "before tuning"]
+    curves: dict[str, Sequence[tuple[float, float]]]
+    curves = {name: [(row[cost], row[quality.key]) for row in rows] for name, rows in chains.items()}
     return Page(
         title=f"Pruning in rounds: {model}",
-        outcome=f"{'; '.join(told)}.",
-        table=Table(columns, table),
-        words=("chain", "layers that go"),
-        figure=draw(curves, (cost_label, quality.label), level, quality.share),
+        outcome=f"{'; '.join(outcomes)}.",
+        table=Table([*columns, quality.label], cells),
+        words=("chain", "removed layers"),
+        figure=draw(curves, (cost_label, quality.label), ("dense network", dense[quality.key]), quality.share),
         notes=[NOTE],
         command=command,
     )
 
 
-def rows(chains: dict[str, list[Round]]) -> tuple[list[str], list[list]]:
-    """Columns and rows of the table of numbers."""
-    every = [(name, place, one) for name, found in chains.items() for place, one in enumerate(found)]
-    keys = list(dict.fromkeys(key for _, _, one in every for key in one.after))
-    table = [
-        [name, place, one.run, " ".join(one.removed), one.left]
-        + [metrics.get(key, "") for metrics in (one.after, one.before) for key in keys]
-        for name, place, one in every
-    ]
-    columns = ["chain", "round", "experiment", "removed", "layers_left", *keys]
-    return [*columns, *(f"before_tuning.{key}" for key in keys)], table
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Prune in rounds, each fine-tuned before the next.")
-    parser.add_argument("--rounds", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--layers", type=int, default=1, help="how many layers go in each (default: 1)")
-    parser.add_argument("dials", nargs="*", metavar="DIAL=VALUES", help="as method=sglp,cka_greedy or seed=0")
-    given = parser.parse_intermixed_args()
-    try:
-        main(given.dials, given.rounds, given.layers)
-    except SGLPError as error:
-        sys.exit(f"rounds: {error}")
+    parser = argparse.ArgumentParser(description="Prune in rounds, with fine-tuning in each round.")
+    parser.add_argument("--rounds", type=int, default=3, help="the number of rounds (default: 3)")
+    parser.add_argument("--layers", type=int, default=1, help="layers to remove in each round (default: 1)")
+    chain.run_program("rounds", main, parser)

@@ -1,112 +1,102 @@
-"""The comparison as tables of text, for HTML and Markdown alike."""
+"""The tables of a comparison as text, for HTML and Markdown."""
 
 import re
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from experiments.cells import amount, error, number, with_spread
 from experiments.correlation import prediction
-from experiments.outcomes import Comparison, Quality, latencies
-from experiments.records import Record
-from experiments.settings import Setting, changed, plain, series
-from experiments.statistics import shares, stability
+from experiments.outcomes import Comparison, Quality
+from experiments.settings import changed, series, yaml_text
+from experiments.statistics import removals, stability
 from stages.support.outcome import METRICS, ranges
 
-# Metrics with a place of their own, or that count what others were measured on. Of corruptions, the means have to do.
-_COUNTS = r"_questions$|\.samples$|^robustness\.corruptions\.\d\.(?!mean$)"
-NOT_MORE = ("params", "macs", "flops", "macs_per_token", "flops_per_token", "bytes", "samples", "tokens")
+# Metrics that have a column elsewhere, or say what others were measured on. Of corruptions, only means are shown.
+NOT_SHOWN = re.compile(
+    r"(params|macs|flops|macs_per_token|flops_per_token|bytes|samples|tokens)$"
+    r"|.*(_questions|\.samples)$|robustness\.corruptions\.\d\.(?!mean$)"
+)
 
 
 class Table(NamedTuple):
-    """Columns, and rows of as many cells; where a setting has a number, "#" is its place by quality."""
+    """Columns, and rows with a text per column; "#" is a setting's number, the best is 1."""
 
     columns: list[str]
     rows: list[list[str]]
 
 
-def tables_of(found: Comparison) -> dict[str, Table]:
-    """All tables of a comparison: outcome, metrics, k, ablations, layers, correlation, cost, runs.
+def table_of(frame: pd.DataFrame) -> Table:
+    """Convert a frame to text, without the columns that are empty in every row."""
+    frame = frame.astype(object).fillna("").astype(str)
+    frame = frame.loc[:, (frame != "").any()] if len(frame) else frame
+    return Table(list(frame.columns), frame.to_numpy().tolist())
 
-    Columns without a value are not there; a table that has nothing to tell has no rows.
-    """
-    made = {
-        "outcome": _outcome(found),
-        "metrics": metrics(found, also_measured(found)),
-        "k": _k(found),
-        "ablations": _ablations(found),
-        "layers": _layers(found),
-        "correlation": _correlation(found),
-        "cost": _cost(found),
-        "runs": _runs(found),
+
+def tables_of(comparison: Comparison) -> dict[str, Table]:
+    """Make all tables of a comparison; one without content has no rows."""
+    base = comparison.points[["setting"]].copy()
+    base["runs"] = comparison.qualities().size().astype(str)
+    base[comparison.quality.label] = comparison.qualities().apply(partial(with_spread, comparison.quality))
+    base["s.e."] = comparison.qualities().apply(partial(error, comparison.quality))
+    base["before tuning"] = comparison.qualities("pruned").apply(partial(with_spread, comparison.quality))
+    tables = {
+        "outcome": _outcome(comparison, base.copy()),
+        "metrics": metrics(comparison, also_measured(comparison)),
+        "layers": _layers(comparison, base.drop(0)[["setting", "runs"]]),
+        "correlation": _correlation(comparison, base.drop(0)[["setting"]]),
+        "cost": _cost(comparison, base.drop(0)[["setting", comparison.quality.label]]),
     }
-    return {name: _filled(table) for name, table in made.items()}
+    for table in tables.values():
+        table.insert(0, "#", ["" if number == 0 else number for number in table.index])
+    tables |= {"k": _k(comparison, base), "ablations": _ablations(comparison, base), "runs": _runs(comparison)}
+    return {name: table_of(table) for name, table in tables.items()}
 
 
-def _filled(table: Table) -> Table:
-    """The columns that have a value in any row."""
-    filled = [i for i in range(len(table.columns)) if not table.rows or any(row[i] for row in table.rows)]
-    return Table([table.columns[i] for i in filled], [[row[i] for i in filled] for row in table.rows])
+def _outcome(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    points, groups = comparison.points, comparison.runs.groupby("#")
+    table.loc[0, comparison.quality.label] = number(comparison.quality, points["quality"][0])
+    for cost in (cost for cost in comparison.costs if cost not in comparison.timed):
+        dense = points[cost][0]
+        table[cost] = [f"{amount(value)} ({100 * value / dense:.0f} %)" for value in points[cost]]
+        table.loc[0, cost] = amount(dense)
+    for name in comparison.timed:
+        medians = groups[[f"{name}.seconds", f"{name}.speedup"]].median().dropna()
+        texts = [f"{amount(seconds, 's')} ({speedup:.2f} times)" for _, seconds, speedup in medians.itertuples()]
+        table[name] = pd.Series(texts, medians.index, dtype=object)
+    for label, column, form in (("score seconds", "cost.seconds", "{:.3g}"), ("passes", "passes", "{:,.0f}")):
+        table[label] = _medians(comparison, column, form)
+    fronts = {label.partition(",")[0]: comparison.front(label) for label in comparison.costs}
+    on_front = [", ".join(label for label, front in fronts.items() if number in front) for number in table.index]
+    table["on the Pareto front of"] = on_front
+    table["removed layers (first run)"] = ["", *(ranges(setting.records[0].removed) for setting in comparison.settings)]
+    return table
 
 
-def _outcome(found: Comparison) -> Table:
-    quality = found.quality
-    timed = list(dict.fromkeys(name for record in found.records for name in latencies(record)))
-    fronts = [(cost.label.partition(",")[0], found.front(cost)) for cost in found.costs]
-    counted = [cost for cost in found.costs if not cost.unit]
-    columns = ["#", "setting", "runs", quality.label, "s.e.", "before tuning"]
-    columns += [*(cost.label for cost in counted), *timed]
-    columns += ["score seconds", "passes", "on the Pareto front of", "layers that go (first run)"]
-    dense = ["", "dense network", "", number(quality, found.dense[quality.key]), "", ""]
-    dense += [*(amount(cost.dense) for cost in counted), *("" for _ in timed), "", ""]
-    rows = [[*dense, ", ".join(label for label, front in fronts if None in front), ""]]
-    for place, setting in enumerate(found.settings):
-        after = found.spread(setting)
-        row = [str(place + 1), setting.label, str(after.n), with_spread(quality, after), error(quality, after)]
-        row.append(with_spread(quality, found.spread(setting, "pruned")))
-        row += [f"{amount(cost.values[place])} ({100 * cost.values[place] / cost.dense:.0f} %)" for cost in counted]
-        row += [_latency(setting, name) for name in timed]
-        row.append(_median(setting, lambda r: (r.cost or {}).get("seconds"), "{:.3g}".format))
-        row.append(_median(setting, _passes, "{:,.0f}".format))
-        row += [", ".join(label for label, front in fronts if place in front), ranges(setting.records[0].removed)]
-        rows.append(row)
-    return Table(columns, rows)
+def also_measured(comparison: Comparison) -> list[str]:
+    """Return the metrics besides the quality that rate fine-tuned networks."""
+    keys = dict.fromkeys(key for record in comparison.records for key in record.metrics["finetuned"])
+    return [key for key in keys if key != comparison.quality.key and not NOT_SHOWN.match(key)]
 
 
-def _latency(setting: Setting, name: str) -> str:
-    """Seconds, and how many times as fast as the dense network."""
-    measured = [latencies(record)[name] for record in setting.records if name in latencies(record)]
-    if not measured:
-        return ""
-    seconds, times = (median(values[key] for values in measured) for key in ("latency_seconds", "speedup"))
-    return f"{amount(seconds, 's')} ({times:.2f} times)"
+def metrics(comparison: Comparison, keys: Sequence[str]) -> pd.DataFrame:
+    """Make the table of other metrics of the fine-tuned networks; a setting has a value if all of its runs do."""
+    table = comparison.points[["setting"]].copy()
+    for measure in map(_measure, keys):
+        values = comparison.runs.groupby("#")[f"finetuned.{measure.key}"]
+        table[measure.label] = values.apply(partial(with_spread, measure))[values.count() == values.size()]
+        table.loc[0, measure.label] = dense_networks(comparison, measure)
+    return table if keys else table[:0]
 
 
-def also_measured(found: Comparison) -> list[str]:
-    """The metrics besides the quality that say how good fine-tuned networks are."""
-    known = dict.fromkeys(key for record in found.records for key in record.metrics["finetuned"])
-    return [key for key in known if key not in (*NOT_MORE, found.quality.key) and not re.search(_COUNTS, key)]
-
-
-def metrics(found: Comparison, keys: Sequence[str]) -> Table:
-    """What was measured of the fine-tuned networks, besides the quality."""
-    measures = [_measure(key) for key in keys]
-    rows = [["", "dense network", *(dense_networks(found, one) for one in measures)]]
-    for place, setting in enumerate(found.settings):
-        row = [str(place + 1), setting.label]
-        for one in measures:
-            complete = all(one.key in record.metrics["finetuned"] for record in setting.records)
-            other = found._replace(quality=one)
-            row.append(with_spread(one, other.spread(setting)) if complete else "")
-        rows.append(row)
-    return Table(["#", "setting", *(one.label for one in measures)], rows if keys else [])
-
-
-def dense_networks(found: Comparison, one: Quality) -> str:
-    """A measure of the dense network; of all, the best first, where several kinds of processors made one each."""
-    each = {found.of_dense(record): record.metrics["dense"] for record in reversed(found.records)}
-    best_first = sorted(each.values(), key=lambda metrics: metrics[found.quality.key], reverse=True)
-    return " or ".join(dict.fromkeys(number(one, metrics[one.key]) for metrics in best_first if one.key in metrics))
+def dense_networks(comparison: Comparison, measure: Quality) -> str:
+    """Write a metric of the dense network; if several kinds of processors trained one each, of all, the best first."""
+    networks = comparison.runs.drop_duplicates("dense").sort_values(f"dense.{comparison.quality.key}", ascending=False)
+    values = networks.get(f"dense.{measure.key}", pd.Series(dtype=float)).dropna()
+    return " or ".join(dict.fromkeys(number(measure, value) for value in values))
 
 
 def _measure(key: str) -> Quality:
@@ -116,95 +106,70 @@ def _measure(key: str) -> Quality:
     return Quality(key, known.label if known else label, 1, share)
 
 
-def _k(found: Comparison) -> Table:
-    """Quality against k, for settings that differ in k alone."""
-    rows = [
-        [label, str(setting.dials["k"]), str(len(setting.records))]
-        + [with_spread(found.quality, found.spread(setting, network)) for network in ("finetuned", "pruned")]
-        for label, group in series(found.settings).items()
-        for setting in group
-    ]
-    return Table(["setting", "k", "runs", found.quality.label, "before tuning"], rows)
+def _k(comparison: Comparison, base: pd.DataFrame) -> pd.DataFrame:
+    """Quality against k, for settings that differ only in k."""
+    rows = [(label, setting) for label, group in series(comparison.settings).items() for setting in group]
+    table = base.set_index("setting").loc[[setting.label for _, setting in rows]].drop(columns="s.e.")
+    table.insert(0, "setting", [label for label, _ in rows])
+    table.insert(1, "k", [setting.params["k"] for _, setting in rows])
+    return table
 
 
-def _ablations(found: Comparison) -> Table:
-    """The reference, and what differs from it in one dial."""
-    quality, start = found.quality, found.reference
-    after = found.spread(start)
-    rows = [["reference", start.label, str(after.n), with_spread(quality, after), "", "", ""]]
-    others = [(changed(start.dials, setting.dials), setting) for setting in found.settings]
-    for (key,), setting in sorted((pair for pair in others if len(pair[0]) == 1), key=lambda pair: pair[0]):
-        old, new = plain(start.dials.get(key)), plain(setting.dials.get(key))
-        new = setting.label if key == "method" else new
-        after, change = found.spread(setting), found.difference(setting)
-        row = [key.removeprefix("workload."), f"{old} → {new}", str(after.n), with_spread(quality, after)]
-        if change:
-            more = f"{100 * change.mean:+.2f} points" if quality.share else f"{change.mean:+#.3g}"
-            rows.append([*row, more, error(quality, change), str(change.n)])
-        else:
-            rows.append([*row, "", "", "0"])
-    columns = ["dial", "value", "runs", quality.label, "change", "s.e. of the change", "seeds that both have"]
-    return Table(columns, rows)
-
-
-def _layers(found: Comparison) -> Table:
-    """Which layers go, in all runs of a setting and in some."""
-    rows = []
-    for place, setting in enumerate(found.settings):
-        sets = [record.removed for record in setting.records]
-        share = shares(sets, len(setting.records[0].layers))
-        alike = stability(sets)
-        row = [str(place + 1), setting.label, str(len(sets)), "" if alike is None else f"{alike:.2f}"]
-        row.append(ranges([i for i, value in enumerate(share) if value == 1]))
-        row.append(ranges([i for i, value in enumerate(share) if 0 < value < 1]))
+def _ablations(comparison: Comparison, base: pd.DataFrame) -> pd.DataFrame:
+    """The reference, and the settings that differ from it in one parameter."""
+    quality, start = comparison.quality, comparison.settings[comparison.reference - 1]
+    rows = [{"parameter": "reference", "value": start.label, **base.loc[comparison.reference]}]
+    others = [(changed(start.params, setting.params), n, setting) for n, setting in enumerate(comparison.settings, 1)]
+    for (key,), n, setting in sorted((row for row in others if len(row[0]) == 1), key=lambda row: row[0]):
+        change = comparison.difference(n, comparison.reference)
+        old, new = (yaml_text(params.get(key)) for params in (start.params, setting.params))
+        row = {"parameter": key.removeprefix("workload."), **base.loc[n], "common seeds": str(len(change))}
+        row["value"] = f"{old} → {setting.label if key == 'method' else new}"
+        if len(change):
+            row["change"] = f"{100 * change.mean():+.2f} points" if quality.share else f"{change.mean():+#.3g}"
+            row["s.e. of the change"] = error(quality, change)
         rows.append(row)
-    return Table(
-        ["#", "setting", "runs", "Jaccard similarity", "layers that always go", "layers that go at times"], rows
-    )
+    columns = ["parameter", "value", "runs", quality.label, "change", "s.e. of the change", "common seeds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _correlation(found: Comparison) -> Table:
+def _layers(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """The layers that all runs of a setting remove, and those that some runs remove."""
+    removed = [removals([run.removed for run in s.records], len(s.records[0].layers)) for s in comparison.settings]
+    table["Jaccard similarity"] = [stability(matrix) for matrix in removed]
+    table["Jaccard similarity"] = table["Jaccard similarity"].map("{:.2f}".format, na_action="ignore")
+    for label, full in (("always removed", True), ("sometimes removed", False)):
+        masks = [matrix.any(axis=0) & (matrix.all(axis=0) == full) for matrix in removed]
+        table[label] = [ranges(np.flatnonzero(mask).tolist()) for mask in masks]
+    return table
+
+
+def _correlation(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     """How well each setting's scores rank the plans that were tried."""
-
-    rows = []
-    for place, setting in enumerate(found.settings):
-        about = prediction(setting, found.records, found.quality.key, found.quality.sign)
-        row = [str(place + 1), setting.label, str(about.plans), str(about.unknown)]
-        rows.append(row + ["" if rho is None else f"{rho:+.2f}" for rho in (about.tuned, about.pruned)])
-    told = ["correlation, fine-tuned", "correlation, before tuning"]
-    return Table(["#", "setting", "plans", "without a score", *told], rows)
+    quality = comparison.quality
+    rows = [prediction(setting, comparison.records, quality.key, quality.sign) for setting in comparison.settings]
+    columns = ["correlation, fine-tuned", "correlation, before tuning", "plans", "without a score"]
+    numbers = pd.DataFrame(rows, table.index).set_axis(columns, axis=1)
+    numbers[columns[:2]] = numbers[columns[:2]].map("{:+.2f}".format, na_action="ignore")
+    return table.join(numbers[columns[2:] + columns[:2]])
 
 
-def _cost(found: Comparison) -> Table:
-    """What it took to find the plan: medians over runs."""
-    keys = list(dict.fromkeys(key for record in found.records for key in record.cost or {}))
-    rows = []
-    for place, setting in enumerate(found.settings):
-        cells = [_median(setting, lambda r, k=key: (r.cost or {}).get(k), "{:,.4g}".format) for key in keys]
-        if any(cells):
-            quality = with_spread(found.quality, found.spread(setting))
-            rows.append([str(place + 1), setting.label, *cells, quality])
-    return Table(["#", "setting", *(key.replace("_", " ") for key in keys), found.quality.label], rows)
+def _cost(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """The cost of finding the plan: medians over runs."""
+    keys = list(dict.fromkeys(key for record in comparison.records for key in record.cost or {}))
+    costs = pd.DataFrame({key.replace("_", " "): _medians(comparison, f"cost.{key}", "{:,.4g}") for key in keys})
+    return table[["setting"]].join(costs.dropna(how="all"), how="inner").join(table[comparison.quality.label])
 
 
-def _runs(found: Comparison) -> Table:
-    quality = found.quality
-    rows = [
-        [record.name, setting.label, str(record.dials["seed"])]
-        + [number(quality, record.metrics[network][quality.key]) for network in ("finetuned", "pruned")]
-        + [ranges(record.removed)]
-        for setting in found.settings
-        for record in setting.records
-    ]
-    return Table(["experiment", "setting", "seed", quality.label, "before tuning", "layers that go"], rows)
+def _runs(comparison: Comparison) -> pd.DataFrame:
+    runs, show = comparison.runs, partial(number, comparison.quality)
+    table = runs[["experiment"]].assign(setting=runs["#"].map(comparison.points["setting"]), seed=runs["seed"])
+    for label, network in ((comparison.quality.label, "finetuned"), ("before tuning", "pruned")):
+        table[label] = runs[f"{network}.{comparison.quality.key}"].map(show)
+    return table.assign(**{"removed layers": runs["removed"].map(ranges)})
 
 
-def _median(setting: Setting, value: Callable, form: Callable) -> str:
-    """The median over the runs that have a value."""
-    values = [found for found in map(value, setting.records) if found is not None]
-    return form(median(values)) if values else ""
-
-
-def _passes(record: Record) -> float | None:
-    passes = [record.cost[key] for key in ("forward_passes", "backward_passes") if key in (record.cost or {})]
-    return sum(passes) if passes else None
+def _medians(comparison: Comparison, column: str, form: str) -> pd.Series:
+    """Format the median of each setting's runs that have a value."""
+    values = comparison.runs.reindex(columns=[column]).groupby(comparison.runs["#"])[column]
+    return values.median().map(form.format, na_action="ignore")

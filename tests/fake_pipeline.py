@@ -1,4 +1,4 @@
-"""A project whose stages are one tiny script, for tests of what runs when: stages write down that they ran."""
+"""A project whose stages are one tiny script that logs its runs, for tests of what runs when."""
 
 import os
 import subprocess
@@ -6,7 +6,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from pipeline import ROOT, TINY_PARAMS, TINY_WORKLOAD, command_environment, copy, merged, read_yaml, write_yaml
+
+from experiments.git import git
 
 STAGE = """
 import os, sys, time
@@ -39,7 +42,7 @@ elif name == "score":
         sys.exit("score: k=7 is one too many")
     if k == "8":
         raise ValueError("eight")
-    # Pairs of k lead to the same plan, and the method `tail` does not look at k.
+    # Pairs of k give the same plan, and the method does not matter.
     text, out = f"{ratio} {params['method'] if k == '9' else ''} {int(k) // 2}", "data/plan.json"
 elif name == "finetune":
     while Path(os.environ["RAN"]).with_name("hold").exists():
@@ -73,52 +76,74 @@ PIPELINE = {
 
 
 class FakeProject:
-    """The project, with a commit, and what its stages wrote down."""
+    """The project with a commit, and the log of its stages."""
 
     def __init__(self, folder: Path):
-        self.folder, self.notes = folder / "project", folder / "ran"
+        self.folder, self.log = folder / "project", folder / "ran"
         for name in (".dvc/config", ".dvcignore", "versions.txt"):
             copy(ROOT / name, self.folder / name)
-        params = merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS)
-        write_yaml(self.folder / "params.yaml", params)
-        commented = (self.folder / "params.yaml").read_text().replace("seed: 0", "seed: 0 # mine")
-        (self.folder / "params.yaml").write_text(commented)
+        write_yaml(self.folder / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), TINY_PARAMS))
+        self.replace("params.yaml", "seed: 0", "seed: 0 # mine")
         workload = merged(read_yaml(ROOT / "models/resnet56-digits.yaml"), TINY_WORKLOAD)
         write_yaml(self.folder / "models/tiny.yaml", workload)
         (self.folder / "stage.py").write_text(STAGE)
         stages = {name: _entry(name, *parts) for name, parts in PIPELINE.items()}
         write_yaml(self.folder / "dvc.yaml", {"stages": stages})
-        (self.folder / ".gitignore").write_text("/data/\n/reports/\n")
-        (self.folder / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
         (self.folder / "data/raw").mkdir(parents=True)
         (self.folder / "data/raw/mine.txt").write_text("git does not know this file")
         self.environment = {
-            "RAN": str(self.notes),
+            "RAN": str(self.log),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "DVC_SITE_CACHE_DIR": str(folder / "site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "PYTHONPATH": str(ROOT),
         }
-        for command in ("init -q -b main", "add -A", "-c user.name=t -c user.email=t@t commit -q -m start"):
-            self.git(*command.split())
+        commit(self.folder)
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> "FakeProject":
+        """Make the project the working directory of this process, with its environment."""
+        monkeypatch.chdir(self.folder)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        return self
+
+    def replace(self, path: str, old: str, new: str) -> None:
+        """Replace text in a file."""
+        text = (self.folder / path).read_text()
+        assert old in text
+        (self.folder / path).write_text(text.replace(old, new))
 
     def git(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=self.folder, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        """Run a git command and return its output."""
+        return git(self.folder, *arguments)
+
+    def finished(self, baseline: str = "HEAD") -> list[str]:
+        """Return the names of the finished experiments on a commit."""
+        commit = self.git("rev-parse", baseline)
+        refs = f"refs/exps/{commit[:2]}/{commit[2:]}"
+        return self.git("for-each-ref", "--format=%(refname:lstrip=-1)", refs).split()
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        """A sweep in a process of its own."""
+        """Start a sweep in its own process."""
         environment = command_environment(self.folder.parent / "cache") | self.environment
         command = [sys.executable, "-m", "experiments.sweep", *arguments]
         return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True)
 
-    def ran(self, what: str = "begin", since: int = 0) -> Counter:
-        """How often each stage began, or ended."""
-        return Counter(line.split()[1] for line in self.lines()[since:] if line.startswith(what))
+    def ran(self, event: str = "begin", since: int = 0) -> Counter:
+        """Count how often each stage began or ended."""
+        return Counter(line.split()[1] for line in self.lines()[since:] if line.startswith(event))
 
     def lines(self) -> list[str]:
-        return self.notes.read_text().splitlines() if self.notes.exists() else []
+        """Return the lines of the log."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+def commit(folder: Path) -> None:
+    """Commit all files of a project, in a new repository if it has none."""
+    (folder / ".gitignore").write_text("__pycache__/\n/data/\n/reports/\n")
+    (folder / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    for command in ("init -q -b main", "add -A", "-c user.name=t -c user.email=t@t commit -q -m code"):
+        git(folder, *command.split())
 
 
 def _entry(name: str, deps: list[str], params: list, out: str) -> dict:

@@ -1,4 +1,4 @@
-"""Records of runs that never ran, for tests of the comparison."""
+"""Synthetic records, for tests of the comparison."""
 
 from itertools import combinations
 
@@ -15,7 +15,7 @@ WORKLOAD = {
     "workload.finetune.epochs": 15,
     "workload.evaluation.batch_size": 256,
 }
-DIALS = {
+PARAMS = {
     "model": "net",
     "k": 3,
     "prune_ratio": 0.5,
@@ -31,16 +31,16 @@ DIALS = {
 }
 
 
-def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.5, timed=True, scores=None, **dials):
-    """A run of a network of `size` layers, the first of which can't go; dials as keywords, dots as two underscores."""
-    dials = {key.replace("__", "."): value for key, value in dials.items()}
-    dials = DIALS | WORKLOAD | dials
-    draw = np.random.default_rng([dials["seed"], len(name), size])
+def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.5, timed=True, scores=None, **params):
+    """Make a run of a network with `size` layers, all but the first removable; "__" in a parameter is a dot."""
+    params = {key.replace("__", "."): value for key, value in params.items()}
+    params = PARAMS | WORKLOAD | params
+    draw = np.random.default_rng([params["seed"], len(name), size])
     if removed is None:
         removed = tuple(sorted(draw.choice(np.arange(1, size), size // 2, replace=False).tolist()))
-    k = {"auto": 3}.get(dials["k"], dials["k"]) if dials["method"] == "sglp" else 1
+    k = {"auto": 3}.get(params["k"], params["k"]) if params["method"] == "sglp" else 1
     segments = [(int(part[0]), int(part[-1])) for part in np.array_split(np.arange(size), k)]
-    if scores is None and dials["method"] == "sglp":
+    if scores is None and params["method"] == "sglp":
         kept = [[i for i in range(a, b + 1) if i not in removed] for a, b in segments]
         scores = [
             SetScore(number, chosen, float(draw.random()), "made", False)
@@ -66,7 +66,7 @@ def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.
     }
     return Record(
         name=name,
-        dials=dials,
+        params=params,
         layers=[{"name": f"layer{i}", "removable": i > 0, "parameters": 100, "macs": 1000} for i in range(size)],
         segments=segments,
         scores=scores,
@@ -77,9 +77,9 @@ def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.
     )
 
 
-def language(name="run", quality=20.0, **given):
-    """A run of a language model: perplexity, MACs a token, two kinds of work."""
-    made = record(name, quality=0.5, workload__task="causal_lm", **given)
+def language(name="run", quality=20.0, **params):
+    """Make a run of a language model: perplexity, MACs a token, two kinds of work."""
+    made = record(name, quality=0.5, workload__task="causal_lm", **params)
     metrics = {
         network: {
             "perplexity": value,

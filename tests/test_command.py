@@ -61,8 +61,8 @@ def test_the_table_is_aligned_and_ends_with_the_whole_network(network, digits):
     assert lines[5][column:] == "no: changes the shape from 16x8x8 to 32x4x4"
     assert [line[: lines[0].index("MACs") + 4].split()[-1] for line in lines[1:4]] == ["9,216", "294,912", "294,912"]
     assert lines[-1] == (
-        f"10 layers, 7 removable; with its head the CifarResNet has {count_parameters(network):,} parameters and "
-        f"{count_macs(network, digits[0][:1]):,} MACs a sample"
+        f"10 layers, 7 removable; including its head, the CifarResNet has {count_parameters(network):,} parameters and "
+        f"{count_macs(network, digits[0][:1]):,} MACs per sample"
     )
 
 

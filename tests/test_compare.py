@@ -1,4 +1,4 @@
-"""The comparison's page and its table, of runs that never ran."""
+"""The comparison's page and its table, for synthetic runs."""
 
 import base64
 import csv
@@ -23,26 +23,26 @@ SECTIONS = (
     "Other metrics",
     "Number of segments",
     "Ablations",
-    "Layers that go",
+    "Removed layers",
     "Scores and outcomes",
     "Cost of finding the plan",
     "All runs",
 )
 
 
-def sweep(make=record, **dials):
-    """Three seeds of two criteria at two k, of a rival and of a control."""
+def sweep(make=record, **params):
+    """Three seeds of two criteria at two k, of a baseline and of a control."""
     points = [{"k": k, "score__criterion": criterion} for k in (2, 3) for criterion in ("gradnorm", "loss")]
     points += [{"method": "tail"}, {"prune__weights": "random"}]
     return [
-        make(f"run-{number}-{seed}", quality=0.8 + 0.01 * number + 0.013 * seed, seed=seed, **point, **dials)
+        make(f"run-{number}-{seed}", quality=0.8 + 0.01 * number + 0.013 * seed, seed=seed, **point, **params)
         for number, point in enumerate(points)
         for seed in range(3)
     ]
 
 
 class Page(HTMLParser):
-    """A page's tables and images, and what it would load."""
+    """A page's tables and images, and the addresses that it would load."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -75,7 +75,7 @@ class Page(HTMLParser):
             self.cell = None
 
     def table(self, *columns):
-        """The first table with these columns, its rows as mappings."""
+        """Return the first table with these columns, its rows as mappings."""
         found = next(table for table in self.tables if set(columns) <= set(table[0]))
         return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
 
@@ -90,7 +90,7 @@ def whole(records) -> Page:
     return Page(page(Reading(records, {"broken": "it did not make <data/plan.json>"}, {})))
 
 
-def test_the_page_stands_alone(whole):
+def test_the_page_is_self_contained(whole):
     assert whole.loads
     assert all(value.startswith("data:image/png;base64,") for value in whole.loads)
     assert not re.search(
@@ -111,11 +111,10 @@ def test_every_model_has_every_section(whole):
 
 
 def test_numbers_are_those_of_the_csv(whole, records, tmp_path):
-    columns, cells = rows(records)
-    assert len(cells) == len(records)
     file = tmp_path / "compare.csv"
-    compare.write_rows(str(file), columns, cells)
+    rows(records).to_csv(file, index=False)
     found = [row for row in read_rows(str(file)) if row["workload"] == "net"]
+    assert 2 * len(found) == len(records)
     groups = {}
     for row in found:
         groups.setdefault(row["setting"], []).append(row)
@@ -136,18 +135,18 @@ def test_numbers_are_those_of_the_csv(whole, records, tmp_path):
     assert order == sorted(order, reverse=True)
 
 
-def test_a_run_is_a_row_with_its_dials_and_layers(records):
-    columns, cells = rows(records)
-    (first,) = (r for r in records if r.name == "run-0-1" and r.dials["model"] == "net")
-    row = next(dict(zip(columns, c, strict=True)) for c in cells if c[:2] == ["run-0-1", "net"])
+def test_a_run_is_a_row_with_its_parameters_and_layers(records):
+    table = rows(records)
+    (first,) = (r for r in records if r.name == "run-0-1" and r.params["model"] == "net")
+    (_, row), *_ = table[(table["experiment"] == "run-0-1") & (table["workload"] == "net")].iterrows()
     assert (row["k"], row["seed"], row["score.search"], row["method"]) == ("2", "1", "independent", "sglp")
     assert row["removed"].split() == [f"layer{i}" for i in first.removed]
     assert row["dense.accuracy"] == 0.95
-    assert "workload.finetune.epochs" not in columns, "it is the same everywhere"
-    assert "workload.task" in columns
+    assert "workload.finetune.epochs" not in table, "it is the same everywhere"
+    assert "workload.task" in table
 
 
-def test_perplexity_is_better_where_it_is_less(whole):
+def test_less_perplexity_is_better(whole):
     shown = whole.table("perplexity", "MACs a token")
     values = [float(row["perplexity"].split()[0]) for row in shown[1:]]
     assert values == sorted(values)
@@ -164,10 +163,10 @@ def test_robustness_is_shown_by_attack_and_severity():
     found = tables_of(outcomes.compare([run]))["metrics"]
     assert found.columns == ["#", "setting", "loss", "fgsm 0.01", "corruptions 3, mean"]
     assert found.rows[1] == ["1", "sglp", "1.100", "50.00 %", "25.00 %"]
-    assert "finetuned.robustness.corruptions.3.fog" in rows([run])[0]
+    assert "finetuned.robustness.corruptions.3.fog" in rows([run])
 
 
-def test_what_the_score_cost_is_a_median(records):
+def test_the_cost_of_scoring_is_a_median(records):
     runs = [record(seed=s)._replace(cost={"seconds": c, "samples_a_pass": 8}) for s, c in enumerate((1.0, 9.0, 2.0))]
     found = tables_of(outcomes.compare([*runs, record(k=2)._replace(cost=None)]))["cost"]
     assert found.columns == ["#", "setting", "seconds", "samples a pass", "accuracy"]
@@ -178,43 +177,42 @@ def test_ablations_compare_seed_by_seed():
     runs = [record(quality=q, seed=s) for s, q in ((0, 0.90), (1, 0.80))]
     runs += [record(quality=q, seed=s, score__search="sequential") for s, q in ((1, 0.83), (0, 0.92), (2, 0.1))]
     runs += [record(quality=0.5, seed=0, score__search="sequential", k=2)]
-    found = tables_of(outcomes.compare(runs, record().dials))["ablations"]
+    found = tables_of(outcomes.compare(runs, record().params))["ablations"]
     assert [row[:2] for row in found.rows] == [
         ["reference", "sglp · k=3 · search=independent"],
         ["score.search", "independent → sequential"],
     ]
     row = dict(zip(found.columns, found.rows[1], strict=True))
-    assert (row["change"], row["s.e. of the change"], row["seeds that both have"]) == ("+2.50 points", "0.50", "2")
+    assert (row["change"], row["s.e. of the change"], row["common seeds"]) == ("+2.50 points", "0.50", "2")
 
 
-def test_runs_whose_layers_are_others_stand_apart():
-    """Numbers of layers mean nothing side by side where a pattern finds other ones."""
+def test_runs_with_other_layers_are_another_model():
+    """Layer indices can't be compared if another pattern selects the layers."""
     one, other = record(), record(seed=1)
     groups = by_model(
         [
-            one._replace(dials=one.dials | {"workload.layers": None}),
-            other._replace(dials=other.dials | {"workload.layers": "stage2.*"}),
+            one._replace(params=one.params | {"workload.layers": None}),
+            other._replace(params=other.params | {"workload.layers": "stage2.*"}),
         ]
     )
     assert sorted(len(group) for group in groups.values()) == [1, 1]
 
 
-def test_layers_that_always_go_and_those_that_go_at_times():
+def test_layers_that_all_runs_or_some_runs_remove():
     runs = [record(seed=0, removed=(1, 2, 3, 7)), record(seed=1, removed=(1, 2, 3, 9))]
     assert tables_of(outcomes.compare(runs))["layers"].rows == [["1", "sglp", "2", "0.60", "1-3", "7, 9"]]
-    assert tables_of(outcomes.compare(runs[:1]))["layers"].columns == ["#", "setting", "runs", "layers that always go"]
+    assert tables_of(outcomes.compare(runs[:1]))["layers"].columns == ["#", "setting", "runs", "always removed"]
 
 
 def test_the_pareto_front_counts_the_dense_network():
     runs = [record(removed=(1,), quality=0.96), record(removed=(1, 2), quality=0.9, k=2), record(quality=0.8, k=4)]
     found = outcomes.compare([*runs, record(removed=(1, 2), quality=0.85, k=5)])
-    macs = found.costs[0]
-    assert [None if i is None else found.settings[i].label for i in found.front(macs)] == [
+    assert [found.points["setting"][number] for number in found.front("MACs")] == [
         "sglp · k=4",
         "sglp · k=2",
         "sglp · k=3",
     ]
-    assert None in outcomes.compare(runs[1:]).front(macs._replace(values=macs.values[1:3]))
+    assert 0 in outcomes.compare(runs[1:]).front("MACs")
 
 
 def test_names_are_escaped():
@@ -232,9 +230,9 @@ def test_one_run_is_enough():
     (row,) = found.table("accuracy", "MACs")[1:]
     assert (row["runs"], row["accuracy"]) == ("1", "90.00 %")
     assert not row.keys() & {"s.e.", "score seconds", "passes"}
-    assert "No two settings differ in k alone." in found.html
-    assert "No setting differs from sglp in one dial." in found.html
-    assert "No run left" in found.html
+    assert "No two settings differ only in k." in found.html
+    assert "No setting differs from sglp in one parameter." in found.html
+    assert "No run has" in found.html
     assert len(found.images) == 2
 
 
@@ -246,19 +244,19 @@ def test_runs_without_a_benchmark_have_no_latency():
         "sglp · k=3": "1.00 ms (2.00 times)",
         "sglp · k=2": "",
     }
-    assert "latency" not in "".join(outcomes.compare(runs[1:]).costs[-1].label)
+    assert outcomes.compare(runs[1:]).timed == []
 
 
-def test_no_runs_are_one_sentence():
+def test_without_runs_the_error_is_one_sentence():
     with pytest.raises(
-        ExperimentError, match=r"^no experiment can be compared: 'make sweep' or 'dvc exp run' makes some$"
+        ExperimentError, match=r"^no experiment can be compared: run some with 'make sweep' or 'dvc exp run'$"
     ):
         page(Reading([], {}, {}))
     with pytest.raises(ExperimentError, match=r"a: it did not make data/plan\.json"):
         page(Reading([], {"a": "it did not make data/plan.json"}, {}))
 
 
-def test_runs_without_a_common_measure_are_one_sentence():
+def test_without_a_common_metric_the_error_is_one_sentence():
     run = record()
     for metrics in run.metrics.values():
         del metrics["accuracy"], metrics["loss"]
@@ -266,7 +264,7 @@ def test_runs_without_a_common_measure_are_one_sentence():
         tables_of(outcomes.compare([run]))
 
 
-def test_main_writes_both_files_and_tells_what_it_left_out(monkeypatch, tmp_path, capsys):
+def test_main_writes_both_files_and_lists_runs_that_are_left_out(monkeypatch, tmp_path, capsys):
     reading = Reading(
         [record("early"), record("late"), record("more", k=2)], {"half": "it did not make data/plan.json"}, {}
     )
@@ -276,7 +274,7 @@ def test_main_writes_both_files_and_tells_what_it_left_out(monkeypatch, tmp_path
         assert [row["experiment"] for row in csv.DictReader(file)] == ["more", "late"]
     told = capsys.readouterr().out
     assert "half: it did not make data/plan.json" in told
-    assert "early: asks the same as late" in told
+    assert "early: has the same parameters as late" in told
     assert "early" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 

@@ -1,27 +1,33 @@
 """The comparison's numbers, against definitions and other libraries."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from synthetic_runs import record
 
+from experiments.cells import error, with_spread
 from experiments.correlation import predicted, prediction
-from experiments.settings import asked, beside, by_model, changed, distinct, reference, series, settings
-from experiments.statistics import pareto_front, partial_correlation, rank_correlation, shares, spread, stability
+from experiments.outcomes import Quality
+from experiments.settings import beside, by_model, changed, distinct, reference, series, settings, used
+from experiments.statistics import pareto_front, partial_correlation, rank_correlation, removals, stability
 from sglp.scores import LayerScore, SetScore
 
 
-def test_spread_is_that_of_the_definition():
+def test_a_value_has_the_sample_deviation_and_a_standard_error():
     values = [0.3, 0.7, 0.2, 0.9]
-    found = spread(values)
     mean = sum(values) / 4
     deviation = (sum((value - mean) ** 2 for value in values) / 3) ** 0.5
-    assert found == pytest.approx((4, mean, deviation, deviation / 2))
-    assert spread([0.5]) == (1, 0.5, None, None)
+    for share, expected in ((True, f"{100 * mean:.2f} ± {100 * deviation:.2f} %"), (False, "0.5250 ± 0.33")):
+        quality = Quality("accuracy", "accuracy", 1, share)
+        assert with_spread(quality, pd.Series(values)) == expected
+        assert error(quality, pd.Series([0.5])) == ""
+    assert error(quality._replace(share=True), pd.Series(values)) == f"{100 * deviation / 2:.2f}"
+    assert with_spread(quality, pd.Series([0.5])) == "0.5000"
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_pareto_front_is_what_no_point_beats(seed):
+def test_pareto_front_has_the_points_that_no_point_beats(seed):
     draw = np.random.default_rng(seed)
     points = [tuple(map(float, pair)) for pair in draw.integers(0, 5, (draw.integers(1, 12), 2))]
     by_force = {
@@ -29,7 +35,7 @@ def test_pareto_front_is_what_no_point_beats(seed):
         for i, (cost, quality) in enumerate(points)
         if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)
     }
-    front = pareto_front(points)
+    front = pareto_front(pd.DataFrame(points, columns=["cost", "quality"]))
     assert set(front) == by_force
     assert len(front) == len(by_force)
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
@@ -39,43 +45,43 @@ def test_pareto_front_is_what_no_point_beats(seed):
 def test_rank_correlation_of_one_group_is_spearmans(seed):
     draw = np.random.default_rng(seed)
     x, y = draw.integers(0, 6, 15), draw.integers(0, 6, 15)  # with ties
-    found, theirs = rank_correlation([(x, y)]), spearmanr(x, y)
+    found, theirs = rank_correlation(x, y), spearmanr(x, y)
     assert found == pytest.approx(theirs.statistic, abs=1e-12)
 
 
 def test_rank_correlation_of_groups_is_pearsons_of_centred_ranks():
-    groups = [([1.0, 3.0, 2.0], [10.0, 20.0, 30.0]), ([100.0, 200.0, 300.0, 400.0], [4.0, 3.0, 2.0, 1.0])]
+    values = [1.0, 3.0, 2.0, 100.0, 200.0, 300.0, 400.0], [10.0, 20.0, 30.0, 4.0, 3.0, 2.0, 1.0]
     x, y = np.array([-1, 1, 0, -1.5, -0.5, 0.5, 1.5]), np.array([-1, 0, 1, 1.5, 0.5, -0.5, -1.5])
-    assert rank_correlation(groups) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert rank_correlation(*values, [0, 0, 0, 1, 1, 1, 1]) == pytest.approx(np.corrcoef(x, y)[0, 1])
 
 
-def test_nothing_to_rank_is_no_correlation():
-    assert rank_correlation([]) is None
-    assert rank_correlation([([1.0], [2.0])]) is None
-    assert rank_correlation([([1.0, 1.0], [2.0, 3.0])]) is None
+def test_without_variation_there_is_no_correlation():
+    assert np.isnan(rank_correlation([], []))
+    assert np.isnan(rank_correlation([1.0], [2.0]))
+    assert np.isnan(rank_correlation([1.0, 1.0], [2.0, 3.0]))
 
 
 def test_stability_is_the_mean_jaccard_similarity():
-    assert stability([(1, 2, 3), (2, 3, 4), (1, 2, 3)]) == pytest.approx((2 / 4 + 1 + 2 / 4) / 3)
-    assert stability([(), ()]) == 1
-    assert stability([(1,)]) is None
-    assert shares([(0, 1), (1, 3)], 4) == [0.5, 1, 0, 0.5]
+    assert stability(removals([(1, 2, 3), (2, 3, 4), (1, 2, 3)], 5)) == pytest.approx((2 / 4 + 1 + 2 / 4) / 3)
+    assert stability(removals([(), ()], 5)) == 1
+    assert np.isnan(stability(removals([(1,)], 5)))
+    assert removals([(0, 1), (1, 3)], 4).mean(axis=0).tolist() == [0.5, 1, 0, 0.5]
 
 
-def test_dials_that_a_method_does_not_use_make_no_other_question():
-    tail, rank = record(method="tail").dials, record(method="mine:rank").dials
+def test_parameters_that_a_method_does_not_use_do_not_count():
+    tail, rank = record(method="tail").params, record(method="mine:rank").params
     none = {"k", "segment.by"}
     of_sglp = {"score.criterion", "score.search", "workload.scoring.max_combinations"}
-    assert tail.keys() - asked(tail).keys() == none | of_sglp
-    assert rank.keys() - asked(rank).keys() == of_sglp
-    assert asked(record().dials) == record().dials
+    assert tail.keys() - used(tail).keys() == none | of_sglp
+    assert rank.keys() - used(rank).keys() == of_sglp
+    assert used(record().params) == record().params
 
 
-def test_settings_are_all_that_differs_but_in_the_seed():
+def test_settings_differ_in_more_than_the_seed():
     records = [record(seed=seed, k=k) for k in (2, 3) for seed in (1, 0)]
     records += [record(seed=0, k=3, prune__weights="random"), record(method="tail", k=3), record(method="tail", seed=1)]
     found = {setting.label: setting for setting in settings(records)}
-    assert {label: [r.dials["seed"] for r in setting.records] for label, setting in found.items()} == {
+    assert {label: [r.params["seed"] for r in setting.records] for label, setting in found.items()} == {
         "sglp · k=2": [0, 1],
         "sglp · k=3": [0, 1],
         "sglp · k=3 · weights=random": [0],
@@ -83,25 +89,25 @@ def test_settings_are_all_that_differs_but_in_the_seed():
     }
 
 
-def test_labels_leave_out_what_is_usual_and_tell_keys_of_the_same_name_apart():
+def test_labels_omit_common_values_and_distinguish_equal_names():
     records = [record(workload__finetune__epochs=epochs) for epochs in (15, 15, 20)]
     assert [s.label for s in settings(records)] == ["sglp", "sglp · epochs=20"]
     older = record()
-    del older.dials["score.search"]
+    del older.params["score.search"]
     assert [s.label for s in settings([*records, older])] == ["sglp", "sglp · epochs=20", "sglp · score.search absent"]
     twice = [record(prune__epochs=p, workload__finetune__epochs=f) for p, f in ((1, 1), (1, 1), (1, 2), (2, 1))]
     assert [s.label for s in settings(twice)] == ["sglp", "sglp · finetune.epochs=2", "sglp · prune.epochs=2"]
 
 
-def test_the_same_question_counts_once():
+def test_equal_runs_count_once():
     records = [record("old", k=3), record("other", k=4), record("new", k=3), record("tail", method="tail")]
     records.append(record("tail again", method="tail", k=7))
     found, left_out = distinct(records)
     assert [r.name for r in found] == ["new", "other", "tail again"]
-    assert left_out == {"old": "asks the same as new", "tail": "asks the same as tail again"}
+    assert left_out == {"old": "has the same parameters as new", "tail": "has the same parameters as tail again"}
 
 
-def test_models_are_told_apart_by_what_makes_the_dense_network():
+def test_models_differ_in_what_the_dense_network_depends_on():
     records = [record(), record(k=2), record(workload__architecture__kwargs__depth=110), record(model="another")]
     groups = by_model(records)
     assert {name: len(group) for name, group in groups.items()} == {
@@ -111,25 +117,25 @@ def test_models_are_told_apart_by_what_makes_the_dense_network():
     }
 
 
-def test_ablations_start_near_the_committed_dials_or_from_what_has_most_neighbours():
+def test_ablations_start_near_the_committed_parameters_or_with_most_neighbours():
     found = settings(
         [record(k=3), record(k=4), record(k=3, score__search="sequential"), record(k=5, score__search="sequential")]
     )
     assert reference(found).label == "sglp · k=3"
-    assert reference(found, record(k=4, seed=7).dials).label == "sglp · k=4"
+    assert reference(found, record(k=4, seed=7).params).label == "sglp · k=4"
     assert (
-        reference(found, record(k=5, score__search="sequential", benchmark__rounds=1).dials).label
+        reference(found, record(k=5, score__search="sequential", benchmark__rounds=1).params).label
         == "sglp · k=5 · search=sequential"
     )
-    assert changed(record(k=3).dials, record(method="tail", k=3).dials) == ["method"]
-    assert changed(asked(record(k=3).dials), asked(record(method="tail", k=9).dials)) == ["method"]
+    assert changed(record(k=3).params, record(method="tail", k=3).params) == ["method"]
+    assert changed(used(record(k=3).params), used(record(method="tail", k=9).params)) == ["method"]
 
 
-def test_a_series_differs_in_k_alone():
+def test_a_series_differs_only_in_k():
     records = [record(k=k) for k in (4, 2, "auto")] + [record(k=2, score__criterion="loss"), record(method="tail")]
     records.append(record(method="random", prune_ratio=0.3))
     found = settings(records)
-    assert {label: [s.dials["k"] for s in group] for label, group in series(found).items()} == {
+    assert {label: [s.params["k"] for s in group] for label, group in series(found).items()} == {
         "sglp · gradnorm · prune_ratio=0.5": [2, 4]
     }
     assert [s.label for s in beside(found)] == ["tail · prune_ratio=0.5"]
@@ -145,12 +151,12 @@ def test_predicted_is_the_sum_over_segments():
     made = record(size=5, k=2, removed=(2, 4), scores=scores)._replace(segments=[(0, 2), (3, 4)])
     assert predicted(made, (2, 4)) == 11
     assert predicted(made, (1, 3)) == 22
-    assert predicted(made, (1, 2)) is None, "another number of layers a segment"
+    assert np.isnan(predicted(made, (1, 2))), "another number of layers a segment"
     nothing = made._replace(scores=[*scores[:3], SetScore(1, (4,), float("nan"), "made", False)])
-    assert predicted(nothing, (1, 3)) is None
+    assert np.isnan(predicted(nothing, (1, 3)))
 
 
-def test_predicted_is_the_sum_over_layers_where_layers_were_scored():
+def test_predicted_is_the_sum_over_layers_if_layers_were_scored():
     made = record(
         size=4, method="tail", removed=(2, 3), scores=[LayerScore(0, i, 10.0**i, "made", True) for i in range(4)]
     )
@@ -161,9 +167,9 @@ def test_predicted_is_the_sum_over_layers_where_layers_were_scored():
 def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
     scores = [LayerScore(0, i, float(i), "made", True) for i in range(5)]
 
-    def run(removed, quality, **dials):
+    def run(removed, quality, **params):
         return record(
-            size=5, method="tail", removed=removed, quality=quality, pruned=1 - quality, scores=scores, **dials
+            size=5, method="tail", removed=removed, quality=quality, pruned=1 - quality, scores=scores, **params
         )
 
     ours = run((1,), 0.9)
@@ -175,7 +181,7 @@ def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
         run((2,), 0.0, prune__weights="random"),
         run((2,), 0.0, workload__finetune__epochs=1),
     ]
-    (setting,) = (s for s in settings([*others[:1], *plans]) if s.dials["prune_ratio"] == 0.5)
+    (setting,) = (s for s in settings([*others[:1], *plans]) if s.params["prune_ratio"] == 0.5)
     found = prediction(setting, [others[0], *plans, *others[1:]], "accuracy", 1)
     assert (found.plans, found.unknown) == (4, 0)
     assert found.tuned == pytest.approx(spearmanr([9, 8, 7, 6], [0.9, 0.8, 0.7, 0.75]).statistic)
@@ -186,7 +192,7 @@ def test_a_prediction_ranks_plans_of_the_same_seed_size_and_tuning():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_partial_correlation_is_that_of_what_a_third_leaves(seed):
+def test_partial_correlation_follows_the_formula(seed):
     draw = np.random.default_rng(seed)
     third = draw.integers(0, 5, 20)
     x, y = third + draw.integers(0, 4, 20), third + draw.integers(0, 4, 20)
@@ -194,7 +200,7 @@ def test_partial_correlation_is_that_of_what_a_third_leaves(seed):
     expected = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
     assert partial_correlation(x, y, third) == pytest.approx(expected, abs=1e-12)
     assert partial_correlation(x, y, [1] * 20) == pytest.approx(xy, abs=1e-12)
-    assert partial_correlation(third, y, third) is None
+    assert np.isnan(partial_correlation(third, y, third))
 
 
 def test_layers_scored_one_by_one_in_several_segments_predict_by_their_sum():

@@ -1,4 +1,4 @@
-"""What knows beforehand how good a plan is: scores and outcomes that are known give correlations that are known."""
+"""How well criteria predict outcomes: known scores and outcomes give known correlations."""
 
 import json
 from pathlib import Path
@@ -21,26 +21,26 @@ SNAPSHOT = Snapshot("root", "c0ffee" * 7, "tree")
 
 @pytest.fixture
 def found():
-    """Twelve plans, the first of which ran twice."""
+    """A comparison of twelve plans; the first ran twice."""
     draw = np.random.default_rng(3)
     plans = [tuple(sorted(draw.choice(np.arange(1, 10), 5, replace=False).tolist())) for _ in range(12)]
     runs = [record(f"run{i}", seed=i, removed=plan, quality=draw.random()) for i, plan in enumerate(plans)]
-    return compare([*runs, runs[0]._replace(name="again", dials=runs[0].dials | {"seed": 99})])
+    return compare([*runs, runs[0]._replace(name="again", params=runs[0].params | {"seed": 99})])
 
 
 @pytest.fixture
-def asked(found, tmp_path, monkeypatch):
-    """Criteria that know a network of numbers; how often they were asked."""
+def calls(found, tmp_path, monkeypatch):
+    """Replace criteria by sums of indices; returns their calls."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     calls = []
 
     def find(name):
         def criterion(network, layers, batches, loss, seed, random_inits):
-            def score(kept, gone, before):
-                assert sorted([*kept, *gone]) == list(range(len(layers)))
-                assert before == ()
-                calls.append((name, tuple(gone)))
+            def score(kept, removed, already_removed):
+                assert sorted([*kept, *removed]) == list(range(len(layers)))
+                assert already_removed == ()
+                calls.append((name, tuple(removed)))
                 return sum(kept) * (-1 if name == "loss" else 1)
 
             return score
@@ -54,20 +54,20 @@ def asked(found, tmp_path, monkeypatch):
 
 def test_plans_have_the_mean_quality_of_their_runs(found):
     first = found.records[0].metrics
-    found.records[-1] = found.records[-1]._replace(metrics=first | {"finetuned": first["finetuned"] | {"accuracy": 0}})
-    plans = foresight.plans_of(found)
-    assert len(plans.removed) == len({record.removed for record in found.records}) <= 12
-    assert plans.tuned[0] == pytest.approx(first["finetuned"]["accuracy"] / 2)
-    assert plans.pruned[0] == pytest.approx(first["pruned"]["accuracy"])
+    again = found.records[-1]._replace(metrics=first | {"finetuned": first["finetuned"] | {"accuracy": 0}})
+    plans = foresight.plans_of(compare([*found.records[:-1], again]))
+    assert len(plans) == len({record.removed for record in found.records}) <= 12
+    assert plans.loc[[again.removed], "finetuned"].item() == pytest.approx(first["finetuned"]["accuracy"] / 2)
+    assert plans.loc[[again.removed], "pruned"].item() == pytest.approx(first["pruned"]["accuracy"])
     runs = [language(f"run{i}", seed=i, quality=20 + i) for i in range(3)]
-    assert sorted(foresight.plans_of(compare(runs)).tuned) == [-22, -21, -20]
+    assert sorted(foresight.plans_of(compare(runs))["finetuned"]) == [-22, -21, -20]
 
 
-def test_every_criterion_is_correlated_with_the_outcome(found, asked):
+def test_every_criterion_is_correlated_with_the_outcome(found, calls):
     rows = {row[0]: row[1:] for row in foresight.table(found, SNAPSHOT).rows}
     plans = foresight.plans_of(found)
-    kept = [45 - sum(removed) for removed in plans.removed]
-    rho = spearmanr(kept, plans.tuned).statistic
+    kept = [45 - sum(removed) for removed in plans.index]
+    rho = spearmanr(kept, plans["finetuned"]).statistic
     assert rows["gradnorm"][0] == f"{rho:+.2f}"
     assert rows["loss"][0] == f"{-rho:+.2f}"
     assert rows["gradnorm"][1] == rows["gradnorm"][0]  # all plans have as many parameters
@@ -75,24 +75,24 @@ def test_every_criterion_is_correlated_with_the_outcome(found, asked):
     assert not {"random", "gradnorm_leak"} & rows.keys()
 
 
-def test_no_plan_is_scored_twice(found, asked):
+def test_no_plan_is_scored_twice(found, calls):
     table = foresight.table(found, SNAPSHOT)
-    assert len(asked) == len(set(asked)) == len(foresight.plans_of(found).removed) * (len(table.rows) - 1)
-    count = len(asked)
+    assert len(calls) == len(set(calls)) == len(foresight.plans_of(found)) * (len(table.rows) - 1)
+    count = len(calls)
     assert foresight.table(found, SNAPSHOT) == table
-    assert len(asked) == count
+    assert len(calls) == count
     assert len(json.loads(foresight.KNOWN.read_text())) == count
-    foresight.table(found, Snapshot("root", "decade" * 7, "tree"))  # as runs that a commit before this one measured
-    assert len(asked) == count
+    foresight.table(found, Snapshot("root", "decade" * 7, "tree"))  # an earlier commit
+    assert len(calls) == count
     other = {"workload.files.train.sha256": "of other images"}
-    changed = found._replace(records=[one._replace(dials=one.dials | other) for one in found.records])
+    changed = found._replace(records=[one._replace(params=one.params | other) for one in found.records])
     foresight.table(changed, SNAPSHOT)
-    assert len(asked) == 2 * count
+    assert len(calls) == 2 * count
 
 
-def test_few_plans_tell_nothing(found, asked):
-    assert foresight.table(found._replace(records=found.records[:9]), SNAPSHOT) is None
-    assert asked == []
+def test_few_plans_are_not_ranked(found, calls):
+    assert foresight.table(compare(found.records[:9]), SNAPSHOT) is None
+    assert calls == []
 
 
 def test_criteria_are_given_a_runs_dense_network_and_samples_of_their_own(tmp_path, monkeypatch):
@@ -100,10 +100,10 @@ def test_criteria_are_given_a_runs_dense_network_and_samples_of_their_own(tmp_pa
     dense = sglp.build(content["architecture"]["factory"], content["architecture"]["kwargs"], seed=0)
     sglp.save(dense, tmp_path / "resnet20-digits-pretrain/dense")
     monkeypatch.setattr(foresight, "network", lambda name, snapshot, which: tmp_path / name / which)
-    monkeypatch.setattr(foresight.runs, "run", lambda dials, target, snapshot: f"{dials['model']}-{target}")
+    monkeypatch.setattr(foresight.runs, "run", lambda params, target, snapshot: f"{params['model']}-{target}")
     monkeypatch.setattr(foresight, "files", lambda changes, snapshot: (changes, content))
     run = record("run", seed=0, removed=(1,), quality=0.5)
-    run = run._replace(dials=run.dials | {"model": "resnet20-digits"})
+    run = run._replace(params=run.params | {"model": "resnet20-digits"})
     found, layers, batches = foresight._dense(run, SNAPSHOT)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), dense.parameters(), strict=True))
     assert len(layers) == 10  # stem, nine blocks

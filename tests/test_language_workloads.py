@@ -77,7 +77,7 @@ def test_the_report_tells_of_all_three_networks(done):
         "| throughput, decode, batch 1 |",
     ):
         assert row in markdown
-    assert "2 of 8 layers are gone" in markdown
+    assert "2 of 8 layers are removed" in markdown
     assert markdown.count("> **The capital of France is**") == 1
     assert html.count("<td>The capital of France is</td>") == 1
     assert metrics["pruned"]["perplexity"] != metrics["finetuned"]["perplexity"]

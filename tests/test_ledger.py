@@ -1,4 +1,4 @@
-"""What runs came to outlasts the clone that measured it."""
+"""The outcome of runs outlasts the clone that measured them."""
 
 import json
 
@@ -6,9 +6,9 @@ import pytest
 from synthetic_runs import record
 
 from experiments import runs
-from experiments.git import RunError
+from experiments.errors import RunError
 from experiments.ledger import LEDGER, Ledger
-from experiments.outputs import dials_of
+from experiments.outputs import flat_params
 from experiments.snapshot import Snapshot
 
 POINTS = {"k=3-aaaaaaaaaa": {"k": 3, "seed": 1}, "k=4-bbbbbbbbbb": {"k": 4, "seed": 0}}
@@ -17,25 +17,25 @@ SNAPSHOT = Snapshot("root", "c0ffee" * 7, "tree")
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
-    """An empty project, whose parameter files are the dials and a word."""
+    """An empty project, whose params.yaml has the changed parameters and a model."""
     monkeypatch.chdir(tmp_path)
     workload = {"files": {"train": {"path": "/mine", "sha256": "of it"}}}
     files = {"params.yaml": {"model": "net"}, "models/net.yaml": workload}
-    monkeypatch.setattr(Snapshot, "values", lambda self, dials: files | {"params.yaml": {"model": "net"} | dials})
+    monkeypatch.setattr(Snapshot, "values", lambda self, params: files | {"params.yaml": {"model": "net"} | params})
 
 
-def test_what_is_written_down_comes_back(monkeypatch):
+def test_added_runs_are_read_back(monkeypatch):
     one = record("k=3-aaaaaaaaaa", removed=(2, 5), quality=0.875)
     Ledger().add([one], SNAPSHOT.baseline)
     found = Ledger().records(POINTS, SNAPSHOT)
     assert list(found) == ["aaaaaaaaaa"]
     back = found["aaaaaaaaaa"]
     assert (back.removed, back.metrics, back.cost) == (one.removed, one.metrics, one.cost)
-    assert back.dials == {"model": "net", "k": 3, "seed": 1, "workload.files.train.sha256": "of it"}
+    assert back.params == {"model": "net", "k": 3, "seed": 1, "workload.files.train.sha256": "of it"}
     assert "/mine" not in LEDGER.read_text()
 
 
-def test_a_run_is_known_by_its_hash_and_measured_once():
+def test_a_run_is_identified_by_its_hash_and_added_once():
     Ledger().add([record("k=3-aaaaaaaaaa", quality=0.5)], SNAPSHOT.baseline)
     ledger = Ledger()
     assert "another_name-aaaaaaaaaa" in ledger
@@ -51,14 +51,14 @@ def test_a_run_is_known_by_its_hash_and_measured_once():
     assert Ledger().commits(["k=4-bbbbbbbbbb", "k=5-cccccccccc"]) == ["decaded"]
 
 
-def test_a_line_that_is_no_json_is_named():
+def test_the_error_names_a_line_that_is_not_json():
     Ledger().add([record("k=3-aaaaaaaaaa")], SNAPSHOT.baseline)
     LEDGER.write_text(LEDGER.read_text() + "<<<<<<< HEAD\n")
-    with pytest.raises(RunError, match=r"docs/results.jsonl: line 2 is no JSON, but '<<<<<<< HEAD'"):
+    with pytest.raises(RunError, match=r"docs/results.jsonl: line 2 is not JSON: '<<<<<<< HEAD'"):
         Ledger()
 
 
-def test_lines_that_came_or_went_meanwhile_stay_so():
+def test_lines_that_others_add_or_delete_are_respected():
     ledger = Ledger()
     ledger.add([record("k=3-aaaaaaaaaa")], SNAPSHOT.baseline)
     Ledger().add([record("k=4-bbbbbbbbbb")], SNAPSHOT.baseline)
@@ -70,17 +70,17 @@ def test_lines_that_came_or_went_meanwhile_stay_so():
 
 
 def test_the_same_runs_make_the_same_file():
-    some = [record(name) for name in POINTS]
-    Ledger().add(some, SNAPSHOT.baseline)
+    records = [record(name) for name in POINTS]
+    Ledger().add(records, SNAPSHOT.baseline)
     text = LEDGER.read_text()
     LEDGER.unlink()
-    Ledger().add(reversed(some), SNAPSHOT.baseline)
+    Ledger().add(reversed(records), SNAPSHOT.baseline)
     assert LEDGER.read_text() == text
 
 
-def test_dials_are_those_of_experiments(tmp_path):
+def test_parameters_are_flat_without_paths(tmp_path):
     workload = {"task": "t", "files": {"code": {"path": None, "sha256": None}}, "data": {"prepare": {"mean": [0.5]}}}
-    assert dials_of({"k": 3, "cka": {"kernel": "rbf"}}, workload) == {
+    assert flat_params({"k": 3, "cka": {"kernel": "rbf"}}, workload) == {
         "k": 3,
         "cka.kernel": "rbf",
         "workload.task": "t",

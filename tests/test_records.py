@@ -1,4 +1,4 @@
-"""Experiments as records, read from a real repository of DVC's with tiny stages."""
+"""Experiments as records, read from a real DVC repository with tiny stages."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ FILES = {
 
 
 class Repository:
-    """A repository of git and DVC."""
+    """A git and DVC repository."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -94,7 +94,7 @@ class Repository:
         self.run("git commit -q -m start")
 
     def run(self, command: str) -> str:
-        """Run a command, give what it printed."""
+        """Run a command and return its output."""
         who = {f"GIT_{role}_{key}": "a@b" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
         environment = command_environment(self.folder.parent / "cache") | who | {"DVC_NO_ANALYTICS": "1"}
         done = subprocess.run(command.split(), cwd=self.folder, env=environment, capture_output=True, text=True)
@@ -102,7 +102,7 @@ class Repository:
         return done.stdout.strip()
 
     def experiment(self, name: str, change) -> None:
-        """An experiment like the one that was run first, after `change()` of the files of its commit."""
+        """Add a copy of the first experiment, after `change()` of the files of its commit."""
         start = self.run("git rev-parse main")
         self.run("git checkout -q --force --detach two")
         change()
@@ -114,7 +114,7 @@ class Repository:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Repository:
-    """With the experiments two (all stages) and three (without benchmark)."""
+    """A repository with the experiments two (all stages) and three (without benchmark)."""
     made = Repository(tmp_path_factory.mktemp("repository") / "project")
     made.run("dvc exp run -q -n two")
     made.run("dvc exp run -q -n three -S k=3 evaluate")
@@ -130,10 +130,10 @@ def inside(repository, monkeypatch) -> Repository:
     return repository
 
 
-def test_a_record_has_all_that_a_run_left(inside):
+def test_a_record_has_all_outputs_of_a_run(inside):
     reading = read()
     (two,) = (record for record in reading.records if record.name == "two")
-    assert two.dials == {
+    assert two.params == {
         "model": "tiny",
         "k": 2,
         "seed": 0,
@@ -153,10 +153,10 @@ def test_a_record_has_all_that_a_run_left(inside):
     assert two.metrics["finetuned"] == {"accuracy": 0.2, "robust.fgsm": 0.5, "samples": 9, "macs": 7, "params": 5}
     assert two.cost == {"seconds": 0.5, "forward_passes": 2}
     assert two.benchmark["k"] == 2
-    assert reading.defaults == {"tiny": two.dials}
+    assert reading.defaults == {"tiny": two.params}
 
 
-def test_a_run_without_what_is_timed_is_the_same_record(inside):
+def test_a_run_without_benchmark_is_the_same_record(inside):
     (two,) = (record for record in read().records if record.name == "two")
     without = {path: md5 for path, md5 in checksums("two").items() if path != "reports/benchmark.json"}
     found = record_of("two", {"k": 2}, without, Snapshot.take())
@@ -167,7 +167,7 @@ def test_a_run_without_what_is_timed_is_the_same_record(inside):
         record_of("two", {"k": 2}, without | {"data/plan.json": "0" * 32}, Snapshot.take())
 
 
-def test_what_an_earlier_run_left_is_not_taken(inside):
+def test_outputs_of_an_earlier_run_are_not_read(inside):
     """The experiment's dvc.lock still lists the benchmark of the one before."""
     assert "benchmark" in stages_in(_lock(inside, "three"))
     (three,) = (record for record in read().records if record.name == "three")
@@ -177,10 +177,10 @@ def test_what_an_earlier_run_left_is_not_taken(inside):
 
 
 def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
-    def turned(**dials):
-        return lambda: write_yaml(inside.folder / "params.yaml", FILES["params.yaml"] | dials)
+    def changed(**params):
+        return lambda: write_yaml(inside.folder / "params.yaml", FILES["params.yaml"] | params)
 
-    def forgotten(stage):
+    def without(stage):
         def change():
             lock = read_yaml(inside.folder / "dvc.lock")
             del lock["stages"][stage]
@@ -194,21 +194,21 @@ def test_runs_that_lack_something_are_left_out_with_the_reason(inside):
             out["md5"] = "0" * 32 if out["path"] == "data/segments.json" else out["md5"]
         write_yaml(inside.folder / "dvc.lock", lock)
 
-    inside.experiment("other-k", turned(k=4))
-    inside.experiment("other-seed", turned(seed=5))
-    inside.experiment("other-rounds", turned(benchmark={"repeats": 6}))
-    inside.experiment("other-model", turned(model="gone"))
-    inside.experiment("no-metrics", forgotten("evaluate@pruned"))
+    inside.experiment("other-k", changed(k=4))
+    inside.experiment("other-seed", changed(seed=5))
+    inside.experiment("other-rounds", changed(benchmark={"repeats": 6}))
+    inside.experiment("other-model", changed(model="missing"))
+    inside.experiment("no-metrics", without("evaluate@pruned"))
     inside.experiment("nothing", (inside.folder / "dvc.lock").unlink)
     inside.experiment("lost", lost)
     reading = read()
     assert reading.left_out == {
         "other-k": "its reports/metrics/dense.json is an earlier run's: the stage evaluate@dense did not run",
         "other-seed": "its reports/metrics/dense.json is an earlier run's: the stage evaluate@dense did not run",
-        "other-model": "models/gone.yaml is not in its commit",
+        "other-model": "models/missing.yaml is not in its commit",
         "no-metrics": "it did not make reports/metrics/pruned.json",
         "nothing": "it did not make reports/metrics/dense.json",
-        "lost": "data/segments.json is not in the cache: 'dvc exp pull' brings what a colleague pushed",
+        "lost": "data/segments.json is not in the cache: if it was pushed, run 'dvc exp pull'",
     }
     found = {record.name: record for record in reading.records}
     assert found.keys() == {"two", "three", "other-rounds"}
@@ -223,14 +223,14 @@ def test_code_that_was_not_committed_is_another_setting(inside):
     inside.experiment("code", changed("# one"))
     inside.experiment("other-code", changed("# another"))
     inside.experiment("notes", lambda: (inside.folder / "notes.txt").write_text("no stage reads it"))
-    dials = {record.name: record.dials for record in read().records}
-    codes = {name: found.get("code") for name, found in dials.items()}
+    params = {record.name: record.params for record in read().records}
+    codes = {name: found.get("code") for name, found in params.items()}
     assert codes["two"] is codes["notes"] is None
     assert len({codes["two"], codes["code"], codes["other-code"]}) == 3
-    assert {key: value for key, value in dials["code"].items() if key != "code"} == dials["two"]
+    assert {key: value for key, value in params["code"].items() if key != "code"} == params["two"]
 
 
-def test_experiments_of_another_commit_are_asked_for_by_its_name(inside):
+def test_experiments_of_another_commit_need_its_name(inside):
     start = inside.run("git rev-parse main")
     inside.run("git commit -q --allow-empty -m later")
     try:
@@ -243,14 +243,14 @@ def test_experiments_of_another_commit_are_asked_for_by_its_name(inside):
         inside.run("git reset -q --hard HEAD~1")
 
 
-def test_outside_a_project_is_one_sentence(tmp_path, monkeypatch):
+def test_outside_a_project_the_error_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", os.fspath(tmp_path.parent))
     with pytest.raises(ExperimentError, match="experiments can't be read"):
         read()
 
 
-def test_what_is_left_of_the_lock_is_all_but_code(inside):
+def test_stages_are_read_without_the_checksums_of_code(inside):
     text = _lock(inside, "two")
     (inside.folder / "dvc.lock.whole").write_text(text)
     whole = read_yaml(inside.folder / "dvc.lock.whole")["stages"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,14 @@ from pipeline import ROOT, stage_entry
 
 from sglp.tasks.schemas.image_classification import ImageWorkload
 from stages import report
-from stages.support.dials import Params
 from stages.support.outcome import NETWORKS
 from stages.support.params import DeclaredParams
+from stages.support.schema import Params
 
 DENSE = {"accuracy": 0.9, "loss": 0.5, "params": 4000, "macs": 2_000_000, "samples": 100}
 TUNED = {"accuracy": 0.8, "loss": 0.6, "params": 3000, "macs": 1_000_000, "samples": 100}
 SEGMENTS = [[0, 3], [4, 6]]
-SCORES = [  # of the layers 0 to 6, 0 and 4 can't be removed, 2 and 6 go
+SCORES = [  # of the layers 0 to 6, 0 and 4 can't be removed; 2 and 6 are removed
     (0, "0 1 2", 2.5, "exhaustive", 0),
     (0, "0 1 3", 3.5, "exhaustive", 1),
     (0, "0 2 3", 1.5, "exhaustive", 0),
@@ -70,8 +69,8 @@ def write_inputs(
     write_csv("reports/segmentation.csv", "k,loss", [(k, 8 * (1 / k - 1 / count)) for k in range(1, count + 1)])
     write_csv("reports/training.csv", "step,epoch,loss,learning_rate,heldout_loss,heldout_accuracy", training)
     plan = {
-        fate: [f"block.{i}" for i in range(count) if (i in removed) == (fate == "removed")]
-        for fate in ("kept", "removed")
+        status: [f"block.{i}" for i in range(count) if (i in removed) == (status == "removed")]
+        for status in ("kept", "removed")
     }
     timed = {
         "latency_seconds": {"dense": 0.004, "finetuned": 0.002},
@@ -112,7 +111,7 @@ def toy(tmp_path_factory) -> tuple[str, str, Path]:
         return *made(), Path.cwd()
 
 
-def test_every_dial_is_on_the_page():
+def test_every_parameter_is_on_the_page():
     listed = stage_entry(ROOT, "report")["params"]
     own = {key for key in listed if isinstance(key, str)}
     (of_workload,) = (keys for item in listed if isinstance(item, dict) for keys in item.values())
@@ -129,7 +128,7 @@ def test_the_outcome_comes_first(toy):
     markdown, html, _ = toy
     # The standard errors are sqrt(0.9 * 0.1 / 100) = 0.03 and sqrt(0.8 * 0.2 / 100) = 0.04.
     said = (
-        "2 of 7 layers are gone: 50.0 % fewer MACs, 25.0 % fewer parameters, accuracy 90.0 ± 3.0 % → 80.0 ± 4.0 % "
+        "2 of 7 layers are removed: 50.0 % fewer MACs, 25.0 % fewer parameters, accuracy 90.0 ± 3.0 % → 80.0 ± 4.0 % "
         "(-10.0 points), 2.0 times as fast at batch 2."
     )
     assert markdown.splitlines()[2] == f"**{said}**"
@@ -152,13 +151,13 @@ def test_a_task_without_accuracy():
     tuned = {"perplexity": 12.0, "lambada": 0.25, "note": "a|b"}
     write_inputs(dense={"perplexity": 10.0, "lambada": 0.5}, tuned=tuned)
     markdown, _ = made()
-    assert "gone: perplexity 10.00 → 12.00 (+20.0 %), 2.0 times" in markdown
+    assert "removed: perplexity 10.00 → 12.00 (+20.0 %), 2.0 times" in markdown
     assert row_of(markdown, "lambada") == ["0.5000", "0.2500", "-50.0 %", "0.2500", "-50.0 %"]
 
 
 def test_segments_and_layers(toy):
     markdown, _, _ = toy
-    # Of segment 0 two of three removable layers stay: 3 combinations; of segment 1 one of two.
+    # Segment 0 keeps two of three removable layers: 3 possible sets; segment 1 keeps one of two.
     ranks = ["3.500", "2.500", "2.500", "1.500"]
     assert row_of(markdown, "0") == ["0-3", "0-1, 3", "1", "3", "3", "exhaustive", *ranks]
     assert row_of(markdown, "1")[:6] == ["4-6", "4-5", "1", "2", "2", "beam 4"]
@@ -168,14 +167,15 @@ def test_segments_and_layers(toy):
 
 def test_the_cost_of_the_scores(toy):
     assert all(
-        "This took 1.2 s: 1,234 forward passes and 7 backward passes of at most 64 samples." in page for page in toy[:2]
+        "Scoring took 1.2 s: 1,234 forward passes and 7 backward passes of at most 64 samples." in page
+        for page in toy[:2]
     )
-    assert "was asked for its a b" in toy[1]
+    assert "was scored with a b" in toy[1]
     free = {"seconds": 0.0, "forward_passes": 0, "backward_passes": 0, "samples_a_pass": 64}
-    assert report.cost_of(free) == "This took 0.0 s: no pass through a network."
+    assert report.scoring_cost(free) == "Scoring took 0.0 s: no pass through the network."
 
 
-def test_every_dial_and_the_command(toy):
+def test_every_parameter_and_the_command(toy):
     markdown, html, _ = toy
     for key, value in (("score.budget", "null"), ("segment.min_loss_drop", "0.05"), ("finetune.epochs", "2")):
         assert f"| `{key}` | `{value}` |" in markdown
@@ -249,10 +249,8 @@ def test_six_hundred_layers():
         for draw in range(20)
     ]
     write_inputs(602, (0,), removed, segments, scores)
-    start = time.perf_counter()
     markdown, _ = made()
-    assert time.perf_counter() - start < 20
-    assert "**301 of 602 layers are gone" in markdown
+    assert "**301 of 602 layers are removed" in markdown
 
 
 def test_a_language_model(tmp_path):
@@ -262,7 +260,7 @@ def test_a_language_model(tmp_path):
     write_inputs(dense=dense, tuned=tuned, work=("prefill", "decode"), examples=[{"prompt": "Say | <b>this</b>\nand"}])
     markdown, html = made()
     assert (
-        "gone: 25.0 % fewer MACs, 0.0 % fewer parameters, perplexity 20.00 → 30.00 (+50.0 %), 2.0 times as fast in "
+        "removed: 25.0 % fewer MACs, 0.0 % fewer parameters, perplexity 20.00 → 30.00 (+50.0 %), 2.0 times as fast in "
         "prefill at batch 2, 2.0 times as fast in decode at batch 2."
     ) in markdown
     assert row_of(markdown, "piqa accuracy")[0] == "80.00 ± 4.00 %"  # sqrt(0.8 * 0.2 / 100)

@@ -1,4 +1,4 @@
-"""The page of results: what results.yaml asks for is possible, and its tables say what runs found."""
+"""The page of results: the runs of results.yaml are valid, and the tables have their outcome."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from pipeline import ROOT
 from synthetic_runs import record
 
 from experiments import results, runs
-from experiments.git import RunError
+from experiments.errors import RunError
 from experiments.grid import check
 from experiments.outcomes import compare as results_of
 from experiments.records import ExperimentError
@@ -23,7 +23,7 @@ from experiments.snapshot import Snapshot
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """This project's files in a repository of their own."""
+    """A copy of this project's files in a new repository."""
     folder = tmp_path / "project"
     for name in ("experiments", "models", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -36,10 +36,10 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-def test_every_run_that_is_asked_for_is_possible(project):
+def test_every_run_of_results_yaml_is_valid(project):
     snapshot = Snapshot.take()
     found = parts(snapshot)
-    points = [dials for part in found for of_split in part.points.values() for dials in of_split.values()]
+    points = [params for part in found for split in part.points.values() for params in split.values()]
     check(points, snapshot, files_too=False)
     assert len(points) > 50
 
@@ -48,8 +48,8 @@ def test_defaults_are_chosen_on_other_samples_than_the_test_split(project):
     snapshot = Snapshot.take()
     for part in parts(snapshot):
         for split, points in part.points.items():
-            for dials in points.values():
-                (_, workload) = snapshot.values(dials).values()
+            for params in points.values():
+                (_, workload) = snapshot.values(params).values()
                 trained_on, measured_on = (workload["files"][name]["sha256"] for name in ("train", "test"))
                 assert trained_on is None or (trained_on == measured_on) == (split == "heldout")
                 if split == "heldout":
@@ -58,20 +58,20 @@ def test_defaults_are_chosen_on_other_samples_than_the_test_split(project):
 
 
 def images(split: str) -> set[int]:
-    """The images that train[A:B] names."""
+    """Return the images of train[A:B]."""
     first, last = re.fullmatch(r"train\[(\d*):(\d+)\]", split).groups()
     return set(range(int(first or 0), int(last)))
 
 
-def runs_of(split, qualities, **dials):
-    """Runs of one setting, a seed each."""
-    of = {"workload.data.test.split": split}
-    made = [record(f"{split}-{i} {dials} {split}", quality=q, seed=i, **dials) for i, q in enumerate(qualities)]
-    return [one._replace(dials=one.dials | of) for one in made]
+def runs_of(split, qualities, **params):
+    """Make runs of one setting with a seed each."""
+    changes = {"workload.data.test.split": split}
+    made = [record(f"{split}-{i} {params} {split}", quality=q, seed=i, **params) for i, q in enumerate(qualities)]
+    return [one._replace(params=one.params | changes) for one in made]
 
 
 def table(**splits):
-    """The table of a part with these runs, as dicts."""
+    """Make the table of a part with these runs, as dicts."""
     records = {runs.identity(one.name): one for group in splits.values() for one in group}
     part = Part("title", "text", {split: {one.name: {} for one in group} for split, group in splits.items()})
     ((_, of_model),) = compared(part, records).items()
@@ -110,13 +110,13 @@ def test_lucky_seeds_of_all_settings_do_not_make_the_best():
     assert second["against the best, held out"] == "-10.00 (1)"
 
 
-def test_settings_of_another_depth_are_no_measure():
+def test_settings_of_another_depth_are_not_compared():
     found = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random", prune_ratio=0.25)
     for row in table(heldout=found):
         assert row["against random, held out"] == row["against the best, held out"] == ""
 
 
-def test_every_kind_of_samples_says_how_many_runs_it_has():
+def test_every_split_has_its_number_of_runs():
     heldout, test = (
         runs_of("a", [0.8, 0.82, 0.84], score__criterion="loss"),
         runs_of("b", [0.6], score__criterion="loss"),
@@ -129,7 +129,7 @@ def test_every_kind_of_samples_says_how_many_runs_it_has():
     assert row["before tuning, test"]
 
 
-def test_another_processors_dense_network_is_no_measure():
+def test_runs_of_another_dense_network_are_not_compared():
     found = runs_of("a", [0.8, 0.9], score__criterion="loss") + runs_of("a", [0.7, 0.7], method="random")
     found[0].metrics["dense"]["accuracy"] = 0.94
     dense, best, chance = table(heldout=found)
@@ -162,7 +162,7 @@ def test_robustness_has_a_table_of_its_own():
         ["25.00 ± 7.07 %", "50.00 ± 0.00 %"],
         ["40.00 %", "50.00 %"],
     ]
-    # A network from another dense one: both are told, in the order of their qualities.
+    # Two dense networks: the table has both, in the order of their qualities.
     made[0].metrics["dense"] |= {"accuracy": 0.99, "robustness.pgd.0.01": 0.1}
     assert results.robustness({"test": results_of(made)}).rows[0][1:] == ["10.00 % or 30.00 %", "50.00 %"]
     del made[0].metrics["finetuned"]["robustness.pgd.0.01"]
@@ -170,7 +170,7 @@ def test_robustness_has_a_table_of_its_own():
     assert results.robustness({"heldout": results_of(heldout)}).rows == []
 
 
-def test_what_is_compared_in_the_end_is_the_test():
+def test_differences_are_those_of_the_test_split():
     heldout = runs_of("a", [0.8], score__criterion="loss") + runs_of("a", [0.7], method="random")
     test = runs_of("b", [0.6], score__criterion="loss") + runs_of("b", [0.55], method="random")
     _, best, chance = table(heldout=heldout, test=test)
@@ -186,7 +186,7 @@ def test_every_model_has_a_table_of_its_own():
     assert sizes == {"a": ["4.00 k", "400"], "b": ["6.00 k", "600"]}
 
 
-def test_a_run_that_another_part_gave_its_name_is_known():
+def test_a_run_that_another_part_named_is_found():
     one = runs_of("a", [0.8], score__criterion="loss")[0]
     part = Part("title", "text", {"heldout": {f"another-{runs.identity(one.name)}": {}, "unknown-1": {}}})
     records = {runs.identity(one.name): one}
@@ -198,7 +198,7 @@ def test_a_part_without_runs_has_no_table():
     assert compared(Part("title", "text", {"heldout": {"a": {}}}), {}) == {}
 
 
-def test_seeds_come_before_parts_and_a_network_meets_all_its_judges_at_once():
+def test_seeds_come_before_parts_and_splits_of_a_network_follow_each_other():
     def points(part, split):
         return {f"{part}-{split}-{seed}": {"seed": seed} for seed in range(2)}
 
@@ -211,7 +211,7 @@ def test_seeds_come_before_parts_and_a_network_meets_all_its_judges_at_once():
     assert [list(step) for step in results._steps(found, ("heldout",))] == [["a-heldout-0"], ["a-heldout-1"]]
 
 
-def test_a_network_is_judged_by_all_before_the_next_one():
+def test_a_network_is_evaluated_on_every_split_before_the_next_one():
     points = {split: {f"{split}-{k}": {"k": k, "seed": 3} for k in range(2)} for split in ("heldout", "test")}
     (step,) = results._steps([Part("a", "", points)], ("heldout", "test"))
     assert list(step) == ["heldout-0", "test-0", "heldout-1", "test-1"]
@@ -219,7 +219,7 @@ def test_a_network_is_judged_by_all_before_the_next_one():
 
 @pytest.fixture
 def measured(project, monkeypatch):
-    """The project asks for four runs; what `sweep` ran, step by step."""
+    """A project with four runs; returns what `sweep` ran, step by step."""
     (project / "experiments/results.yaml").write_text(
         "base: {model: resnet20-digits}\nheldout: {}\n"
         "parts: [{title: A part, text: Of it., splits: [test], grids: ['seed=0,1 k=2,3']}]\n"
@@ -228,11 +228,11 @@ def measured(project, monkeypatch):
     ran = []
 
     def side_by_side(points, snapshot, workers):
-        ran.append(sorted(dials["k"] for dials in points.values()))
+        ran.append(sorted(params["k"] for params in points.values()))
         yield from ((name, {}) for name in points)
 
     monkeypatch.setattr(results, "side_by_side", side_by_side)
-    monkeypatch.setattr(results, "record_of", lambda name, dials, checksums, snapshot: record(name))
+    monkeypatch.setattr(results, "record_of", lambda name, params, checksums, snapshot: record(name))
     monkeypatch.setattr(sys, "argv", ["results"])
     return ran
 
@@ -243,12 +243,12 @@ def main() -> object:
     return stopped.value.code
 
 
-def test_what_was_measured_is_not_measured_again_in_another_clone(project, measured):
+def test_known_runs_are_not_repeated_in_another_clone(project, measured):
     assert main() == 0
     assert measured == [[2, 3], [2, 3]]
     page = results.PAGE.read_text()
     assert "| sglp · k=2 | 2 | 90.00 ± 0.00 % |" in page
-    assert "not there yet" not in page
+    assert "are missing" not in page
     measured.clear()
     subprocess.run(["git", "commit", "-qm", "later", "--allow-empty"], cwd=project, check=True)
     results.PAGE.unlink()
@@ -257,7 +257,7 @@ def test_what_was_measured_is_not_measured_again_in_another_clone(project, measu
     assert results.PAGE.read_text() == page
 
 
-def test_what_is_not_committed_changes_no_figure(project, measured):
+def test_uncommitted_changes_do_not_change_figures(project, measured):
     assert main() == 0
     measured.clear()
     for path, old, new in (("params.yaml", "seed: 0", "seed: 1"), ("dvc.yaml", "stages:", "# mine\nstages:")):
@@ -269,10 +269,10 @@ def test_what_is_not_committed_changes_no_figure(project, measured):
     assert measured == [[], []]
 
 
-def test_a_workload_that_is_not_committed_is_refused(project, measured):
+def test_an_uncommitted_workload_is_refused(project, measured):
     path = project / "models/resnet20-digits.yaml"
     path.write_text(path.read_text().replace("epochs: ", "epochs: 1"))
-    assert main().startswith("results: models/resnet20-digits.yaml has changes that are not committed")
+    assert main().startswith("results: models/resnet20-digits.yaml has uncommitted changes")
     assert measured == []
 
 
@@ -283,12 +283,12 @@ def test_a_workload_that_is_not_committed_is_refused(project, measured):
         (
             "grids: ['",
             "foresight: true, grids: ['models/resnet20-digits.yaml:pretrain.epochs=1 ",
-            "another dense network",
+            "changes the dense network",
         ),
-        ("parts: [", "parts: {", "experiments/results.yaml is no YAML: "),
+        ("parts: [", "parts: {", "experiments/results.yaml is not valid YAML: "),
     ],
 )
-def test_a_part_that_can_not_be_is_one_sentence(project, measured, old, new, sentence):
+def test_an_invalid_part_is_one_sentence(project, measured, old, new, sentence):
     path = project / "experiments/results.yaml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
@@ -300,8 +300,8 @@ def test_a_part_that_can_not_be_is_one_sentence(project, measured, old, new, sen
 
 
 @pytest.mark.parametrize(("arguments", "needed"), [(["heldout"], False), (["test"], True), ([], True)])
-def test_only_files_of_what_is_asked_for_have_to_be_there(project, monkeypatch, arguments, needed):
-    """The language model is measured on the test split alone."""
+def test_only_the_runs_of_a_split_are_checked(project, monkeypatch, arguments, needed):
+    """The language model is measured only on the test split."""
     (project / "docs/results.jsonl").unlink()
     models = set()
 
@@ -316,9 +316,9 @@ def test_only_files_of_what_is_asked_for_have_to_be_there(project, monkeypatch, 
     assert ("smollm2-135m-wikitext2" in models) == needed
 
 
-def test_a_run_whose_outputs_are_lost_stops_no_other(project, measured, monkeypatch, capsys):
-    def record_of(name, dials, checksums, snapshot):
-        if dials["k"] == 2:
+def test_a_run_with_lost_outputs_does_not_stop_others(project, measured, monkeypatch, capsys):
+    def record_of(name, params, checksums, snapshot):
+        if params["k"] == 2:
             raise ExperimentError("data/plan.json is not in the cache")
         return record(name)
 
@@ -326,18 +326,18 @@ def test_a_run_whose_outputs_are_lost_stops_no_other(project, measured, monkeypa
     assert main() == 1
     assert measured == [[2, 3], [2, 3]]
     assert capsys.readouterr().out.count("failed: data/plan.json is not in the cache") == 2
-    assert "2 runs of this part are not there yet" in results.PAGE.read_text()
+    assert "2 runs of this part are missing" in results.PAGE.read_text()
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])
-def test_workers_are_a_number(project, monkeypatch, capsys, workers):
+def test_workers_must_be_a_number(project, monkeypatch, capsys, workers):
     monkeypatch.setattr(sys, "argv", ["results", f"--workers={workers}"])
     assert main() == 2
     assert f"{workers} is wrong: it must be a whole number, 1 or more" in capsys.readouterr().err
 
 
-def test_every_line_of_the_ledger_is_found_under_the_names_that_parameters_have_now(project):
-    """A parameter that is renamed or added changes what runs are known by: the ledger has to follow."""
+def test_every_line_of_the_ledger_belongs_to_a_run_of_results_yaml(project):
+    """A renamed or added parameter changes the identities of runs: the ledger must follow."""
     lines = [json.loads(line)["run"] for line in Path("docs/results.jsonl").read_text().splitlines()]
     points = {
         runs.identity(name) for part in parts(Snapshot.take()) for names in part.points.values() for name in names

@@ -186,7 +186,7 @@ def test_rows_of_the_report():
     # The standard error of 0.9 is sqrt(0.9 * 0.1 / 1000) = 0.0095.
     rows = robustness_rows(report_metrics())
     assert rows[0] == [
-        "accuracy, 1,000 images as they are",
+        "accuracy, 1,000 clean images",
         "90.00 ± 0.95 %",
         "90.00 ± 0.95 %",
         "+0.00 points",

@@ -296,11 +296,11 @@ def test_the_stage_and_the_report_give_the_requested_and_the_reached_share(finis
     assert recorded["reached"] <= share
     assert json.loads((project / "data/plan.json").read_text())["removed"]
     requested, remaining = f"{100 * share:g} %", f"{100 * recorded['reached']:.1f} %"
-    sentence = f"Asked for at most {requested} of the dense network's {kind}, the plan leaves {remaining}"
+    sentence = f"Target: at most {requested} of the dense network's {kind}; the plan has {remaining}"
     markdown, html = ((project / f"reports/report.{form}").read_text() for form in ("md", "html"))
     assert sentence in markdown
     assert sentence.replace("'", "&#39;") in html
-    assert ("as one sample was timed before tuning; the benchmark has" in markdown) == (kind == "latency")
+    assert ("timed on one sample before fine-tuning; the benchmark gives" in markdown) == (kind == "latency")
     assert f"-S target=null -S 'target={{{kind}: {share}}}'" in markdown
 
 
@@ -331,6 +331,6 @@ def test_a_target_takes_the_ratios_place_in_comparisons():
     runs += [record("e", target__macs=0.4, prune_ratio=0.3), record("f", target__latency=0.4)]
     kept, left_out = distinct(runs)
     assert [run.name for run in kept] == ["c", "b", "e", "f"]
-    assert left_out == {"a": "asks the same as c", "d": "asks the same as e"}
+    assert left_out == {"a": "has the same parameters as c", "d": "has the same parameters as e"}
     labels = [setting.label for setting in compared(kept)]
     assert labels == ["sglp · latency=0.4", "sglp · macs=0.4", "sglp · prune_ratio=0.3", "sglp · prune_ratio=0.5"]

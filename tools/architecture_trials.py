@@ -1,11 +1,11 @@
-"""Networks of many libraries, and what must hold for each: what is left of it runs, trains, saves and loads."""
+"""Networks of many libraries, and what must hold for each: the pruned network runs, trains, saves and loads."""
 
 import gc
 import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,20 @@ from sglp.surgery.bypass import Bypass
 SIZES = (32, 64, 128, 224, 299)
 TIMM, TORCHVISION = "timm:create_model", "torchvision.models"
 OWN = f"{__name__}:"
-MOST_PARAMETERS = 30_000_000  # of timm's that are drawn
+MOST_PARAMETERS = 30_000_000  # of a model that is drawn from timm's
 
 
 class Network(NamedTuple):
     """A network to try: its factory or class, arguments, an example, and (layers, removable) if they are known."""
 
     name: str
-    factory: str | type
+    factory: str | type[hf.PreTrainedModel]
     kwargs: dict
     example: Tensor | dict
     expected: tuple[int, int] | None = None
 
     def make(self) -> nn.Module:
-        """The network in eval mode, with random weights that leave no layer without effect."""
+        """Build the network in eval mode, with random weights under which every layer has an effect."""
         torch.manual_seed(0)
         if isinstance(self.factory, str):
             network = sglp.build(self.factory, self.kwargs)
@@ -47,9 +47,15 @@ class Network(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was found and measured; `sentence` says why the network is refused, and `fault` what went wrong.
+    """The outcome of a trial.
 
-    `exported` has the formats in which the pruned network computes the same, and why not where it does not.
+    Attributes:
+        name, size: the network, and the shape of a sample.
+        layers, removable, removed: numbers of layers.
+        before, after: MACs of the dense and the pruned network.
+        sentence: why the network is refused, or "".
+        fault: what went wrong, or "".
+        exported: the formats in which the pruned network computes the same, and the reasons for the others.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 class TabularTransformer(nn.Module):
-    """A token a feature, numeric or categorical; encoder layers; the mean of the tokens is classified."""
+    """A classifier of tables: each feature is a token, and the mean of the encoded tokens is classified."""
 
     def __init__(self, numeric=4, categories=(3, 5), width=16, depth=6):
         super().__init__()
@@ -75,18 +81,21 @@ class TabularTransformer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, 3)
 
-    def forward(self, numeric, categorical):
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Classify rows of features."""
         tokens = [embed(categorical[:, i, None]) for i, embed in enumerate(self.embeddings)]
         x = torch.cat([numeric[..., None] * self.weight + self.bias, *tokens], dim=1)
         return self.head(self.encoder(x).mean(dim=1))
 
 
-def perceptron():
+def perceptron() -> nn.Sequential:
+    """Build a multilayer perceptron with five equal hidden layers."""
     hidden = [module for _ in range(5) for module in (nn.Linear(12, 12), nn.ReLU())]
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), *hidden, nn.Linear(12, 3))
 
 
-def noise(*shape):
+def noise(*shape: int) -> Tensor:
+    """Draw the same noise every time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -115,7 +124,7 @@ def _mobilenet_v1():
 
 _VIT = {"patch_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
 _FEATURES = {"numeric": noise(2, 4), "categorical": torch.tensor([[0, 1], [2, 4]])}
-# In the suite; the others take longer.
+# The test suite tries these; the others take longer.
 SMALL = [
     _torchvision("resnet18", 8, 5),
     _torchvision("mobilenet_v2", 17, 10),
@@ -156,11 +165,11 @@ LARGE = [
 
 
 def all_of_torchvision() -> Iterator[Network]:
-    """All its classification models, at the smallest of SIZES that they take."""
+    """Yield all classification models of torchvision, at the smallest of SIZES that each takes."""
     import torchvision
 
     for name in torchvision.models.list_models(module=torchvision.models):
-        options = [({}, size) for size in SIZES]
+        options: list[tuple[dict, int]] = [({}, size) for size in SIZES]
         if name.startswith("vit_"):
             size = 2 * int(name.rpartition("_")[2])
             options = [({"image_size": size}, size)]
@@ -170,11 +179,11 @@ def all_of_torchvision() -> Iterator[Network]:
 
 
 def some_of_timm(count=100, seed=0) -> Iterator[Network]:
-    """The first of timm's, in an order that the seed draws, that have no more than MOST_PARAMETERS."""
+    """Yield models of timm with at most MOST_PARAMETERS, in an order drawn by the seed."""
     import timm
 
     names = timm.list_models()
-    random.Random(seed).shuffle(names)
+    random.Random(seed).shuffle(names)  # noqa: S311 - a draw, no secret
     for name in names:
         if count == 0:
             return
@@ -183,7 +192,7 @@ def some_of_timm(count=100, seed=0) -> Iterator[Network]:
         if sum(p.numel() for p in network.parameters()) > MOST_PARAMETERS:
             continue
         count -= 1
-        config = network.default_cfg
+        config: Any = network.default_cfg
         sizes = (*SIZES[1:3], config["input_size"][-1])
         sized = [{"img_size": size} if config.get("fixed_input_size") else {} for size in sizes[:2]]
         options = zip([{"model_name": name, **more} for more in (*sized, {})], sizes, strict=True)
@@ -191,7 +200,7 @@ def some_of_timm(count=100, seed=0) -> Iterator[Network]:
 
 
 def _fitting(name, factory, options) -> Network:
-    """A network with the first arguments and size of images that it takes, in eval and in train mode."""
+    """Choose the first arguments and image size that a network takes, in eval and in train mode."""
     for kwargs, size in options[:-1]:
         network = Network(name, factory, kwargs, _image(size))
         try:
@@ -200,26 +209,27 @@ def _fitting(name, factory, options) -> Network:
                 module.eval()(network.example)
                 module.train()(network.example)
             return network
-        except Exception:  # whatever it raises, this size is not for it
+        except Exception:  # noqa: S112 - whatever it raises, this size is too small
             continue
     kwargs, size = options[-1]
     return Network(name, factory, kwargs, _image(size))
 
 
 def outputs(network, example) -> list[Tensor]:
-    """The logits, of all heads where there are several."""
+    """Compute the logits of all heads."""
     output = network(**example) if isinstance(example, dict) else network(example)
     if hasattr(output, "logits") and not isinstance(output, tuple):
         output = output.logits
     return [output] if isinstance(output, Tensor) else [head for head in output if head is not None]
 
 
-def equal(some, others) -> bool:
-    return len(some) == len(others) and all(map(torch.equal, some, others))
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Compare lists of tensors, bit for bit."""
+    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def check(case: Network, formats: Sequence[str] = ()) -> Outcome:
-    """Remove half of what can go; run, train, save, load and export what is left.
+    """Remove half of the removable layers; run, train, save, load and export the pruned network.
 
     Raises:
         AssertionError: something that must hold does not.
@@ -230,25 +240,25 @@ def check(case: Network, formats: Sequence[str] = ()) -> Outcome:
         layers = sglp.find_layers(network, example)
     except LayerError as error:
         return outcome._replace(sentence=str(error))
-    free = [i for i, layer in enumerate(layers) if layer.removable]
+    removable = [i for i, layer in enumerate(layers) if layer.removable]
     blocks = sum(not layer.is_stem for layer in layers)
-    if not free:
+    if not removable:
         return outcome._replace(layers=blocks, sentence=f"no layer can be removed ({layers[-1].reason})")
-    gone = free[1::2] or free
-    removed = [layers[i].name for i in gone]
-    plan = sglp.Plan([layer.name for layer in layers if layer.name not in removed], removed)
-    before, bypass = count_macs(network, example), Bypass(network, layers, example)
+    removed = removable[1::2] or removable
+    plan = sglp.Plan.without(layers, removed)
+    before = count_macs(network, example)
+    bypass = Bypass(network, layers, example)
     with torch.no_grad():
         dense = outputs(network, example)
-        with bypass.without(gone):
+        with bypass.without(removed):
             expected = outputs(network, example)
     small = sglp.prune(network, plan)
     del network, bypass
     with torch.no_grad():
-        found = outputs(small, example)
-    assert all(head.isfinite().all() for head in found)
-    assert equal(found, expected), "it is not the dense network with those layers bypassed"
-    assert not equal(found, dense), "layers without effect went"
+        logits = outputs(small, example)
+    assert all(head.isfinite().all() for head in logits)
+    assert equal(logits, expected), "it is not the dense network with those layers bypassed"
+    assert not equal(logits, dense), "the removed layers had no effect"
     after = count_macs(small, example)
     with tempfile.TemporaryDirectory() as folder:
         with warnings.catch_warnings():
@@ -257,16 +267,18 @@ def check(case: Network, formats: Sequence[str] = ()) -> Outcome:
         _trains(small, example)
         del small
         gc.collect()
-        loaded = sglp.load(f"{folder}/small", trust=[case.factory] if str(case.factory).startswith(OWN) else False)
+        loaded = sglp.load(f"{folder}/small", trust=[str(case.factory)] if str(case.factory).startswith(OWN) else False)
         with torch.no_grad():
-            assert equal(outputs(loaded, example), found), "it gives other logits after reload"
+            assert equal(outputs(loaded, example), logits), "it gives other logits after reload"
         exported = [_exported(loaded, example, f"{folder}/exported", to) for to in formats]
-    outcome = outcome._replace(layers=blocks, removable=len(free), removed=len(gone), before=before, after=after)
+    outcome = outcome._replace(
+        layers=blocks, removable=len(removable), removed=len(removed), before=before, after=after
+    )
     return outcome._replace(exported=", ".join(exported))
 
 
 def _exported(network, example, path, to) -> str:
-    """A format, after `export` has compared what the file computes with the network; in brackets why it can't be."""
+    """Export to a format; return its name, or the reason in brackets why it is not possible."""
     try:
         sglp.export(network, path, to, example)
     except CheckpointError as error:
@@ -279,10 +291,10 @@ def _first(example) -> Tensor:
 
 
 def _trains(network, example) -> None:
-    """One step: all that has a gradient has a finite one, and it is all that a training step of the whole reaches."""
+    """Take a training step: every parameter must get a finite gradient."""
     network.train()
     heads = outputs(network, example)
-    sum(F.cross_entropy(head, torch.arange(len(head)) % 2) for head in heads).backward()
+    torch.stack([F.cross_entropy(head, torch.arange(len(head)) % 2) for head in heads]).sum().backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, f"no gradient reaches {without[0]}"
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None), "a gradient is not finite"
