@@ -1,10 +1,13 @@
-"""The report: the outcome in one sentence, the evidence for it, and all that made it. report.html stands alone."""
+"""The report: the outcome in one sentence, the evidence, and how to reproduce it. report.html is a single file."""
 
 import json
 import shlex
-import statistics
+from dataclasses import asdict
 from math import comb
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from sglp.files import new_file, new_folder
 from sglp.scores import LayerScore
@@ -15,23 +18,21 @@ from stages.support.pages import embedded, render
 from stages.support.params import DeclaredParams, flat
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.scores import Scores, read_scores
-from stages.support.tables import read_json, read_rows, read_similarity, write_json
+from stages.support.tables import read_json, read_similarity, write_json
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Read what all stages found, draw it, write it down."""
-    segments, scores = read_json("data/segments.json"), read_scores("data/scores.csv")
+    """Read the results of all stages, draw figures, and write the report."""
+    segments = read_json("data/segments.json")
+    scores = read_scores("data/scores.csv")
     layers = _layers(segments)
     metrics = {name: read_json(f"reports/metrics/{name}.json") for name in NETWORKS}
     benchmark = read_json("reports/benchmark.json")
-    losses = [float(row["loss"]) for row in read_rows("reports/segmentation.csv")]
-    training = [
-        {name: float(value) if value else None for name, value in row.items()}
-        for row in read_rows("reports/training.csv")
-    ]
+    losses = pd.read_csv("reports/segmentation.csv", float_precision="round_trip")["loss"].tolist()
+    training = pd.read_csv("reports/training.csv", float_precision="round_trip")
     scoring = read_json("reports/scoring.json")
-    asked = {key: scoring[key] for key in ("target",) if key in scoring}
-    write_json("reports/metrics.json", {name: without_kinds(found) for name, found in metrics.items()} | asked)
+    target = {"target": scoring["target"]} if "target" in scoring else {}
+    write_json("reports/metrics.json", {name: without_kinds(values) for name, values in metrics.items()} | target)
     with new_folder("reports/plots") as folder:
         figures.draw_architecture(folder / "architecture.png", layers, segments)
         figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
@@ -42,7 +43,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         figures.draw_training(folder / "training.png", training)
     content = {
         "outcome": outcome(layers, metrics, benchmark),
-        "target": target_met(asked["target"], benchmark) if asked else "",
+        "target": target_met(target["target"], benchmark) if target else "",
         "table": metric_rows(metrics) + robustness_rows(metrics) + benchmark_rows(benchmark),
         "corruptions": corruption_rows(metrics),
         "measured": measured_on(metrics["dense"]),
@@ -51,12 +52,12 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
-        "cost": cost_of(scoring),
+        "cost": scoring_cost(scoring),
         "joint": any(row.search == "joint" for row in scores),
         "one_by_one": any(isinstance(row, LayerScore) for row in scores),
         "model": params.model,
         "command": command(params),
-        "dials": flat(params),
+        "params": flat(params),
         "workload": flat(workload),
         "versions": [line.split("==") for line in Path("versions.txt").read_text(encoding="utf-8").split()],
     }
@@ -68,82 +69,75 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
 
 
 def segment_rows(segments: list, layers: list[dict], scores: Scores) -> list[dict]:
-    """What was scored in every segment, and what stays of it."""
+    """Summarise each segment: what was scored, and which layers are kept."""
+    table = pd.DataFrame([asdict(row) for row in scores], columns=["segment", "score", "search"])
     rows = []
     for number, (first, last) in enumerate(segments):
-        scored = [row for row in scores if row.segment == number]
-        inside = layers[first : last + 1]
-        kept = [layer["number"] for layer in inside if layer["fate"] != "removed"]
-        free = [layer for layer in inside if layer["removable"]]
-        values = sorted((row.score for row in scored), reverse=True)
+        scored = table[table["segment"] == number]
+        values = scored["score"].sort_values(ascending=False)
+        inside = pd.DataFrame(layers[first : last + 1])
+        kept = inside["status"] != "removed"
+        highest = [f"{value:#.4g}" for value in values[:2]]
         rows.append(
             {
                 "number": number,
                 "layers": f"{first}-{last}",
-                "kept": ranges(kept),
-                "gone": len(inside) - len(kept),
+                "kept": ranges(inside["number"][kept].tolist()),
+                "num_removed": int((~kept).sum()),
                 "scored": len(scored),
-                "possible": comb(len(free), sum(layer["fate"] == "kept" for layer in free)),
-                "search": ", ".join(sorted({row.search for row in scored})),
-                "ranks": [f"{value:#.4g}" for value in values[:2]] + [""] * (2 - len(values[:2])),
-                "median": f"{statistics.median(values):#.4g}" if values else "",
-                "lowest": f"{values[-1]:#.4g}" if values else "",
+                "possible": comb(int(inside["removable"].sum()), int((inside["status"] == "kept").sum())),
+                "search": ", ".join(sorted(scored["search"].unique())),
+                "ranks": highest + [""] * (2 - len(highest)),
+                "median": f"{values.median():#.4g}" if len(values) else "",
+                "lowest": f"{values.iloc[-1]:#.4g}" if len(values) else "",
             }
         )
     return rows
 
 
-def cost_of(scoring: dict) -> str:
-    """What the way to the plan cost, in words."""
+def scoring_cost(scoring: dict) -> str:
+    """Describe the time and the passes that scoring took."""
     passes = " and ".join(
         f"{scoring[f'{kind}_passes']:,} {kind} passes" for kind in ("forward", "backward") if scoring[f"{kind}_passes"]
     )
-    of_size = f"{passes} of at most {scoring['samples_a_pass']} samples" if passes else "no pass through a network"
-    return f"This took {scoring['seconds']:.1f} s: {of_size}."
+    size = f"{passes} of at most {scoring['samples_a_pass']} samples" if passes else "no pass through the network"
+    return f"Scoring took {scoring['seconds']:.1f} s: {size}."
 
 
 def command(params: DeclaredParams) -> str:
-    """What makes this report again from the same files: the dials on top of params.yaml, which are turned most."""
-    found = flat(params)
-    dials = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in found.items() if "." not in key]
-    # A mapping takes the place of no other one, only of null.
-    of_target = [f"{key.partition('.')[2]}: {value}" for key, value in found.items() if key.startswith("target.")]
-    dials += [dial for text in of_target for dial in ("target=null", f"target={{{text}}}")]
-    return f"dvc exp run {' '.join(f'-S {shlex.quote(dial)}' for dial in dials)}"
+    """Return the command that makes this report again: it sets the top-level parameters and the target."""
+    values = flat(params)
+    settings = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in values.items() if "." not in key]
+    # DVC replaces null by a mapping, but merges a mapping into another one.
+    targets = [f"{key.partition('.')[2]}: {value}" for key, value in values.items() if key.startswith("target.")]
+    settings += [setting for text in targets for setting in ("target=null", f"target={{{text}}}")]
+    return f"dvc exp run {' '.join(f'-S {shlex.quote(setting)}' for setting in settings)}"
 
 
 def measured_on(metrics: dict) -> str:
-    """What the quality was measured on, in words."""
+    """Describe the test data that quality was measured on."""
     parts = [f"{metrics[key]:,} test {key}" for key in ("samples", "tokens") if key in metrics]
     questions = [f"{count} {key.replace('_', ' ')}" for key, count in metrics.items() if key.endswith("_questions")]
     return ", ".join(parts + questions)
 
 
 def _examples() -> list[dict]:
-    """What every network made of the same prompts, where the task has any."""
-    of = {name: read_json(f"reports/examples/{name}.json") for name in NETWORKS}
+    """Collect the continuations of each prompt by all networks, for tasks that have prompts."""
+    examples = {name: read_json(f"reports/examples/{name}.json") for name in NETWORKS}
     return [
         {"prompt": rows[0]["prompt"]} | {name: row["continuation"] for name, row in zip(NETWORKS, rows, strict=True)}
-        for rows in zip(*of.values(), strict=True)
+        for rows in zip(*examples.values(), strict=True)
     ]
 
 
 def _layers(segments: list) -> list[dict]:
-    """The layers with their numbers, their segments and what became of them."""
-    segment_of = [number for number, (first, last) in enumerate(segments) for _ in range(first, last + 1)]
-    removed = set(read_json("data/plan.json")["removed"])
-    layers = []
-    for number, row in enumerate(read_rows("data/layers.csv")):
-        removable = row["removable"] == "True"
-        fate = "removed" if row["name"] in removed else "kept" if removable else "can't be removed"
-        numbers = {
-            "number": number,
-            "segment": segment_of[number],
-            "parameters": int(row["parameters"]),
-            "macs": int(row["macs"]),
-        }
-        layers.append(row | numbers | {"removable": removable, "fate": fate})
-    return layers
+    """Read the layers, with the index, segment and status ("kept", "removed", "can't be removed") of each."""
+    layers = pd.read_csv("data/layers.csv", keep_default_na=False)
+    removed = layers["name"].isin(read_json("data/plan.json")["removed"])
+    layers["number"] = range(len(layers))
+    layers["segment"] = np.repeat(range(len(segments)), [last - first + 1 for first, last in segments])
+    layers["status"] = np.select([removed, layers["removable"]], ["removed", "kept"], "can't be removed")
+    return [{str(key): value for key, value in row.items()} for row in layers.to_dict("records")]
 
 
 def _embedded(name: str) -> str:

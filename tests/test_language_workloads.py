@@ -283,7 +283,7 @@ def test_targets_of_lora_that_are_not_there(done, tmp_path, monkeypatch):
             {"calibration": {"pooling": "tokens", "batch_size": 100}},
             "calibration.pooling=tokens compares all 3200 tokens of a batch with each other",
         ),
-        ({"task": "masked_lm"}, "models/tiny.yaml: task='masked_lm' is wrong: input should be 'image_classification'"),
+        ({"task": "masked_lm"}, "models/tiny.yaml: task='masked_lm' is wrong: it must be 'image_classification'"),
     ],
 )
 def test_a_wrong_workload(project, changes, sentence):

@@ -113,7 +113,7 @@ def test_an_undeclared_parameter_can_not_be_read(finished, tmp_path):
     done = run_python(project, "-m", "stages.segment", check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "segment: the stage segment reads prune_ratio, a parameter that its entry in dvc.yaml does not list"
+        "segment: the stage segment reads the parameter prune_ratio: add it to params in the stage's entry in dvc.yaml"
     )
 
 

@@ -1,28 +1,30 @@
-"""The complete model card of the fine-tuned network: the one in its folder is written before anything is measured."""
+"""The complete model card of the fine-tuned network; the card in its folder is written before measurements exist."""
 
 from sglp.checkpoints.model_card import Figures, card_of
 from stages.support.outcome import benchmark_rows, metric_rows
 from stages.support.params import DeclaredParams, flat
 
 TASKS = {"image_classification": "image-classification", "causal_lm": "text-generation"}
-# Dials that name a question, beside those on top of params.yaml.
-QUESTION = ("score.criterion", "score.search", "prune.weights")
+# Nested parameters that belong into the command, besides the top-level ones.
+NESTED = ("score.criterion", "score.search", "prune.weights")
 NETWORK = "data/finetuned"
 
 
 def complete_card(
     params: DeclaredParams, workload: DeclaredParams, metrics: dict, benchmark: dict, measured: str, command: str
 ) -> str:
-    """The card of the fine-tuned network with its figures and the command that makes it again.
+    """Write the model card of the fine-tuned network, with its measurements and the command that reproduces it.
 
     Args:
-        params, workload: what the stage declares.
-        metrics, benchmark: what was measured; metrics of the dense, the pruned and the fine-tuned network.
-        measured: what the quality was measured on, in words.
-        command: what turns the dials on top of params.yaml.
+        params, workload: parameters that the stage declares.
+        metrics: metrics of the dense, the pruned and the fine-tuned network.
+        benchmark: content of benchmark.json.
+        measured: description of the test data.
+        command: command that sets the top-level parameters.
     """
-    found, source = metrics["finetuned"], flat(workload.data.source)
-    exact = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    tuned = metrics["finetuned"]
+    source = flat(workload.data.source)
+    exact = {key: value for key, value in tuned.items() if isinstance(value, int | float)}
     figures = Figures(
         task=TASKS[workload.task],
         dataset=source["name"] or source["loader"],
@@ -30,6 +32,6 @@ def complete_card(
         metrics=exact,
         rows=[[row[i] for i in (0, 1, 4, 5)] for row in metric_rows(metrics) + benchmark_rows(benchmark)],
     )
-    dials = flat(params)
-    more = "".join(f" -S {key}={dials[key]}" for key in QUESTION if key in dials)
-    return card_of(NETWORK, found.get("params"), figures, command + more)
+    values = flat(params)
+    more = "".join(f" -S {key}={values[key]}" for key in NESTED if key in values)
+    return card_of(NETWORK, tuned.get("params"), figures, command + more)

@@ -1,6 +1,6 @@
-"""The report's figures. Drawn without a display; equal inputs give equal bytes.
+"""Figures of the report, drawn without a display; equal inputs give equal bytes.
 
-Layers come as a list of dicts with "fate" (a key of `FATES`) and "macs", segments as inclusive (first, last).
+Layers are a list of dicts with "status" (a key of `STATUSES`) and "macs"; segments are inclusive (first, last).
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,18 +18,18 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from sglp.scores import LayerScore, SetScore
 from stages.support.scores import Scores
 
-# Told apart by lightness and hatching too: on grey paper, and by the colour-blind.
-FATES = {
+# They differ in lightness and hatching too, for grey prints and for colour-blind readers.
+STATUSES = {
     "kept": {"facecolor": "#0a5c8f", "edgecolor": "#0a5c8f"},
     "can't be removed": {"facecolor": "#9aa5ad", "edgecolor": "#3f474d", "hatch": "...."},
     "removed": {"facecolor": "#fff3dc", "edgecolor": "#d97b00", "hatch": "////"},
 }
 CHOSEN, QUIET = "#d1495b", "#9fb8c8"
-# Layers: more than that have no room for outlines and hatching, then for gaps.
+# Numbers of layers above which bars have no outlines and hatching, and no gaps.
 CROWDED, PACKED = 60, 250
 CROWDED_LOOKS = {"kept": "#0a5c8f", "can't be removed": "#87929a", "removed": "#ffc766"}
-FEW = 15  # segments; the borders of more are thinner
-PANELS = 24  # segments that scores.png has room for
+FEW = 15  # segments; if there are more, their borders are thinner
+PANELS = 24  # segments that fit into scores.png
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -42,7 +43,7 @@ STYLE = {
 
 
 def draw_similarity(path: Path, similarity: np.ndarray, layers: Sequence[dict], segments: Sequence) -> None:
-    """CKA of every pair of layers as a heat map; segments are boxes, a band above and on the right shows fates."""
+    """Draw CKA as a heat map, with segments as boxes and the status of layers in bands above and on the right."""
     with _figure(path, 7.6, 6.6) as figure:
         axes = figure.subplots()
         image = axes.imshow(similarity, cmap="cividis", interpolation="nearest")
@@ -67,7 +68,7 @@ def draw_similarity(path: Path, similarity: np.ndarray, layers: Sequence[dict], 
 
 
 def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, min_loss_drop: float) -> None:
-    """The loss of the best segmentation for every k, and what each further cut takes from it."""
+    """Draw the loss of the best segmentation for every k, and the drop that each further segment brings."""
     ks, share = np.arange(1, len(losses) + 1), np.asarray(losses) / (losses[0] or 1)
     with _figure(path, 9, 3.2) as figure:
         left, right = figure.subplots(1, 2)
@@ -76,9 +77,11 @@ def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, min_loss
         right.plot(ks[1:], -np.diff(share), ".", color="#0a5c8f")
         right.axhline(min_loss_drop, color="#555555", linewidth=1, linestyle="--")
         note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right"}
-        right.annotate(f"k: auto cuts above {100 * min_loss_drop:g} %", (len(losses) + 0.5, min_loss_drop), **note)
-        left.set_title("loss that is left, of that of one segment")
-        right.set_title("loss that the cut into k segments takes away")
+        right.annotate(
+            f"k: auto adds segments above {100 * min_loss_drop:g} %", (len(losses) + 0.5, min_loss_drop), **note
+        )
+        left.set_title("loss relative to one segment")
+        right.set_title("drop in loss from k - 1 to k segments")
         for axes, height in ((left, share), (right, [None, *-np.diff(share)])):
             if height[chosen - 1] is not None:
                 axes.plot(chosen, height[chosen - 1], "o", markersize=11, fillstyle="none", color=CHOSEN, mew=2)
@@ -93,11 +96,11 @@ def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, min_loss
 
 
 def draw_scores(path: Path, rows: Scores, layers: Sequence[dict]) -> None:
-    """What was scored. One bar a layer where layers were scored one by one, else a histogram a segment.
+    """Draw the scores: a bar for each layer if layers were scored one by one, else a histogram for each segment.
 
     Args:
-        path: of the PNG.
-        rows: those of scores.csv.
+        path: path of the PNG.
+        rows: rows of scores.csv.
         layers: all layers.
     """
     if any(isinstance(row, LayerScore) for row in rows):
@@ -116,7 +119,12 @@ def draw_scores(path: Path, rows: Scores, layers: Sequence[dict]) -> None:
     height = -(-len(parts) // columns)
     with _figure(path, 9, 2.5 * max(1, height)) as figure:
         if not parts:
-            figure.text(0.5, 0.5, "Every segment had one combination only: there was nothing to choose.", ha="center")
+            figure.text(
+                0.5,
+                0.5,
+                "Every segment had only one possible set of layers, so there was nothing to choose.",
+                ha="center",
+            )
             return
         grid = figure.subplots(height, columns, squeeze=False).ravel()
         for axes in grid[len(parts) :]:
@@ -124,15 +132,15 @@ def draw_scores(path: Path, rows: Scores, layers: Sequence[dict]) -> None:
         for axes, part in zip(grid, parts, strict=False):
             _histogram(axes, part)
         if more > 0:
-            figure.supxlabel(f"{more} more segments stand in the table only")
+            figure.supxlabel(f"{more} more segments are in the table only")
 
 
 def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) -> None:
-    """The network as a strip: every layer in order; those that go have dropped out of it. Below, their MACs."""
+    """Draw the network as a strip of layers, removed layers below it, and the MACs of all layers."""
     numbers = range(len(layers))
     with _figure(path, 10, 3.4) as figure:
         strip, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        _bars(strip, layers, numbers, [1] * len(layers), [-1.15 * (row["fate"] == "removed") for row in layers])
+        _bars(strip, layers, numbers, [1] * len(layers), [-1.15 * (row["status"] == "removed") for row in layers])
         _bars(cost, layers, numbers, [row["macs"] for row in layers])
         thin = 1 if len(segments) <= FEW else 0.5
         for number, (first, last) in enumerate(segments):
@@ -143,7 +151,7 @@ def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) ->
             label = f"segment {number}" if wide > 0.1 else str(number) if wide > 0.02 else ""
             strip.text((first + last) / 2, 1.15, label, ha="center", va="bottom")
         strip.set(xlim=(-0.8, len(layers) - 0.2), ylim=(-1.25, 1.5))
-        strip.set_yticks([0.5, -0.65], ["stays", "goes"])
+        strip.set_yticks([0.5, -0.65], ["kept", "removed"])
         strip.spines[:].set_visible(False)
         strip.tick_params(length=0, labelbottom=False)
         cost.set(xlabel="layer", ylabel="MACs")
@@ -153,22 +161,22 @@ def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) ->
         _legend(figure, layers)
 
 
-def draw_training(path: Path, rows: Sequence[dict]) -> None:
-    """Loss, what was measured on held-out samples, and the learning rate over epochs.
+def draw_training(path: Path, rows: pd.DataFrame) -> None:
+    """Draw loss, metrics on held-out samples, and learning rate over epochs.
 
     Args:
-        path: of the PNG.
-        rows: those of training.csv, with numbers, None where there is none.
+        path: path of the PNG.
+        rows: training.csv; NaN where a value was not measured.
     """
-    measured = [name for name in rows[0] if name.startswith("heldout_") and name != "heldout_loss"]
-    measured = [name for name in measured if any(row[name] is not None for row in rows)]
+    measured = [name for name in rows if name.startswith("heldout_") and name != "heldout_loss"]
+    measured = [name for name in measured if rows[name].notna().any()]
     with _figure(path, 9, 3.6 + 1.2 * len(measured)) as figure:
         panels = figure.subplots(2 + len(measured), 1, sharex=True, height_ratios=[3, *[1.5] * len(measured), 1])
         _curve(panels[0], rows, "loss", "training batches", "#0a5c8f")
         if _curve(panels[0], rows, "heldout_loss", "held-out samples", CHOSEN):
             panels[0].legend()
         panels[0].set_ylabel("loss")
-        if all(row["loss"] > 0 for row in rows):
+        if (rows["loss"].dropna() > 0).all():
             panels[0].set_yscale("log")
         for axes, name in zip(panels[1:-1], measured, strict=True):
             _curve(axes, rows, name, "", CHOSEN)
@@ -180,7 +188,7 @@ def draw_training(path: Path, rows: Sequence[dict]) -> None:
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of a width and height in inches, saved in the end; settings of the user's do not count."""
+    """Create a figure of a width and height in inches, and save it; the user's matplotlib settings have no effect."""
     with style.context(STYLE, after_reset=True):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
@@ -188,52 +196,52 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _bars(axes: Axes, layers, numbers, lengths, starts=None, horizontal: bool = False) -> None:
-    """One bar a layer, in the colours of their fates."""
+    """Draw a bar for each layer, in the colour of its status."""
     starts = [0] * len(lengths) if starts is None else starts
-    for fate in FATES:
-        bars = [bar for bar in zip(numbers, lengths, starts, strict=True) if layers[bar[0]]["fate"] == fate]
+    for status in STATUSES:
+        bars = [bar for bar in zip(numbers, lengths, starts, strict=True) if layers[bar[0]]["status"] == status]
         if not bars:
             continue
         where, length, start = zip(*bars, strict=True)
         draw, thickness = axes.barh if horizontal else axes.bar, 1 if len(layers) > PACKED else 0.82
-        draw(where, length, thickness, start, **_looks(fate, layers))
+        draw(where, length, thickness, start, **_looks(status, layers))
 
 
-def _looks(fate: str, layers) -> dict:
+def _looks(status: str, layers) -> dict:
     if len(layers) > CROWDED:
-        return {"color": CROWDED_LOOKS[fate], "linewidth": 0}
-    return FATES[fate] | {"linewidth": 0.8}
+        return {"color": CROWDED_LOOKS[status], "linewidth": 0}
+    return STATUSES[status] | {"linewidth": 0.8}
 
 
 def _legend(figure: Figure, layers) -> None:
-    there = [fate for fate in FATES if any(layer["fate"] == fate for layer in layers)]
-    handles = [Patch(label=fate, **_looks(fate, layers)) for fate in there]
+    there = [status for status in STATUSES if any(layer["status"] == status for layer in layers)]
+    handles = [Patch(label=status, **_looks(status, layers)) for status in there]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(there))
 
 
 def _histogram(axes: Axes, rows: Sequence[SetScore]) -> None:
-    """The scores of a segment's combinations, the best one marked."""
+    """Draw the scores of a segment's sets of layers, with the best one marked."""
     scores = np.array([row.score for row in rows])
     axes.hist(scores[np.isfinite(scores)], bins=min(30, int(len(scores) ** 0.5) + 4), color=QUIET)
-    axes.set_title(f"segment {rows[0].segment}: {len(rows)} combinations")
+    axes.set_title(f"segment {rows[0].segment}: {len(rows)} sets of layers")
     note = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top", "color": CHOSEN}
     for score in (row.score for row in rows if row.best):
         axes.axvline(score, color=CHOSEN, linewidth=2)
         axes.annotate(f"chosen: {score:#.4g}", (score, 0.99), xycoords=("data", "axes fraction"), **note)
     axes.margins(y=0.25)
-    axes.set(xlabel="score", ylabel="combinations")
+    axes.set(xlabel="score", ylabel="sets of layers")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _curve(axes: Axes, rows: Sequence[dict], name: str, label: str, colour: str, marker: str = ".") -> bool:
-    """One column over epochs where it has values; whether it has any."""
-    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-    if points:
+def _curve(axes: Axes, rows: pd.DataFrame, name: str, label: str, colour: str, marker: str = ".") -> bool:
+    """Draw one column over epochs; return whether it has any values."""
+    points = rows[["epoch", name]].dropna()
+    if len(points):
         crowded = len(points) > 60
-        axes.plot(*zip(*points, strict=True), marker="" if crowded else marker, color=colour, label=label)
-    return bool(points)
+        axes.plot(points["epoch"], points[name], marker="" if crowded else marker, color=colour, label=label)
+    return bool(len(points))
 
 
 def _whole(count: int, room: int = 45) -> MaxNLocator:
-    """Ticks at whole numbers, every layer's where there is room for them."""
+    """Place ticks at whole numbers, at every one if there is room."""
     return MaxNLocator(count + 2 if count <= room else room // 2, integer=True, steps=[1, 2, 5, 10])

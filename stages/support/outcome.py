@@ -1,4 +1,4 @@
-"""The figures of a report as text: the outcome in one sentence, rows of dense against pruned and fine-tuned."""
+"""The results of a report as text: the outcome in one sentence, and rows that compare the networks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,14 +9,14 @@ NETWORKS = ("dense", "pruned", "finetuned")
 
 
 class Metric(NamedTuple):
-    """How a metric is shown: a "share" as per cent, a "count" with a prefix (k, M), all else as a number."""
+    """The format of a metric: a "share" in per cent, a "count" with a prefix (k, M), or a plain "number"."""
 
     label: str
     form: str = "number"
     unit: str = ""
 
 
-# In the order of the table. The first that a task reports is the quality that the outcome names.
+# In the order of the table. The outcome names the first metric that a task reports.
 METRICS = {
     "accuracy": Metric("accuracy (top-1)", "share"),
     "accuracy_top5": Metric("accuracy (top-5)", "share"),
@@ -36,9 +36,10 @@ METRICS = {
 
 
 def outcome(layers: list[dict], metrics: dict, benchmark: dict) -> str:
-    """One sentence: what is gone, what it saved, what it cost."""
-    dense, tuned = metrics["dense"], metrics["finetuned"]
-    gone = sum(layer["fate"] == "removed" for layer in layers)
+    """Describe in one sentence what was removed, what that saves, and what it costs."""
+    dense = metrics["dense"]
+    tuned = metrics["finetuned"]
+    removed = sum(layer["status"] == "removed" for layer in layers)
     parts = [
         f"{100 * (1 - tuned[key] / dense[key]):.1f} % fewer {name}"
         for key, name in (("macs", "MACs"), ("macs_per_token", "MACs"), ("params", "parameters"))
@@ -54,59 +55,64 @@ def outcome(layers: list[dict], metrics: dict, benchmark: dict) -> str:
         for measured in benchmark["batch"][size]["work"]:
             doing = "" if measured["name"] == "forward" else f" in {measured['name']}"
             parts.append(f"{measured['speedup']['median']:.1f} times as fast{doing} at batch {size}")
-    return f"{gone} of {len(layers)} layers {'is' if gone == 1 else 'are'} gone: {', '.join(parts)}."
+    return f"{removed} of {len(layers)} layers {'is' if removed == 1 else 'are'} removed: {', '.join(parts)}."
 
 
 def target_met(target: dict, benchmark: dict) -> str:
-    """What was asked for and what was reached, in one sentence.
+    """Describe in one sentence the target and what was reached.
 
     Args:
-        target: "of" what, the share that was "asked" for, and the one that was "reached".
-        benchmark: has what a latency then is.
+        target: "of" is the kind of cost, "asked" the share that was asked for, "reached" the share that was reached.
+        benchmark: content of benchmark.json, for a target of latency.
     """
-    of, asked, reached = target["of"], target["asked"], target["reached"]
-    name = {"macs": "MACs"}.get(of, of)
-    said = f"Asked for at most {100 * asked:g} % of the dense network's {name}, the plan leaves {100 * reached:.1f} %"
-    if of != "latency":
-        return f"{said}."
-    batch, found = next(iter(benchmark["batch"].items()))
-    later = 1 / found["work"][0]["speedup"]["median"]
-    return f"{said}, as one sample was timed before tuning; the benchmark has {100 * later:.1f} % at batch {batch}."
+    kind = target["of"]
+    name = {"macs": "MACs"}.get(kind, kind)
+    reached = f"{100 * target['reached']:.1f} %"
+    sentence = f"Target: at most {100 * target['asked']:g} % of the dense network's {name}; the plan has {reached}"
+    if kind != "latency":
+        return f"{sentence}."
+    batch, measured = next(iter(benchmark["batch"].items()))
+    later = 1 / measured["work"][0]["speedup"]["median"]
+    return (
+        f"{sentence}, timed on one sample before fine-tuning; the benchmark gives {100 * later:.1f} % at batch {batch}."
+    )
 
 
 def metric_rows(metrics: dict) -> list[list[str]]:
-    """Rows of the table: label, dense, pruned and its change, fine-tuned and its change; unknown metrics come last.
+    """Return rows of the table: label, dense, pruned, its change, fine-tuned, its change. Unknown metrics come last.
 
-    "samples" and "tokens" say what the others were measured on. Shares of questions are named TASK_acc and
-    TASK_acc_norm, their number TASK_questions. "robustness" has rows of its own.
+    "samples" and "tokens" have no row: they are the amount of test data. Accuracies of question tasks are named
+    TASK_acc and TASK_acc_norm, their number of questions TASK_questions. "robustness" has rows of its own.
     """
     values = {name: flat({key: v for key, v in metrics[name].items() if key != "robustness"}) for name in NETWORKS}
     counts = ("samples", "tokens")
-    found = {key: None for name in NETWORKS for key in values[name] if key not in counts and not _counts(key)}
-    first = [key for key in found if _of_questions(key)]
-    quality = [key for key in METRICS if key in found]
+    reported = {
+        key: None for name in NETWORKS for key in values[name] if key not in counts and not _is_question_count(key)
+    }
+    first = [key for key in reported if _is_question_accuracy(key)]
+    quality = [key for key in METRICS if key in reported]
     middle = 1 + max((quality.index(key) for key in ("perplexity", "loss") if key in quality), default=-1)
     keys = quality[:middle] + first + quality[middle:]
-    keys += [key for key in found if key not in keys]
-    return [row(_metric(key), [values[name].get(key) for name in NETWORKS], _asked(key, values)) for key in keys]
+    keys += [key for key in reported if key not in keys]
+    return [row(_metric(key), [values[name].get(key) for name in NETWORKS], _num_samples(key, values)) for key in keys]
 
 
 def benchmark_rows(benchmark: dict) -> list[list[str]]:
-    """Rows as those of `metric_rows`, for every size of batch; what was pruned is timed when it is fine-tuned."""
+    """Return rows in the form of `metric_rows` for every batch size; the pruned network is not timed."""
     rows = []
     for size in _sizes(benchmark):
         measured = benchmark["batch"][size]
-        for of_work in measured["work"]:
-            where = f"batch {size}" if of_work["name"] == "forward" else f"{of_work['name']}, batch {size}"
-            rows += [_timed(key, of_work[key], where) for key in METRICS if key in of_work]
-            value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**of_work["speedup"])
+        for task in measured["work"]:
+            where = f"batch {size}" if task["name"] == "forward" else f"{task['name']}, batch {size}"
+            rows += [_timed(key, task[key], where) for key in METRICS if key in task]
+            value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**task["speedup"])
             rows.append([f"times as fast, {where}", "", "", "", value, ""])
         rows.append(_timed("peak_memory_bytes", measured["peak_memory_bytes"], f"batch {size}"))
     return rows
 
 
 def row(metric: Metric, values: list, samples: int | None = None) -> list[str]:
-    """A row of a table from the values of `NETWORKS`; `samples` are what a share is of, for its standard error."""
+    """Format a row from the values of `NETWORKS`; `samples` is the number of samples behind a share."""
     dense, *others = values
     cells = [metric.label, _number(metric, dense, dense, samples)]
     for value in others:
@@ -115,13 +121,13 @@ def row(metric: Metric, values: list, samples: int | None = None) -> list[str]:
 
 
 def prefix_of(value: float) -> tuple[float, str]:
-    """The prefix of units that suits a value, and its factor."""
+    """Return the unit prefix that suits a value, after its factor."""
     prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
     return next((pair for pair in prefixes if abs(value) >= pair[0]), (1, ""))
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Numbers in order, those in a row as "4-7"."""
+    """Format ascending numbers, consecutive ones as "4-7"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:
@@ -136,36 +142,36 @@ def _timed(key: str, values: dict, where: str) -> list[str]:
     return row(metric._replace(label=f"{metric.label}, {where}"), [values.get(name) for name in NETWORKS])
 
 
-def _of_questions(key: str) -> bool:
+def _is_question_accuracy(key: str) -> bool:
     return key.endswith(("_acc", "_acc_norm"))
 
 
-def _counts(key: str) -> bool:
+def _is_question_count(key: str) -> bool:
     return key.endswith("_questions")
 
 
 def _metric(key: str) -> Metric:
-    if _of_questions(key):
+    if _is_question_accuracy(key):
         task, by_length = key.removesuffix("_norm").removesuffix("_acc"), key.endswith("_norm")
         return Metric(f"{task} accuracy{', by length' if by_length else ''}", "share")
     return METRICS.get(key, Metric(key))
 
 
-def _asked(key: str, values: dict) -> int | None:
-    """How many samples a share is of."""
+def _num_samples(key: str, values: dict) -> int | None:
+    """Return the number of samples or questions behind a share."""
     dense = values["dense"]
-    if _of_questions(key):
+    if _is_question_accuracy(key):
         return dense.get(f"{key.removesuffix('_norm').removesuffix('_acc')}_questions")
     return dense.get("samples")
 
 
 def _sizes(benchmark: dict) -> list[str]:
-    """Sizes of batches, small ones first."""
+    """Return the batch sizes in ascending order."""
     return sorted(benchmark["batch"], key=int)
 
 
 def _number(metric: Metric, value, scale, samples: int | None = None, digits: int = 2) -> str:
-    """A value with its unit, with the prefix that suits `scale`; a share of samples with its standard error."""
+    """Format a value with its unit and the prefix that suits `scale`; a share with its standard error."""
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
     if metric.form == "share":
@@ -182,7 +188,7 @@ def _number(metric: Metric, value, scale, samples: int | None = None, digits: in
 
 
 def _change(metric: Metric, value, dense, digits: int = 2) -> str:
-    """The change against the dense network: of shares in points, of all else in per cent."""
+    """Format the change relative to the dense network: shares in points, everything else in per cent."""
     if not (isinstance(value, int | float) and isinstance(dense, int | float)):
         return ""
     if metric.form == "share":

@@ -1,4 +1,4 @@
-"""Pages from templates, in HTML or Markdown by the template's name; a page stands alone."""
+"""Pages rendered from templates, as HTML or Markdown; an HTML page is a single file."""
 
 import base64
 import json
@@ -8,9 +8,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def render(template: Path, content: dict) -> str:
-    """The page that a template makes of its content; a name that is missing there is an error.
+    """Render a template. A name that the content lacks is an error.
 
-    Filters: "plain", a value as it stands in YAML; "cell", a text in one line.
+    Filters: "plain" formats a value as in YAML; "cell" puts a text on one line.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -26,5 +26,5 @@ def render(template: Path, content: dict) -> str:
 
 
 def embedded(png: bytes) -> str:
-    """A figure as a data URI."""
+    """Encode a figure as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

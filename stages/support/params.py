@@ -1,5 +1,6 @@
-"""Parameters, strictly checked; a stage is handed what its entry in dvc.yaml lists, and nothing else."""
+"""Read and check parameter files; a stage gets only the parameters that its entry in dvc.yaml lists."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,75 +9,82 @@ from ruamel.yaml import YAML, YAMLError
 
 from sglp.errors import SGLPError
 from sglp.tasks.schemas import schema_of
-from stages.support.dials import Params
+from stages.support.schema import Params
+
+MUST_BE = "it must be "
 
 
 class ParameterError(SGLPError):
-    """A parameter file is wrong, or a stage reads what it does not declare."""
+    """A parameter file is wrong, or a stage reads a parameter that it does not declare."""
 
 
 class DeclaredParams:
-    """Parameters as attributes; the ones that the stage does not list are not there."""
+    """Parameters as attributes; reading one that the stage does not list is an error."""
 
     def __init__(self, stage: str, prefix: str, values: dict):
         self.__dict__.update(values)
-        self._stage, self._prefix = stage, prefix
+        self._stage = stage
+        self._prefix = prefix
 
     def __getattr__(self, name: str) -> Any:
         raise ParameterError(
-            f"the stage {self._stage} reads {self._prefix}{name}, a parameter that its entry in dvc.yaml does not list"
+            f"the stage {self._stage} reads the parameter {self._prefix}{name}: add it to params in the stage's entry in "
+            "dvc.yaml"
         )
 
 
-def flat(content: DeclaredParams | dict, prefix: str = "") -> dict:
-    """A view or mapping without nesting: keys joined by dots, what a view keeps to itself left out."""
+def flat(content: DeclaredParams | dict, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested parameters: join the keys by dots and skip the private attributes of `DeclaredParams`."""
     items = vars(content) if isinstance(content, DeclaredParams) else content
-    found = {}
+    flattened: dict[str, Any] = {}
     for key, value in items.items():
         if isinstance(content, DeclaredParams) and key.startswith("_"):
             continue
         if isinstance(value, DeclaredParams) or (isinstance(value, dict) and value):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
 def declared(stage: str) -> tuple[DeclaredParams, DeclaredParams]:
-    """The parameters that a stage's entry in dvc.yaml lists, of params.yaml and of the chosen workload.
+    """Return the parameters that a stage's entry in dvc.yaml lists, from params.yaml and from the chosen workload.
 
     Raises:
-        ParameterError: a file or a listed key is missing, or anything in the files is wrong.
+        ParameterError: a file or a listed key is missing, or a file has a wrong key or value.
     """
     listed = entry(stage).get("params", [])
-    own = [key for key in listed if isinstance(key, str)]
-    of_workload = [key for item in listed if isinstance(item, dict) for keys in item.values() for key in keys]
+    params_keys = [key for key in listed if isinstance(key, str)]
+    workload_keys = [key for item in listed if isinstance(item, dict) for keys in item.values() for key in keys]
     params = read_yaml(Path("params.yaml"))
-    check(Params, params, Path("params.yaml"), own)
+    check(Params, params, Path("params.yaml"), params_keys)
     workload: dict = {}
-    if of_workload:
+    if workload_keys:
         path = workload_path(params["model"])
         workload = read_yaml(path)
-        check(schema_of(workload), workload, path, of_workload)
-    return _view(stage, params, own), _view(stage, workload, of_workload)
+        check(schema_of(workload), workload, path, workload_keys)
+    return _select(stage, params, params_keys), _select(stage, workload, workload_keys)
 
 
 def entry(stage: str) -> dict:
-    """A stage's entry in dvc.yaml; for one of several alike (foreach) what they have in common."""
-    found = read_yaml(Path("dvc.yaml"))["stages"][stage]
-    return found.get("do", found)
+    """Return a stage's entry in dvc.yaml; for a foreach stage, its template."""
+    content = read_yaml(Path("dvc.yaml"))["stages"][stage]
+    return content.get("do", content)
 
 
 def workload_path(model: str) -> Path:
-    """The file of a workload.
+    """Return the path of a workload's file.
 
     Raises:
-        ParameterError: there is none of this name; the message has those that there are.
+        ParameterError: there is no workload of this name; the message lists the available ones.
     """
     path = Path("models") / f"{model}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in Path("models").glob("*.yaml")))
-        raise ParameterError(f"params.yaml: model={model} asks for {path}, which is not there; there are {there}")
+        available = ", ".join(sorted(file.stem for file in Path("models").glob("*.yaml")))
+        raise ParameterError(
+            f"params.yaml: model={model} is unknown: {path} does not exist; the available workloads are "
+            f"{available or 'none'}"
+        )
     return path
 
 
@@ -84,65 +92,76 @@ def read_yaml(path: Path) -> dict:
     """Read YAML 1.2, as DVC does.
 
     Raises:
-        ParameterError: there is no such file, or it is no mapping in YAML.
+        ParameterError: the file does not exist, or is not a YAML mapping.
     """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ParameterError(f"there is no {path} in {Path.cwd().name}: run stages in the project's folder") from error
+        raise ParameterError(f"there is no {path} in {Path.cwd()}: run this in the project's folder") from error
     except YAMLError as error:
-        raise ParameterError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
-        raise ParameterError(f"{path} is empty or no mapping")
+        problem = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise ParameterError(f"{path} {problem}: it must hold keys with values, such as 'seed: 0'")
     return content
 
 
 def check(schema: type[BaseModel], content: dict, path: Path, needed: list[str] | None = None) -> None:
-    """Check a file's content; with `needed`, only those keys have to be there.
+    """Check a file's content; with `needed`, only these keys must be present.
 
     Raises:
-        ParameterError: one sentence with the first fault.
+        ParameterError: the first error, in one sentence.
     """
     try:
         schema.model_validate(content)
-    except ValidationError as error:
-        faults = error.errors()
+    except ValidationError as exception:
+        errors = exception.errors()
     else:
         return
-    # A misspelt key is both unknown and missing: the first says more.
-    for fault in faults:
-        if fault["type"] == "extra_forbidden":
-            there = ", ".join(_keys_beside(schema, fault["loc"]))
-            raise ParameterError(f"{path}: {_key(fault)} is no key; it can be one of {there}")
-    for fault in faults:
-        if fault["type"] != "missing":
-            # One fault for each kind of value that would be allowed.
-            said = [_said(other) for other in faults if _key(other) == _key(fault)]
-            value = fault["input"]
-            shown = f"{_key(fault)}={value!r} is wrong" if not isinstance(value, dict) else _key(fault) or "the whole"
-            raise ParameterError(f"{path}: {shown}: {' or '.join(said)}")
-    for fault in faults:
-        if needed is None or any(_overlap(_key(fault), other) for other in needed):
-            raise ParameterError(f"{path}: the key {_key(fault)} is missing")
+    # A misspelt key causes two errors, unknown and missing: report the unknown key.
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            valid = ", ".join(_valid_keys(schema, error["loc"]))
+            raise ParameterError(f"{path}: {_key(error)} is not a valid key; the valid keys are {valid}")
+    for error in errors:
+        if error["type"] != "missing":
+            key, value = _key(error), error["input"]
+            reason = _join([_message(other) for other in errors if _key(other) == key])
+            if not isinstance(value, dict):
+                key = f"{key}={value!r} is wrong"
+            raise ParameterError(": ".join(part for part in (str(path), key, reason) if part))
+    for error in errors:
+        if needed is None or any(_overlap(_key(error), key) for key in needed):
+            raise ParameterError(f"{path}: the key {_key(error)} is missing")
 
 
-def _key(fault: dict) -> str:
-    """The key of a fault, without the kinds of value that pydantic puts behind it."""
-    parts = [str(part) for part in fault["loc"]]
+def _key(error: Mapping[str, Any]) -> str:
+    """Return the key that an error is about, without the type names that pydantic appends."""
+    parts = [str(part) for part in error["loc"]]
     return ".".join(part for part in parts if part not in ("constrained-int", "int", "none") and "[" not in part)
 
 
 def _overlap(key: str, other: str) -> bool:
-    """Whether one of two keys is the other or holds it."""
+    """Return whether one of two keys equals the other or contains it."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-def _said(fault: dict) -> str:
-    message = fault["msg"].removeprefix("Value error, ")
+def _message(error: Mapping[str, Any]) -> str:
+    """Return pydantic's message, reworded for the user of a YAML file."""
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{MUST_BE}a mapping of keys to values"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be ", MUST_BE)
     return message[0].lower() + message[1:]
 
 
-def _keys_beside(schema: type[BaseModel], location: tuple) -> list[str]:
+def _join(messages: list[str]) -> str:
+    """Join the messages about one value, one for each type that it may have."""
+    first, *others = messages
+    return " or ".join([first, *(message.removeprefix(MUST_BE) for message in others)])
+
+
+def _valid_keys(schema: type[BaseModel], location: tuple) -> list[str]:
+    """Return the keys that are valid in the same group as an unknown key."""
     for part in location[:-1]:
         annotation = schema.model_fields[part].annotation
         groups = [kind for kind in (annotation, *get_args(annotation)) if _is_group(kind)]
@@ -152,12 +171,12 @@ def _keys_beside(schema: type[BaseModel], location: tuple) -> list[str]:
     return sorted(schema.model_fields)
 
 
-def _is_group(annotation) -> bool:
+def _is_group(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> DeclaredParams:
-    """A view of the keys (with dots) of a mapping."""
+def _select(stage: str, content: dict, keys: list[str], prefix: str = "") -> DeclaredParams:
+    """Select keys, written with dots, from a nested mapping."""
     groups: dict[str, list[str]] = {}
     for key in keys:
         head, _, rest = key.partition(".")
@@ -165,5 +184,5 @@ def _view(stage: str, content: dict, keys: list[str], prefix: str = "") -> Decla
     values = {}
     for head, rests in groups.items():
         whole = "" in rests
-        values[head] = content[head] if whole else _view(stage, content[head], rests, f"{prefix}{head}.")
+        values[head] = content[head] if whole else _select(stage, content[head], rests, f"{prefix}{head}.")
     return DeclaredParams(stage, prefix, values)

@@ -1,14 +1,14 @@
-"""Rows of the report on accuracy under attack and under corruption, as those of `metric_rows`; none without either."""
+"""Rows of the report for accuracy under attacks and corruptions, in the form of `metric_rows`."""
 
 from stages.support.outcome import NETWORKS, Metric, row
 
 
 def robustness_rows(metrics: dict) -> list[list[str]]:
-    """Accuracy on the images as they are, under every attack, and under the corruptions on average."""
+    """Return rows for clean images, for every attack, and for the mean over corruptions; none if not measured."""
     dense = metrics["dense"].get("robustness")
     if dense is None:
         return []
-    rows = [_row(f"accuracy, {dense['samples']:,} images as they are", metrics, "clean")]
+    rows = [_row(f"accuracy, {dense['samples']:,} clean images", metrics, "clean")]
     for attack in ("fgsm", "pgd"):
         for eps in sorted(dense.get(attack, {}), key=float):
             label = f"accuracy under {attack.upper()}, ε = {_levels(float(eps))}"
@@ -20,7 +20,7 @@ def robustness_rows(metrics: dict) -> list[list[str]]:
 
 
 def corruption_rows(metrics: dict) -> list[list[str]]:
-    """Accuracy under every kind of corruption, severity by severity."""
+    """Return a row for every kind and severity of corruption; none if not measured."""
     dense = metrics["dense"].get("robustness", {})
     return [
         _row(f"{kind.replace('_', ' ')}, severity {severity}", metrics, "corruptions", severity, kind)
@@ -32,7 +32,7 @@ def corruption_rows(metrics: dict) -> list[list[str]]:
 
 def _row(label: str, metrics: dict, *keys: str) -> list[str]:
     values = [metrics[name]["robustness"] for name in NETWORKS]
-    # Corruptions of one image don't fail independently: their mean has another error than a single share.
+    # Corruptions of one image are not independent, so their mean has another standard error.
     samples = None if keys[-1] == "mean" else values[0]["samples"]
     for key in keys:
         values = [value[key] for value in values]
@@ -40,15 +40,15 @@ def _row(label: str, metrics: dict, *keys: str) -> list[str]:
 
 
 def _levels(eps: float) -> str:
-    """The largest change of a pixel in levels of 8 bits, where that is a whole number."""
+    """Format the largest change of a pixel as n/255 if n is a whole number."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 0.01 else f"{eps:g}"
 
 
 def without_kinds(metrics: dict) -> dict:
-    """One network's metrics with the corruptions' means alone: `dvc exp show` has no room for all kinds."""
+    """Keep only the means over kinds of corruption: `dvc exp show` has no room for all kinds."""
     if "robustness" not in metrics:
         return metrics
-    found = metrics["robustness"]
-    means = {severity: {"mean": kinds["mean"]} for severity, kinds in found.get("corruptions", {}).items()}
-    return metrics | {"robustness": found | {"corruptions": means}}
+    robustness = metrics["robustness"]
+    means = {severity: {"mean": kinds["mean"]} for severity, kinds in robustness.get("corruptions", {}).items()}
+    return metrics | {"robustness": robustness | {"corruptions": means}}

@@ -1,26 +1,27 @@
-"""The dials of params.yaml, with their types and bounds."""
+"""The schema of params.yaml: all parameters with their types and bounds."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sglp.choices import Cuts, Estimator, Feature, Kernel, Search
 from sglp.tasks.schemas.workload import Positive, Seed, Share, Strict
 
-Left = Annotated[float, Field(gt=0, lt=1)]
+CostShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Target(Strict):
-    """The share of the dense network's cost that may be left, of one kind of cost."""
+    """The largest share of the dense network's cost that may remain, for one kind of cost."""
 
-    macs: Left = None
-    parameters: Left = None
-    latency: Left = None
+    # The default of an absent key is not validated: an explicit null is an error.
+    macs: CostShare = Field(default=None)
+    parameters: CostShare = Field(default=None)
+    latency: CostShare = Field(default=None)
 
     @model_validator(mode="after")
-    def _one_of_them(self):
+    def _has_one_kind(self) -> Self:
         if len(self.model_fields_set) != 1:
-            raise ValueError("it must be null, or have one of macs, parameters, latency, as macs: 0.5")
+            raise ValueError("it must be null or have exactly one of macs, parameters and latency, e.g. {macs: 0.5}")
         return self
 
 
@@ -32,7 +33,7 @@ class Cka(Strict):
 
 
 class Segment(Strict):
-    """Where the cuts come from, what is segmented, and when `k: auto` stops."""
+    """How layers are divided into segments, and when `k: auto` stops adding segments."""
 
     by: Cuts
     feature: Feature
@@ -40,7 +41,7 @@ class Segment(Strict):
 
 
 class Score(Strict):
-    """How combinations are scored and searched."""
+    """How combinations of layers are scored and searched."""
 
     criterion: Annotated[str, Field(min_length=1)]
     search: Search
@@ -52,7 +53,7 @@ class Score(Strict):
 
 
 class Prune(Strict):
-    """What the pruned network starts with."""
+    """The weights and batch-norm statistics of the pruned network before fine-tuning."""
 
     weights: Literal["trained", "random"]
     recalibration_samples: Annotated[int, Field(ge=0)]
@@ -65,7 +66,7 @@ class Benchmark(Strict):
 
 
 class Params(Strict):
-    """params.yaml."""
+    """The content of params.yaml."""
 
     model: Annotated[str, Field(min_length=1)]
     k: Positive | Literal["auto"]
