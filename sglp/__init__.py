@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sglp.exporting.export import export
     from sglp.layer import Layer
     from sglp.plan import Plan
+    from sglp.reconstruction.reconstruct import reconstruct
     from sglp.record import Architecture
     from sglp.scores import LayerScore, SetScore
     from sglp.scoring.combinations import best_plan, score_combinations
@@ -52,6 +53,7 @@ _MODULES = {
     "prune": "surgery.prune",
     "prune_folder": "checkpoints.prune_folder",
     "recalibrate": "surgery.batchnorm",
+    "reconstruct": "reconstruction.reconstruct",
     "save": "checkpoints.checkpoint",
     "score_combinations": "scoring.combinations",
 }
@@ -79,6 +81,7 @@ __all__ = [
     "prune",
     "prune_folder",
     "recalibrate",
+    "reconstruct",
     "save",
     "score_combinations",
 ]

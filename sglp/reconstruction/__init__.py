@@ -1,0 +1,1 @@
+"""Layer-wise reconstruction: kept layers are refitted to the activations of the dense network."""

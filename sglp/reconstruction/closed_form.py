@@ -1,0 +1,34 @@
+"""Weighted least squares for the last linear map of a layer."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def least_squares(batches: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float) -> Tensor:
+    """The change of a weight that fits residuals best: (H' diag(w) H + lam I)^-1 H' diag(w) R, transposed.
+
+    Sums are taken over rows, so that batches stream.
+
+    Args:
+        batches: (H, R, w) for every batch: the map's inputs [rows, in], residuals [rows, out], weights [rows].
+        ridge: lam as a share of the mean of the diagonal of H' diag(w) H.
+
+    Returns:
+        [out, in] float64. Zeros if no row counts.
+    """
+    normal: Tensor | None = None
+    right: Tensor | None = None
+    for inputs, residuals, weights in batches:
+        inputs, residuals, weights = inputs.double(), residuals.double(), weights.double()
+        weighted = inputs * weights[:, None]
+        normal = weighted.T @ inputs + (0 if normal is None else normal)
+        right = weighted.T @ residuals + (0 if right is None else right)
+    if normal is None or right is None:
+        raise ValueError("least squares needs a batch")
+    lam = ridge * float(normal.diagonal().mean())
+    if lam == 0 and not normal.any():
+        return torch.zeros_like(right.T)
+    normal.diagonal().add_(lam)
+    return torch.linalg.solve(normal, right).T

@@ -1,0 +1,47 @@
+"""Activations as rows: one row of channels for each token or position, and the weight of each row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FLOOR = 1e-2  # a row counts as at least this share of the mean row: a position that is all zeros has no scale
+
+
+def channels_first(modules: list[nn.Module]) -> bool:
+    """Whether a layer has its channels in dimension 1, as convolutions do."""
+    kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    return any(isinstance(inner, kinds) for module in modules for inner in module.modules())
+
+
+def rows(activation: Tensor, first: bool) -> Tensor:
+    """[rows, channels] of an activation; `first` says that its channels are in dimension 1."""
+    if first and activation.ndim > 2:
+        activation = activation.movedim(1, -1)
+    return activation.reshape(-1, activation.shape[-1])
+
+
+def row_weights(target: Tensor, mask: Tensor | None) -> Tensor:
+    """[rows] float32 weights 1 / ||target||^2, and 0 for padding.
+
+    Tokens with huge activations would otherwise decide the fit: of a few tokens the activation is a hundred times that
+    of all others.
+    """
+    squares = target.float().square().sum(dim=-1)
+    weights = 1 / squares.clamp_min(FLOOR * float(squares.mean()) + torch.finfo(torch.float32).tiny)
+    if mask is not None and mask.numel() == len(weights):
+        weights = weights * mask.reshape(-1).to(weights)
+    return weights
+
+
+def padding_mask(inputs: Any) -> Tensor | None:
+    """The attention mask [samples, tokens] of a batch's inputs, where there is one."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def relative_error(output: Tensor, target: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The weighted sum of squared distances and the number of rows that count, both to be added over batches."""
+    distances = (output.float() - target.float()).square().sum(dim=-1)
+    return float((distances * weights).sum()), float((weights > 0).sum())
