@@ -1,1 +1,1 @@
-"""The program measured: how its cost grows with depth."""
+"""Benchmarks of the program: its speed against peers, and how its cost grows with depth."""

@@ -1,7 +1,7 @@
-"""docs/benchmarks.md: the program against its peers on the same work. ``python -m benchmarks.bench``.
+"""Write docs/benchmarks.md: the program against its peers on the same work. ``python -m benchmarks.bench``.
 
-Every part first checks that both ways give the same result, then times them in turn. Where a network is asked for, its
-weights are random: they change no time.
+Every part first checks that both versions give the same result, then times them alternately. Networks have random
+weights, which do not affect the time.
 """
 
 import os
@@ -18,20 +18,20 @@ from benchmarks.side_by_side import Row
 from sglp.files import new_file
 
 PAGE = Path("docs/benchmarks.md")
-HEAD = ("| work | against | ours, s | other, s | ratio | goal |", "|---|---|--:|--:|--:|--:|")
+HEAD = ("| work | compared with | ours, s | other, s | ratio | goal |", "|---|---|--:|--:|--:|--:|")
 PARTS = (similarity, segmentation, scoring, latency, finetuning, pipeline, start_up)
 
 
 def page(measured: dict[str, list[Row]]) -> str:
-    """The page: a table a part, with the ratios and whether they reach their goals."""
+    """Format the page: one table per part, with the ratios and whether they reach their goals."""
     lines = [
         "<!-- Written by `python -m benchmarks.bench`. -->",
         "# Benchmarks",
         "",
         f"On {os.cpu_count()} cores ({_processor()}), {_accelerator()}, torch {torch.__version__} with",
-        f"{torch.get_num_threads()} threads. `make bench` makes this page. Both ways run in turn; the ratio is",
-        "how many times as long the other takes, the median over rounds, with the smallest and the largest. Where",
-        "both have a result, it is compared before they are timed.",
+        f"{torch.get_num_threads()} threads. `make bench` writes this page. Both versions run alternately. The ratio",
+        "is the other's time divided by ours: the median over rounds, with the smallest and the largest. Where both",
+        "have a result, the results are compared before timing.",
     ]
     for title, rows in measured.items():
         lines += ["", f"## {title}", "", *HEAD, *(_line(row) for row in rows)]
@@ -58,11 +58,11 @@ def _accelerator() -> str:
 
 
 def main() -> None:
-    """Measure all parts; write the page."""
+    """Measure all parts, and write the page."""
     measured: dict[str, list[Row]] = {}
     measure: dict[str, Callable[[bool], list[Row]]] = {part.TITLE: part.measure for part in PARTS}
     for title in tqdm(measure, desc="parts", disable=None):
-        measured[title] = measure[title](small=False)
+        measured[title] = measure[title](False)
         for row in measured[title]:
             print(_line(row), file=sys.stderr, flush=True)
     with new_file(PAGE) as new:

@@ -1,6 +1,7 @@
-"""How cost grows with depth: CIFAR ResNets of 27 to 600 blocks on the digits. ``python -m benchmarks.deep``.
+"""Write docs/deep.md: how cost grows with depth. ``python -m benchmarks.deep``.
 
-Every depth runs in a process of its own, so that peak memory is its own too. docs/deep.md is written when all are done.
+The networks are CIFAR ResNets of 27 to 600 blocks on the digits. Every depth runs in a separate process, so that its
+peak memory is measured separately.
 """
 
 import argparse
@@ -13,104 +14,117 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
-from torch import nn
+from torch import Tensor, nn
 
 import sglp
 from sglp.files import new_file
+from sglp.layer import Layer
 from sglp.running import count_passes
 from sglp.segmentation import segmentation_table
 from sglp.tasks.digits import Digits
 from sglp.tasks.trainer.channels_last import channels_last
 
+T = TypeVar("T")
 PAGE = Path("docs/deep.md")
 DEPTHS = (56, 110, 200, 560, 1202)
 BATCH = 64
 EPOCHS = 8
-K = 40  # segments are looked for up to so many; a third of the layers where they are few
+MAX_K = 40  # largest number of segments; at most a third of the layers
 EVALUATIONS = 1000  # score.max_evaluations
-ASKED = 40  # combinations that the stability of scores is read off
+COMBINATIONS = 40  # number of combinations that measure the stability of scores
+
+Combination = tuple[list[int], list[int]]  # indices of the kept and of the removed layers
 
 
 def measure(depth: int) -> dict:
-    """Train a network of this depth for a moment, take half of its blocks out, and say what each step took."""
-    batches, held_out = _digits(train=True), _digits(train=False)
+    """Train a network of this depth briefly, remove half of its blocks, and measure each step."""
+    batches = _digits(train=True)
+    held_out = _digits(train=False)
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": depth, "in_channels": 1}, seed=0)
-    for block in (*network.layer1, *network.layer2, *network.layer3):
-        # Every block begins as its shortcut (Goyal et al. 2017, section 5.1): so the deepest can be trained in minutes.
-        nn.init.zeros_(block.bn2.weight)
+    for path, module in network.named_modules():
+        # Every block starts as its shortcut (Goyal et al. 2017, section 5.1), so the deepest trains in minutes.
+        if path.endswith(".bn2") and isinstance(module, nn.BatchNorm2d):
+            nn.init.zeros_(module.weight)
     _train(network, batches)
-    seconds = _Seconds()
-    layers = seconds.of("find_layers", lambda: sglp.find_layers(network, batches[0][0][:1]))
-    some = batches[:4]
-    similarity = seconds.of("CKA", lambda: sglp.cka_matrix(sglp.gram_matrices(network, layers, some)))
-    table = seconds.of("segmentation", lambda: segmentation_table(similarity, max_k=K))
-    segments = table.segments(min(K, len(layers) // 3))
+    timer = _Timer()
+    layers = timer.run("find_layers", lambda: sglp.find_layers(network, batches[0][0][:1]))
+    similarity = timer.run("CKA", lambda: sglp.cka_matrix(sglp.gram_matrices(network, layers, batches[:4])))
+    table = timer.run("segmentation", lambda: segmentation_table(similarity, max_k=MAX_K))
+    segments = table.segments(min(MAX_K, len(layers) // 3))
     budget = sglp.allocate_budget(segments, [layer.removable for layer in layers], prune_ratio=0.5)
-    scoring = (network, layers, segments, budget, batches[:1])
+    problem = (network, layers, segments, budget, batches[:1])
     with count_passes() as passes:
-        rows = seconds.of("scoring", lambda: sglp.score_combinations(*scoring, max_evaluations=EVALUATIONS))
-    pruned = seconds.of("prune", lambda: sglp.prune(network, sglp.best_plan(layers, rows)))
+        rows = timer.run("scoring", lambda: sglp.score_combinations(*problem, max_evaluations=EVALUATIONS))
+    pruned = timer.run("prune", lambda: sglp.prune(network, sglp.best_plan(layers, rows)))
     with tempfile.TemporaryDirectory() as folder:
-        seconds.of("save", lambda: sglp.save(pruned, Path(folder) / "pruned"))
-        loaded = seconds.of("load", lambda: sglp.load(Path(folder) / "pruned"))
+        timer.run("save", lambda: sglp.save(pruned, Path(folder) / "pruned"))
+        loaded = timer.run("load", lambda: sglp.load(Path(folder) / "pruned"))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with torch.no_grad():
         if not torch.equal(loaded(batches[0][0]), pruned.eval()(batches[0][0])):
-            raise AssertionError("the network that was loaded is not the one that was saved")
+            raise AssertionError("the loaded network gives other outputs than the saved one")
     quality = {"dense": _accuracy(network, held_out)}
     sglp.recalibrate(pruned, batches)
-    quality["half of it"] = _accuracy(pruned, held_out)
-    ones, halves = _ones(layers, segments), _halves(layers)
+    quality["half removed"] = _accuracy(pruned, held_out)
+    singles = _single_removals(layers, segments)
+    halves = _random_halves(layers)
     return {
         "depth": depth,
         "layers": len(layers),
         "quality": quality,
-        "seconds": seconds.taken,
+        "seconds": timer.seconds,
         "passes": passes.forward,
         "gigabytes": memory,
         "stable": {
-            "fitted_loss, other batches": _stable("fitted_loss", network, layers, ones, batches, (0, 0, 0)),
-            "gradnorm, other batches": _stable("gradnorm", network, layers, ones, batches, (0, 0, 0)),
-            "gradnorm, other seeds": _stable("gradnorm", network, layers, ones, batches[:1] * 3, (0, 1, 2)),
-            "fitted_loss of halves, other batches": _stable("fitted_loss", network, layers, halves, batches, (0, 0, 0)),
+            "fitted_loss, other batches": _stability("fitted_loss", network, layers, singles, batches, (0, 0, 0)),
+            "gradnorm, other batches": _stability("gradnorm", network, layers, singles, batches, (0, 0, 0)),
+            "gradnorm, other seeds": _stability("gradnorm", network, layers, singles, batches[:1] * 3, (0, 1, 2)),
+            "fitted_loss on halves, other batches": _stability(
+                "fitted_loss", network, layers, halves, batches, (0, 0, 0)
+            ),
         },
     }
 
 
-def _ones(layers, segments) -> list[tuple[list[int], list[int]]]:
-    """Of layers all over the network: one alone is gone, the rest of its segment stays."""
-    free = [i for i, layer in enumerate(layers) if layer.removable]
-    gone = sorted({free[i] for i in np.linspace(0, len(free) - 1, ASKED).astype(int)})
-    around = [next(range(first, last + 1) for first, last in segments if first <= i <= last) for i in gone]
-    return [([j for j in segment if j != i], [i]) for i, segment in zip(gone, around, strict=True)]
+def _single_removals(layers: list[Layer], segments: list[tuple[int, int]]) -> list[Combination]:
+    """Remove a single layer from its segment, for layers spread over the network."""
+    removable = [i for i, layer in enumerate(layers) if layer.removable]
+    removed = sorted({removable[i] for i in np.linspace(0, len(removable) - 1, COMBINATIONS).astype(int)})
+    around = [next(range(first, last + 1) for first, last in segments if first <= i <= last) for i in removed]
+    return [([j for j in segment if j != i], [i]) for i, segment in zip(removed, around, strict=True)]
 
 
-def _halves(layers) -> list[tuple[list[int], list[int]]]:
-    """Random halves of what can go are gone from the whole network."""
-    free, draw = [i for i, layer in enumerate(layers) if layer.removable], np.random.default_rng(0)
-    gone = [sorted(draw.choice(free, len(free) // 2, replace=False).tolist()) for _ in range(ASKED)]
-    return [([i for i in range(len(layers)) if i not in some], some) for some in gone]
+def _random_halves(layers: list[Layer]) -> list[Combination]:
+    """Remove random halves of the removable layers from the whole network."""
+    removable = [i for i, layer in enumerate(layers) if layer.removable]
+    rng = np.random.default_rng(0)
+    halves = [sorted(rng.choice(removable, len(removable) // 2, replace=False).tolist()) for _ in range(COMBINATIONS)]
+    return [([i for i in range(len(layers)) if i not in removed], removed) for removed in halves]
 
 
-class _Seconds:
-    def __init__(self):
-        self.taken: dict[str, float] = {}
+class _Timer:
+    """The seconds that each step took."""
 
-    def of(self, step: str, work):
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, step: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
         result = work()
-        self.taken[step] = time.perf_counter() - start
+        self.seconds[step] = time.perf_counter() - start
         return result
 
 
-def _digits(train: bool) -> list:
-    """Batches of the digits, as large as each other."""
+def _digits(train: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return the digits in batches of equal size."""
     split = Digits(train)
     images = torch.tensor(split.images / 120 - 1, dtype=torch.float32)[:, None]
     targets = torch.tensor(split.targets)
@@ -135,65 +149,74 @@ def _train(network: nn.Module, batches: list) -> None:
 
 def _accuracy(network: nn.Module, batches: list) -> float:
     with torch.no_grad():
-        right = [(network(inputs).argmax(1) == targets).float().mean() for inputs, targets in batches]
-    return float(torch.stack(right).mean())
+        correct = [(network(inputs).argmax(1) == targets).float().mean() for inputs, targets in batches]
+    return float(torch.stack(correct).mean())
 
 
-def _stable(name: str, network, layers, combinations, batches: list, seeds: tuple[int, ...]) -> list[float]:
-    """Rank correlations of a criterion's scores of combinations: of the first batch and seed with the others."""
+def _stability(
+    name: str,
+    network: nn.Module,
+    layers: list[Layer],
+    combinations: list[Combination],
+    batches: list,
+    seeds: tuple[int, ...],
+) -> list[float]:
+    """Return the rank correlations of a criterion's scores between the first batch and seed and each other pair."""
     scores = []
     for seed, batch in zip(seeds, batches, strict=False):
         criterion = sglp.find_criterion(name)(network, layers, [batch], seed=seed)
-        scores.append([criterion(kept, gone, []) for kept, gone in combinations])
+        scores.append([criterion(kept, removed, []) for kept, removed in combinations])
     if not np.isfinite(scores).all():
-        raise AssertionError(f"{name} gives scores that are not finite")
+        raise AssertionError(f"some scores of {name} are not finite")
     return [float(spearmanr(scores[0], other).statistic) for other in scores[1:]]
 
 
-def _page(found: list[dict]) -> str:
-    """The page: a row a step, a column a depth, and how the step grows between the two deepest."""
-    head = ["", *(f"depth {one['depth']}" for one in found), "growth"]
-    lines = [["layers", *(f"{one['layers']}" for one in found), ""]]
-    for step in found[0]["seconds"]:
-        values = [one["seconds"][step] for one in found]
-        lines.append([f"{step}, seconds", *(f"{value:.2f}" for value in values), _growth(found, values)])
-    whole = [sum(one["seconds"].values()) for one in found]
-    lines.append(["all of them, seconds", *(f"{value:.2f}" for value in whole), _growth(found, whole)])
-    lines.append(["scoring, forward passes", *(f"{one['passes']}" for one in found), ""])
-    each = [one["seconds"]["scoring"] / one["passes"] for one in found]
-    lines.append(["scoring, seconds a pass", *(f"{value:.3f}" for value in each), _growth(found, each)])
-    memory = [one["gigabytes"] for one in found]
-    lines.append(["peak memory, GiB", *(f"{value:.2f}" for value in memory), _growth(found, memory)])
-    for name in found[0]["quality"]:
-        lines.append([f"accuracy, {name}", *(f"{100 * one['quality'][name]:.1f} %" for one in found), ""])
-    for name in found[0]["stable"]:
-        lines.append([name, *(" ".join(f"{rho:.2f}" for rho in one["stable"][name]) for one in found), ""])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] + ["--:"] * (len(head) - 1), *lines))
+def _page(results: list[dict]) -> str:
+    """Format the page: a row per step, a column per depth, and the growth between the two deepest."""
+    header = ["", *(f"depth {result['depth']}" for result in results), "growth"]
+    lines = [["layers", *(f"{result['layers']}" for result in results), ""]]
+    for step in results[0]["seconds"]:
+        values = [result["seconds"][step] for result in results]
+        lines.append([f"{step}, seconds", *(f"{value:.2f}" for value in values), _growth(results, values)])
+    totals = [sum(result["seconds"].values()) for result in results]
+    lines.append(["all steps, seconds", *(f"{value:.2f}" for value in totals), _growth(results, totals)])
+    lines.append(["scoring, forward passes", *(f"{result['passes']}" for result in results), ""])
+    per_pass = [result["seconds"]["scoring"] / result["passes"] for result in results]
+    lines.append(["scoring, seconds per pass", *(f"{value:.3f}" for value in per_pass), _growth(results, per_pass)])
+    memory = [result["gigabytes"] for result in results]
+    lines.append(["peak memory, GiB", *(f"{value:.2f}" for value in memory), _growth(results, memory)])
+    for name in results[0]["quality"]:
+        lines.append([f"accuracy, {name}", *(f"{100 * result['quality'][name]:.1f} %" for result in results), ""])
+    for name in results[0]["stable"]:
+        lines.append([name, *(" ".join(f"{rho:.2f}" for rho in result["stable"][name]) for result in results), ""])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] + ["--:"] * (len(header) - 1), *lines))
     return f"""<!-- Written by `python -m benchmarks.deep`. -->
 # Deep networks
 
-CIFAR ResNets on the digits (8x8 pixels), trained for {EPOCHS} epochs; batches of {BATCH} samples, CKA over four of
-them, every segmentation up to {K} segments, half of the removable blocks out by the default search with
-`score.max_evaluations: {EVALUATIONS}`. On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}
-with {torch.get_num_threads()} threads. Growth is the exponent p of layers^p between the two deepest. Accuracy is on the
-test images of the digits, without tuning after the removal, with batch norm's statistics taken anew.
+CIFAR ResNets on the digits (8x8 pixels) were trained for {EPOCHS} epochs in batches of {BATCH} samples. CKA uses four
+batches. Segmentation finds the best segments for every number up to {MAX_K}. The default search with
+`score.max_evaluations: {EVALUATIONS}` removes half of the removable blocks. Measured on {os.cpu_count()} cores
+({platform.machine()}), torch {torch.__version__} with {torch.get_num_threads()} threads. Growth is the exponent p of
+layers^p between the two deepest networks. Accuracy is on the test images of the digits, without fine-tuning after the
+removal, but with new batch-norm statistics.
 
-The last rows are the stability of scores: Spearman's correlation of a criterion's scores on one batch, or of one seed,
-with those on two others; of {ASKED} layers all over the network, each alone being gone, or of {ASKED} random halves.
+The last rows show the stability of scores: Spearman's correlation of a criterion's scores on one batch, or with one
+seed, with those on two other batches, or with two other seeds. The scores are those of {COMBINATIONS} single layers
+spread over the network, each removed alone, or of {COMBINATIONS} random halves of the removable layers.
 
 {table}
 """
 
 
-def _growth(found: list[dict], values: list[float]) -> str:
-    if len(found) < 2:
+def _growth(results: list[dict], values: list[float]) -> str:
+    if len(results) < 2:
         return ""
-    (a, b), (x, y) = [one["layers"] for one in found[-2:]], values[-2:]
-    return f"{math.log(y / x) / math.log(b / a):.2f}"
+    before, after = [result["layers"] for result in results[-2:]]
+    return f"{math.log(values[-1] / values[-2]) / math.log(after / before):.2f}"
 
 
 def main() -> None:
-    """Measure every depth in a process of its own; write the page."""
+    """Measure every depth in a separate process, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.deep", description=__doc__)
     parser.add_argument("depths", nargs="*", type=int, default=DEPTHS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -201,14 +224,14 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.depths[0])))
         return
-    found = []
+    results = []
     for depth in arguments.depths:
         command = [sys.executable, "-m", "benchmarks.deep", "--one", str(depth)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(completed.stdout.splitlines()[-1]))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     with new_file(PAGE) as new:
-        new.write_text(_page(found), encoding="utf-8")
+        new.write_text(_page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What DVC adds to the work of the stages: its command against the stages' own, one after the other."""
+"""Overhead of DVC: its command against running the stages one after the other."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def measure(small: bool) -> list[Row]:
-    """One stage, a pipeline where nothing has changed, and all that a new k runs, of a small workload."""
+    """Time one stage, an unchanged pipeline, and all stages that a new k reruns, on a small workload."""
     rounds = 1 if small else ROUNDS
     with _project() as folder:
         if small:
@@ -36,7 +36,7 @@ def measure(small: bool) -> list[Row]:
         else:
             _run(folder, "dvc", "repro")
         rows = [_segment(folder, rounds)]
-        return rows if small else [*rows, _nothing(folder, rounds), _all_that_follows(folder, rounds)]
+        return rows if small else [*rows, _unchanged(folder, rounds), _new_k(folder, rounds)]
 
 
 def _segment(folder: Path, rounds: int) -> Row:
@@ -51,28 +51,28 @@ def _segment(folder: Path, rounds: int) -> Row:
         return segments.read_text(encoding="utf-8")
 
     if ours() != plain():
-        raise AssertionError("the stage wrote something else under DVC")
+        raise AssertionError("the stage wrote different segments under DVC")
     return Row("`dvc repro --single-item --force segment`", "`python -m stages.segment`", in_turn(ours, plain, rounds))
 
 
-def _nothing(folder: Path, rounds: int) -> Row:
+def _unchanged(folder: Path, rounds: int) -> Row:
     timing = in_turn(lambda: _run(folder, "dvc", "repro"), lambda: _run(folder, "dvc", "--version"), rounds)
-    return Row("`dvc repro` where nothing has changed", "`dvc --version`", timing)
+    return Row("`dvc repro` when nothing has changed", "`dvc --version`", timing)
 
 
-def _all_that_follows(folder: Path, rounds: int) -> Row:
+def _new_k(folder: Path, rounds: int) -> Row:
     def plain() -> None:
         for stage in AFTER_K:
             _run(folder, "python", "-m", *f"stages.{stage}".split())
 
     ours = ["dvc", "repro", "--force", "--downstream", "segment"]
     timing = in_turn(lambda: _run(folder, *ours), plain, rounds)
-    return Row("all that a new k runs, by `dvc repro`", "the same stages by a script", timing)
+    return Row("all stages that a new k reruns, by `dvc repro`", "the same stages, run by a script", timing)
 
 
 @contextmanager
 def _project() -> Iterator[Path]:
-    """The project's files in a folder of its own, with a workload that is through in moments."""
+    """Copy the project to a temporary folder, with a workload that runs quickly."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in FILES:
@@ -99,18 +99,19 @@ def _change(yaml: YAML, path: Path, changes: dict) -> None:
 
 
 def _write_similarity(folder: Path) -> None:
-    """What the stages before `segment` would have left: the layers of a ResNet-20, alike by nearness."""
+    """Write a table in place of the stages before `segment`: a ResNet-20 whose neighbouring layers are similar."""
     from stages.support.tables import write_similarity
 
-    near = np.subtract.outer(np.arange(10), np.arange(10))
+    distances = np.subtract.outer(np.arange(10), np.arange(10))
     (folder / "data").mkdir()
-    write_similarity(folder / "data/similarity.csv", np.exp(-np.abs(near) / 3))
+    write_similarity(str(folder / "data/similarity.csv"), np.exp(-np.abs(distances) / 3))
 
 
 def _run(folder: Path, program: str, *arguments: str) -> None:
-    """Run a program of this environment."""
+    """Run a program of the current environment in a folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment, command = os.environ | {"PATH": path}, [program, *arguments]
+    environment = os.environ | {"PATH": path}
+    command = [program, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise AssertionError(f"{' '.join(command)} failed: {done.stdout}{done.stderr}")

@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed in turn in one run: their ratio holds on a machine that others use too."""
+"""Time two versions of the same work alternately, so that their ratio also holds on a shared machine."""
 
 import time
 from collections.abc import Callable
@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 
 class Timing(NamedTuple):
-    """Seconds of both (medians), and how many times as long the other takes.
+    """Times of both versions, and their ratio.
 
     Attributes:
-        ours, other: seconds.
-        ratio: the median over the rounds of other / ours; `low` and `high` are the smallest and the largest.
+        ours, other: median seconds.
+        ratio: the median of other / ours over the rounds.
+        low, high: the smallest and the largest other / ours.
     """
 
     ours: float
@@ -22,14 +23,14 @@ class Timing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the page.
+    """A row of the page.
 
     Attributes:
-        work: what was done.
-        other: the way it is held against.
-        timing: of both.
-        goal: the ratio that is to be reached, or None.
-        note: what else was measured, and the cause where the goal is missed.
+        work: the work that was timed.
+        other: the version that ours is compared with.
+        timing: times of both versions.
+        goal: the ratio to reach, or None.
+        note: other measurements, and the cause if the goal is missed.
     """
 
     work: str
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 
 
 def in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Timing:
-    """Time both, one after the other, so many times; one round before that is not counted."""
+    """Time both alternately for `rounds` rounds, after one round of warm-up."""
     for work in (ours, other):
         work()
     seconds = [(_seconds(ours), _seconds(other)) for _ in range(rounds)]

@@ -1,35 +1,38 @@
-"""What a stage takes before it begins: its imports and those of its task, against those of torch."""
+"""Start-up time of the stages: the imports of a stage and its task, against importing torch."""
 
 import subprocess
 import sys
+from functools import partial
 
 from benchmarks.side_by_side import Row, Timing, in_turn
 
 TITLE = "Start-up"
 ROUNDS = 3
-WITHOUT_TORCH = {"segment": 0.7, "report": 0.7}  # seconds that they may take
-NOTES = {"report": "two thirds of it are matplotlib, which draws the plots"}
-TASK = "sglp.tasks.image_classification.data, sglp.tasks.digits"  # imported by what opens data, knowing its workload
-OPENING, JUDGING = ("extract", "score", "prune"), ("evaluate", "benchmark")
+WITHOUT_TORCH = {"segment": 0.7, "report": 0.7}  # allowed seconds
+NOTES = {"report": "two thirds of this is matplotlib, which draws the plots"}
+TASK = "sglp.tasks.image_classification.data, sglp.tasks.digits"  # imported by stages that read data
+READ_DATA = ("extract", "score", "prune")
+EVALUATE = ("evaluate", "benchmark")
 WITH_TORCH = (
     {"cka": "stages.cka"}
-    | {stage: f"stages.{stage}, {TASK}" for stage in OPENING}
-    | {stage: f"stages.{stage}, {TASK}, sglp.tasks.image_classification.evaluation" for stage in JUDGING}
+    | {stage: f"stages.{stage}, {TASK}" for stage in READ_DATA}
+    | {stage: f"stages.{stage}, {TASK}, sglp.tasks.image_classification.evaluation" for stage in EVALUATE}
 )
-MORE = 1.0  # seconds beyond importing torch
+EXTRA_SECONDS = 1.0  # allowed beyond importing torch
 
 
 def measure(small: bool) -> list[Row]:
-    """Stages that need no torch are held against a bound, those that do not train against torch and a second."""
-    rows, rounds = [], 1 if small else ROUNDS
+    """Compare stages without torch with a bound, and stages that do not train with torch plus one second."""
+    rows = []
+    rounds = 1 if small else ROUNDS
     for stage in ("segment",) if small else WITHOUT_TORCH:
         if "torch" in _imported(stage):
             raise AssertionError(f"the stage {stage} imports torch")
-        timing = in_turn(lambda stage=stage: _import(f"stages.{stage}"), int, rounds)
+        timing = in_turn(partial(_import, f"stages.{stage}"), int, rounds)
         rows.append(_row(stage, f"{WITHOUT_TORCH[stage]} s", timing, WITHOUT_TORCH[stage], NOTES.get(stage, "")))
     for stage, modules in () if small else WITH_TORCH.items():
-        timing = in_turn(lambda modules=modules: _import(modules), lambda: _import("torch"), rounds)
-        rows.append(_row(stage, f"importing torch, and {MORE:g} s", timing, timing.other + MORE))
+        timing = in_turn(partial(_import, modules), partial(_import, "torch"), rounds)
+        rows.append(_row(stage, f"importing torch, plus {EXTRA_SECONDS:g} s", timing, timing.other + EXTRA_SECONDS))
     return rows
 
 

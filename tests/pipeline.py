@@ -1,4 +1,4 @@
-"""A small project for tests: the pipeline's own files, a tiny network, tiny dials."""
+"""A small project for tests: the pipeline's own files, a tiny network and small parameters."""
 
 import os
 import runpy
@@ -35,7 +35,7 @@ TINY_WORKLOAD = {
 
 
 def make_project(folder: Path) -> Path:
-    """The project's files in a new folder, with the workload `tiny` and dials to match."""
+    """Copy the project's files to a new folder, with the workload `tiny` and parameters to match."""
     for name in SOURCES:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,24 +50,24 @@ def make_project(folder: Path) -> Path:
 
 
 def run_module(module: str, *arguments: str) -> None:
-    """What `python -m` does, in this process: importing torch takes longer than most stages of tests."""
+    """Run a module as `python -m` does, but in this process: importing torch takes longer than most stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *arguments])
-        patch.delitem(sys.modules, module, raising=False)  # where another test has imported it
+        patch.delitem(sys.modules, module, raising=False)  # another test may have imported it
         runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 
 def complaint(module: str, *arguments: str) -> str:
-    """The sentence with which a stage ends."""
+    """Run a module that must fail and return its error message."""
     with pytest.raises(SystemExit) as stop:
         run_module(module, *arguments)
-    assert isinstance(stop.value.code, str), "a sentence makes the exit code 1"
+    assert isinstance(stop.value.code, str), "a message makes the exit code 1"
     assert "\n" not in stop.value.code
     return stop.value.code
 
 
 def kill_and_run_again(folder: Path, cache: Path, after: int, steps: int) -> None:
-    """Run finetune in a folder, kill it when more than `after` of its steps are saved, and run it again."""
+    """Run finetune in a folder, kill it when a checkpoint after step `after` is saved, and run it again."""
     command = [sys.executable, "-m", "stages.finetune"]
     process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -79,12 +79,12 @@ def kill_and_run_again(folder: Path, cache: Path, after: int, steps: int) -> Non
     process.wait()
     assert not (folder / "data/finetuned").exists()
     saved = [int(path.name.rpartition("-")[2]) for path in cache.glob("sglp/resume/*/checkpoint-*")]
-    assert after < max(saved) < steps, "killed in the middle"
+    assert after < max(saved) < steps, "it was killed in the middle"
     run_python(folder, *command[1:], cache=cache)
 
 
 def run_stages(project: Path, stages: list[str]) -> None:
-    """Run stages in the project's folder, which is the current one, and check that they wrote what they declare."""
+    """Run stages in the project's folder, the current folder, and check that they wrote their declared outputs."""
     for stage in stages:
         entry = stage_entry(project, stage)
         run_module(*entry["cmd"].split()[2:])
@@ -92,7 +92,7 @@ def run_stages(project: Path, stages: list[str]) -> None:
 
 
 def run_python(folder: Path, *arguments: str, cache: Path | None = None, check: bool = True):
-    """Run this environment's Python in a folder, with a user cache of its own."""
+    """Run this environment's Python in a folder, with a separate user cache."""
     environment = command_environment(cache or folder / ".usercache")
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=500
@@ -102,14 +102,14 @@ def run_python(folder: Path, *arguments: str, cache: Path | None = None, check: 
 
 
 def command_environment(cache: Path) -> dict[str, str]:
-    """The environment for commands: this Python first on the path, and a user cache of its own."""
+    """Return environment variables for commands: this Python is first on the path, and the user cache is separate."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Networks this small gain nothing from more threads, and lose minutes where other programs run beside.
+    # More threads don't help networks this small, and cost minutes if other programs are running.
     return {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
 
 
 def stage_entry(folder: Path, stage: str) -> dict:
-    """A stage's entry in dvc.yaml, with foreach resolved: "evaluate@dense"."""
+    """Return a stage's entry in dvc.yaml; a name such as "evaluate@dense" selects an item of foreach."""
     name, _, item = stage.partition("@")
     entry = read_yaml(folder / "dvc.yaml")["stages"][name]
     return _replaced(entry.get("do", entry), item)
@@ -126,18 +126,18 @@ def _replaced(value, item: str):
 
 
 def stage_names(folder: Path) -> list[str]:
-    """All stages in the order of dvc.yaml, which is that of the pipeline."""
+    """Return the names of all stages in the order of dvc.yaml, in which they run."""
     stages = read_yaml(folder / "dvc.yaml")["stages"]
     return [f"{n}@{item}" if item else n for n, entry in stages.items() for item in entry.get("foreach", [None])]
 
 
 def out_path(out) -> str:
-    """The path of an entry of `outs`, which may carry options."""
+    """Return the path of an entry of `outs`, which may have options."""
     return out if isinstance(out, str) else next(iter(out))
 
 
 def isolated(project: Path, stage: str, folder: Path) -> Path:
-    """A new folder that holds what a stage declares, and nothing else; of parameter files only the listed keys."""
+    """Create a folder with only the declared inputs of a stage; parameter files have only the listed keys."""
     entry = stage_entry(project, stage)
     for dependency in entry["deps"]:
         copy(project / dependency, folder / dependency)
@@ -149,21 +149,21 @@ def isolated(project: Path, stage: str, folder: Path) -> Path:
         if isinstance(item, dict):
             ((path, keys),) = item.items()
             path = path.replace("${model}", params["model"])
-            # The path of a user's file is no parameter: it stands in the file, and nothing depends on it.
+            # The path of a user's file is not a parameter: stages read it without depending on it.
             names = {key.split(".")[1] for key in keys if key.startswith("files.")}
             write_yaml(folder / path, _only(read_yaml(project / path), [*keys, *(f"files.{n}.path" for n in names)]))
     return folder
 
 
 def run_isolated(project: Path, stage: str, folder: Path, check: bool = True):
-    """Run a stage where only what it declares is."""
+    """Run a stage in a folder with only its declared inputs."""
     isolated(project, stage, folder)
     command = stage_entry(project, stage)["cmd"].split()
     return run_python(folder, *command[1:], cache=folder.parent / "cache", check=check)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, parents made."""
+    """Copy a file or folder and create its parents."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
@@ -175,15 +175,15 @@ def _only(content: dict, keys: list[str]) -> dict:
     picked: dict = {}
     for key in keys:
         *parents, last = key.split(".")
-        there, here = content, picked
+        source, target = content, picked
         for part in parents:
-            there, here = there[part], here.setdefault(part, {})
-        here[last] = there[last]
+            source, target = source[part], target.setdefault(part, {})
+        target[last] = source[last]
     return picked
 
 
 def merged(base: dict, changes: dict) -> dict:
-    """`base` with `changes`, group by group."""
+    """Return `base` with `changes` applied, recursively."""
     return {
         key: merged(value, changes[key])
         if isinstance(value, dict) and isinstance(changes.get(key), dict)

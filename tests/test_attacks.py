@@ -1,4 +1,4 @@
-"""FGSM and PGD against torchattacks, and what any attack within eps must keep to."""
+"""FGSM and PGD against torchattacks, and properties of every attack within eps."""
 
 import copy
 
@@ -26,7 +26,7 @@ def labels(digits):
 
 @pytest.fixture
 def predict(network) -> nn.Module:
-    """The trained network behind its normalisation: a module, as torchattacks wants it."""
+    """Return a module, as torchattacks expects, that normalises images and runs the trained network."""
 
     class FromPixels(nn.Module):
         def __init__(self):
@@ -44,20 +44,21 @@ def losses(predict, images, labels):
         return F.cross_entropy(predict(images).double(), labels, reduction="none")
 
 
-# torchattacks takes the loss in float32, where it is flat for a network that is sure, as this one is of some images: it
-# is the oracle in float64.
+# torchattacks computes the loss in float32, where it is flat if a network is confident, as this one is on some images.
+# It is run in float64 instead.
 @pytest.mark.parametrize("eps", [0.01, EPS, 0.3])
 def test_fgsm_equals_torchattacks(predict, images, labels, eps):
     ours = fgsm(predict, images, labels, eps)
     expected = torchattacks.FGSM(predict.double(), eps=eps)(images.double(), labels)
     assert torch.allclose(fgsm(predict, images.double(), labels, eps), expected, atol=1e-9)
-    # And what we make in float32 is that too, but for a pixel whose gradient is all but 0.
+    # Our attack in float32 is the same, except for a pixel whose gradient is almost 0.
     assert torch.isclose(ours.double(), expected, atol=1e-6).double().mean() > 0.999
 
 
 @pytest.mark.parametrize(("eps", "steps"), [(0.01, 10), (EPS, 1), (EPS, 10)])
 def test_pgd_equals_torchattacks_from_the_same_start(predict, images, labels, eps, steps):
-    predict, images = predict.double(), images.double()
+    predict = predict.double()
+    images = images.double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         expected = torchattacks.PGD(predict, eps=eps, alpha=2.5 * eps / steps, steps=steps)(images, labels)
@@ -85,8 +86,9 @@ def test_attacks_keep_within_eps_and_the_range_and_raise_the_loss(predict, image
 
 def test_attacks_leave_nothing_behind(predict, images, labels):
     before = copy.deepcopy(predict.state_dict())
-    state, pixels = torch.get_rng_state(), images.clone()
-    with torch.no_grad():  # as an evaluation may call them
+    state = torch.get_rng_state()
+    pixels = images.clone()
+    with torch.no_grad():  # an evaluation may call them so
         fgsm(predict, images, labels, EPS)
         pgd(predict, images, labels, EPS, 2, random_start(images, EPS, SEEDS))
     assert torch.equal(torch.get_rng_state(), state)
@@ -98,17 +100,18 @@ def test_attacks_leave_nothing_behind(predict, images, labels):
 
 def test_a_sample_is_attacked_on_its_own(predict, images, labels):
     together = pgd(predict, images, labels, EPS, 5, random_start(images, EPS, SEEDS))
-    some = slice(7, 10)
-    alone = pgd(predict, images[some], labels[some], EPS, 5, random_start(images[some], EPS, SEEDS[some]))
-    assert torch.equal(random_start(images[some], EPS, SEEDS[some]), random_start(images, EPS, SEEDS)[some])
-    assert torch.isclose(alone, together[some], atol=1e-6).double().mean() > 0.99
+    part = slice(7, 10)
+    alone = pgd(predict, images[part], labels[part], EPS, 5, random_start(images[part], EPS, SEEDS[part]))
+    assert torch.equal(random_start(images[part], EPS, SEEDS[part]), random_start(images, EPS, SEEDS)[part])
+    assert torch.isclose(alone, together[part], atol=1e-6).double().mean() > 0.99
 
 
-def test_a_network_that_is_sure_is_attacked_too():
+def test_a_confident_network_is_attacked_too():
     # In float32 the probability of the first class is 1, and the loss is flat.
     def predict(images):
         first = 25 + images.flatten(1).sum(1)
         return torch.stack([first, torch.zeros_like(first)], dim=1)
 
-    image, label = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    image = torch.full((1, 1, 2, 2), 0.5)
+    label = torch.tensor([0])
     assert torch.allclose(fgsm(predict, image, label, 0.25), image - 0.25)

@@ -1,4 +1,4 @@
-"""Bad input gets one clear sentence and no traceback, before any work is done."""
+"""Bad input is reported in one clear sentence without a traceback, before any work is done."""
 
 import subprocess
 import sys
@@ -14,11 +14,11 @@ from pipeline import complaint, make_project, merged, read_yaml, run_module, run
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A tiny project, in which this process stands."""
+    """A tiny project, which is the current folder."""
     folder = make_project(tmp_path / "project")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the user's code is put on it
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the user's code is added to it
     return folder
 
 
@@ -51,12 +51,12 @@ def change_workload(project: Path, changes: dict) -> None:
         ({"model": "nope"}, "model=nope is unknown: models/nope.yaml does not exist; the available workloads are tiny"),
     ],
 )
-def test_a_wrong_dial_is_named_with_its_file_and_value(project, changes, sentence):
+def test_a_wrong_value_is_reported_with_its_file_and_key(project, changes, sentence):
     change_params(project, changes)
     assert sentence in complaint("tools.check")
 
 
-def test_a_misspelt_dial_is_told_with_those_there_are(project):
+def test_an_unknown_key_is_reported_with_the_valid_keys(project):
     content = read_yaml(project / "params.yaml")
     content["cka"]["estimater"] = content["cka"].pop("estimator")
     write_yaml(project / "params.yaml", content)
@@ -65,7 +65,7 @@ def test_a_misspelt_dial_is_told_with_those_there_are(project):
     assert "estimator, kernel" in sentence
 
 
-def test_a_misspelt_dial_in_a_group_that_can_be_null(project):
+def test_an_unknown_key_in_a_group_that_can_be_null(project):
     content = read_yaml(project / "models/tiny.yaml")
     content["evaluation"]["robustness"]["fsgm"] = content["evaluation"]["robustness"].pop("fgsm")
     write_yaml(project / "models/tiny.yaml", content)
@@ -73,16 +73,22 @@ def test_a_misspelt_dial_in_a_group_that_can_be_null(project):
     assert "models/tiny.yaml: evaluation.robustness.fsgm is not a valid key; the valid keys are fgsm, pgd" in sentence
 
 
-def test_a_missing_dial_is_named(project):
+def test_a_missing_key_is_reported(project):
     content = read_yaml(project / "models/tiny.yaml")
     del content["finetune"]["epochs"]
     write_yaml(project / "models/tiny.yaml", content)
     assert complaint("tools.check") == "models/tiny.yaml: the key finetune.epochs is missing"
 
 
-def test_no_yaml(project):
+def test_invalid_yaml(project):
     (project / "params.yaml").write_text("k: [1")
     assert "params.yaml is not valid YAML" in complaint("tools.check")
+
+
+@pytest.mark.parametrize(("text", "problem"), [("", "is empty"), ("- k", "holds a list")])
+def test_a_file_without_keys(project, text, problem):
+    (project / "params.yaml").write_text(text)
+    assert complaint("tools.check") == f"params.yaml {problem}: it must hold keys with values, such as 'seed: 0'"
 
 
 def test_more_segments_than_layers(project):
@@ -97,7 +103,7 @@ def test_more_segments_than_layers(project):
 
 @pytest.fixture
 def checkpoint(project) -> Path:
-    """Trained weights of the tiny network as a file of the user's, checksums filled in."""
+    """A user's file with weights of the tiny network; the workload has its path and checksum."""
     import sglp
 
     workload = read_yaml(project / "models/tiny.yaml")
@@ -111,7 +117,7 @@ def checkpoint(project) -> Path:
     return path
 
 
-def test_a_file_of_weights_is_used(project, checkpoint):
+def test_a_weights_file_is_used(project, checkpoint):
     run_module("stages.pretrain")
     assert (project / "data/dense/model.safetensors").exists()
 
@@ -119,7 +125,7 @@ def test_a_file_of_weights_is_used(project, checkpoint):
 def test_missing_weights(project, checkpoint):
     checkpoint.unlink()
     for module in ("tools.check", "stages.pretrain"):
-        assert "models/tiny.yaml: files.weights.path=weights.pt is not there" in complaint(module)
+        assert "models/tiny.yaml: files.weights.path=weights.pt does not exist" in complaint(module)
 
 
 def test_a_replaced_file_has_the_wrong_sha256(project, checkpoint):
@@ -163,7 +169,7 @@ def test_nothing_removable(project):
         project,
         {"architecture": {"factory": "chain:chain", "kwargs": {}}, "files": {"code": {"path": "chain.py"}}},
     )
-    # `merged` goes group by group: the arguments of the other factory have to go as a whole.
+    # `merged` merges groups, so the arguments of the other factory must be removed separately.
     content = read_yaml(project / "models/tiny.yaml")
     content["architecture"]["kwargs"] = {}
     write_yaml(project / "models/tiny.yaml", content)
@@ -175,13 +181,13 @@ def test_nothing_removable(project):
     assert not (project / "data/grams").exists()
 
 
-def test_a_factory_that_is_not_there(project):
+def test_a_factory_that_does_not_exist(project):
     change_workload(project, {"architecture": {"factory": "sglp.networks.cifar_resnet:resnext"}})
     assert "the module sglp.networks.cifar_resnet has no resnext" in complaint("stages.pretrain")
 
 
 def use_images(project: Path, count: int, label: int) -> None:
-    """Point the workload at a parquet file of grey images with one label."""
+    """Make the workload use a parquet file of grey images that all have the same label."""
     import datasets
 
     images = [Image.fromarray(np.full((8, 8), i, dtype=np.uint8)) for i in range(count)]
@@ -213,7 +219,7 @@ def test_too_few_samples(project):
     assert "64 samples are asked for, but" in complaint("stages.extract")
 
 
-def test_a_stage_says_it_on_stderr_without_a_traceback(project):
+def test_a_stage_writes_one_line_to_stderr(project):
     change_params(project, {"k": 0})
     done = run_python(project, "-m", "stages.segment", check=False)
     assert done.returncode == 1
@@ -221,7 +227,7 @@ def test_a_stage_says_it_on_stderr_without_a_traceback(project):
     assert done.stderr.startswith("segment: params.yaml: k=0 is wrong")
 
 
-def test_a_python_without_sglp_is_named(project, tmp_path):
+def test_a_python_without_sglp_is_reported(project, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare/bin/python"
     done = subprocess.run([python, "-m", "stages.segment"], cwd=project, capture_output=True, text=True)
@@ -237,27 +243,30 @@ def test_a_python_without_sglp_is_named(project, tmp_path):
             {"finetune": {"keep": "best", "holdout": 0.0}},
             "models/tiny.yaml: finetune: keep: best needs a holdout above 0",
         ),
-        ({"weights": {"source": "factory"}}, "models/tiny.yaml: weights: kwargs are the arguments that make a factory"),
+        ({"weights": {"source": "factory"}}, "models/tiny.yaml: weights: kwargs={} does not fit source: factory"),
         ({"weights": {"train": False}}, "models/tiny.yaml: weights: source: random needs train: true"),
         (
             {"data": {"source": {"loader": "datasets", "name": "me/images"}}},
-            "models/tiny.yaml: data.source: a data set on the hub needs the revision of a commit",
+            "models/tiny.yaml: data.source: a data set on the hub needs a commit as revision",
         ),
         (
             {"data": {"test": {"train": True}}},
             "models/tiny.yaml: data.train and data.test overlap",
         ),
-        ({"data": {"prepare": {"mean": [0.1, 0.2]}}}, "mean and std must have 1 numbers, one a channel"),
+        (
+            {"data": {"prepare": {"mean": [0.1, 0.2]}}},
+            "mean and std have 2 and 1 values: each needs 1, one per channel",
+        ),
         ({"finetune": {"augment": [{"RandomCorp": {}}]}}, "'RandomCorp' is no transform of torchvision.transforms.v2"),
         ({"finetune": {"augment": [{"RandomCrop": {}}]}}, "the transform RandomCrop can't take {}"),
         (
             {"finetune": {"augment": [{"RandomErasing": {"value": "random"}}]}},
             "RandomErasing can't take value: random",
         ),
-        ({"finetune": {"optimizer": "adamw"}}, "models/tiny.yaml: finetune: momentum=0.9 is for sgd alone"),
+        ({"finetune": {"optimizer": "adamw"}}, "models/tiny.yaml: finetune: momentum=0.9 is only for sgd"),
     ],
 )
-def test_a_wrong_workload_is_told_before_anything_runs(project, changes, sentence):
+def test_a_wrong_workload_is_reported_before_anything_runs(project, changes, sentence):
     change_workload(project, changes)
     assert sentence in complaint("tools.check")
 
@@ -267,7 +276,7 @@ def test_a_crop_larger_than_the_images(project):
     assert "can't be prepared: Required crop size (32, 32) is larger" in complaint("stages.pretrain")
 
 
-def test_images_that_the_network_does_not_take(project):
+def test_images_that_do_not_fit_the_network(project):
     change_workload(project, {"architecture": {"kwargs": {"in_channels": 3}}})
     assert "the network can't take inputs of the shape [1, 1, 8, 8]" in complaint("stages.pretrain")
 
@@ -279,7 +288,7 @@ def test_code_in_the_projects_folder_without_a_checksum(project, monkeypatch):
     assert "lurking (lurking.py) is code in the project's folder without a checksum" in complaint("stages.pretrain")
 
 
-def test_code_without_a_checksum_in_a_folder_that_is_no_package(project, monkeypatch):
+def test_code_without_a_checksum_in_a_folder_without_init(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     (project / "lurking_nets").mkdir()
     (project / "lurking_nets/nets.py").write_text(CHAIN)
@@ -289,7 +298,7 @@ def test_code_without_a_checksum_in_a_folder_that_is_no_package(project, monkeyp
     )
 
 
-def test_code_that_imports_what_lies_beside_it(project, monkeypatch):
+def test_code_that_imports_a_file_beside_it(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     (project / "beside.py").write_text(CHAIN)
     (project / "fronting.py").write_text("from beside import chain\n")
@@ -297,7 +306,7 @@ def test_code_that_imports_what_lies_beside_it(project, monkeypatch):
         project, {"architecture": {"factory": "fronting:chain"}, "files": {"code": {"path": "fronting.py"}}}
     )
     run_module("tools.checksums", "models/tiny.yaml")
-    assert "beside (beside.py) is code in the project's folder without a checksum: give it, with" in complaint(
+    assert "beside (beside.py) is code in the project's folder without a checksum: put it and" in complaint(
         "stages.pretrain"
     )
 
@@ -323,21 +332,21 @@ def test_only_the_workloads_factory_is_trusted(project):
     assert "data/dense is built by os:system, which is not from a known library" in complaint("stages.extract")
 
 
-def test_other_versions_than_those_written_down(project):
-    (project / "versions.txt").write_text("no-such-library==1.0.0\ntorch==1.0.0\n")  # one of them is not installed
-    assert "versions.txt says torch==1.0.0, but torch" in complaint("stages.segment")
+def test_installed_versions_that_differ_from_the_recorded_ones(project):
+    (project / "versions.txt").write_text("no-such-library==1.0.0\ntorch==1.0.0\n")  # the first is not installed
+    assert "versions.txt requires torch==1.0.0, but torch" in complaint("stages.segment")
 
 
-def test_the_versions_that_are_written_down_are_those_of_all_that_changes_numbers(project):
-    written = (project / "versions.txt").read_text()
+def test_versions_of_all_libraries_that_affect_results_are_recorded(project):
+    recorded = (project / "versions.txt").read_text()
     (project / "versions.txt").unlink()
     run_module("tools.versions")
-    assert (project / "versions.txt").read_text() == written
-    named = {line.partition("==")[0] for line in written.split()}
-    assert {"accelerate", "datasets", "gguf", "scikit-learn", "timm", "torch"} < named
+    assert (project / "versions.txt").read_text() == recorded
+    names = {line.partition("==")[0] for line in recorded.split()}
+    assert {"accelerate", "datasets", "gguf", "scikit-learn", "timm", "torch"} < names
 
 
-def test_a_diverged_training_is_no_result(project):
+def test_a_diverged_training_writes_no_network(project):
     change_workload(project, {"pretrain": {"learning_rate": 1e20}})
     assert "training diverged" in complaint("stages.pretrain")
     assert not (project / "data/dense").exists()

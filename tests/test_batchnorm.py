@@ -24,49 +24,50 @@ def test_running_statistics_become_the_means_over_batches():
     assert torch.equal(network[2].weight, weights)
 
 
-def test_stochastic_depth_does_not_reach_the_statistics(network, digits):
+def test_dropout_does_not_affect_the_statistics(network, digits):
     noisy = nn.Sequential(nn.Dropout(0.5), network)
-    found = []
+    states = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         sglp.recalibrate(noisy, digits[0][:128].split(64))
-        found.append({name: value.clone() for name, value in noisy.state_dict().items()})
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        states.append({name: value.clone() for name, value in noisy.state_dict().items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_for_a_while_statistics_are_those_of_the_batch(network, digits):
-    """Those of train mode, whose dropout and running statistics are left alone."""
-    noisy, images = nn.Sequential(nn.Dropout(0.5), network), digits[0][:32]
+def test_batch_statistics_are_used_inside_the_context(network, digits):
+    """They are those of train mode, but dropout stays off and the running statistics do not change."""
+    noisy = nn.Sequential(nn.Dropout(0.5), network)
+    images = digits[0][:32]
     before = {name: value.clone() for name, value in noisy.state_dict().items()}
     with torch.no_grad():
         usual = noisy.eval()(images)
         with batch_statistics(noisy):
-            found = noisy(images)
+            outputs = noisy(images)
         assert torch.equal(noisy(images), usual)
         assert all(torch.equal(value, before[name]) for name, value in noisy.state_dict().items())
         expected = network.train()(images)
     network.eval()
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert not torch.allclose(found, usual, atol=1e-2)
+    assert torch.allclose(outputs, expected, atol=1e-6)
+    assert not torch.allclose(outputs, usual, atol=1e-2)
 
 
-def test_running_statistics_are_there_again_after_an_error(network):
+def test_running_statistics_are_restored_after_an_error(network):
     with pytest.raises(KeyboardInterrupt), batch_statistics(network):
         raise KeyboardInterrupt
     assert network.bn1.running_mean.shape == network.bn1.running_var.shape == (16,)
 
 
-def test_a_network_without_batch_norm_has_none_to_take():
+def test_a_network_without_running_statistics_is_unchanged():
     network = nn.Sequential(nn.LayerNorm(3), nn.BatchNorm1d(3, track_running_stats=False))
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     with batch_statistics(network):
-        found = network(x)
-    assert torch.equal(found, network(x))
+        outputs = network(x)
+    assert torch.equal(outputs, network(x))
 
 
-def test_without_a_batch_or_after_an_error_statistics_are_as_before(network, digits):
+def test_statistics_are_unchanged_without_a_batch_or_after_an_error(network, digits):
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ScoringError, match=r"^there is no batch to take batch norm's statistics from$"):
+    with pytest.raises(ScoringError, match=r"^there is no batch to compute the statistics of batch norms from$"):
         sglp.recalibrate(network, iter(()))
     with pytest.raises(RuntimeError):
         sglp.recalibrate(network, [digits[0][:8], digits[0][:8, :, :1, 0]])

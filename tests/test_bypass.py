@@ -1,4 +1,4 @@
-"""A network without some layers for a while computes, to the bit, what surgery leaves of it."""
+"""A network with bypassed layers computes, bit for bit, what the pruned network computes."""
 
 import copy
 from itertools import combinations
@@ -16,13 +16,13 @@ from sglp.scoring.features import Features
 from sglp.surgery.bypass import Bypass
 
 
-def without(bypass, gone, network, inputs):
-    with bypass.without(gone):
+def without(bypass, removed, network, inputs):
+    with bypass.without(removed):
         return cases.run(network, inputs)
 
 
 def forwards(network):
-    """The forwards that are instances' own."""
+    """Return the forwards that are set on instances."""
     return {path: vars(module)["forward"] for path, module in network.named_modules() if "forward" in vars(module)}
 
 
@@ -33,7 +33,7 @@ def case(network, digits):
 
 @pytest.mark.parametrize("removed", REMOVED, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_of_transformers_computes_what_surgery_leaves(family, removed):
+def test_every_hugging_face_family_computes_the_same_as_pruned(family, removed):
     network, inputs = make(family), example(family)
     layers = sglp.find_layers(network, inputs)
     expected = outputs(sglp.prune(network, plan(family, removed)), inputs)
@@ -46,15 +46,16 @@ def test_every_family_of_transformers_computes_what_surgery_leaves(family, remov
     assert forwards(network) == {}
 
 
-def test_a_cnn_computes_what_surgery_leaves(case):
-    bypass, images = Bypass(case.network, case.layers, case.batches[0][0]), case.batches[0][0]
+def test_a_cnn_computes_the_same_as_pruned(case):
+    images = case.batches[0][0]
+    bypass = Bypass(case.network, case.layers, images)
     for count in (0, 1, 2, 6, 7):
-        for gone in list(combinations(case.removable, count))[:8]:
-            expected = cases.run(case.without(gone), images)
-            assert torch.equal(without(bypass, gone, case.network, images), expected)
+        for removed in list(combinations(case.removable, count))[:8]:
+            expected = cases.run(case.without(removed), images)
+            assert torch.equal(without(bypass, removed, case.network, images), expected)
 
 
-def test_units_of_several_modules_are_left_out_as_one():
+def test_units_of_several_modules_are_bypassed_together():
     torch.manual_seed(0)
     unit = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
     units = [copy.deepcopy(module) for _ in range(3) for module in unit]
@@ -66,32 +67,34 @@ def test_units_of_several_modules_are_left_out_as_one():
     case = cases.Case(model, sglp.find_layers(model, x), [], None, [])
     assert [len(layer.modules) for layer in case.layers] == [3, 3, 3]
     bypass = Bypass(model, case.layers, x)
-    for gone in ([0], [1, 2], [0, 1, 2]):
-        assert torch.equal(without(bypass, gone, model, x), cases.run(case.without(gone), x))
+    for removed in ([0], [1, 2], [0, 1, 2]):
+        assert torch.equal(without(bypass, removed, model, x), cases.run(case.without(removed), x))
 
 
-@pytest.mark.parametrize(("make", "gone"), [(Keywords, [0, 2]), (Pairs, [1, 3]), (Unpacked, [0, 3]), (Sized, [0, 3])])
-def test_further_arguments_and_values_are_handled(make, gone):
+@pytest.mark.parametrize(
+    ("make", "removed"), [(Keywords, [0, 2]), (Pairs, [1, 3]), (Unpacked, [0, 3]), (Sized, [0, 3])]
+)
+def test_further_arguments_and_outputs_are_handled(make, removed):
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(3, 5)
     layers = sglp.find_layers(model, x)
-    small = sglp.prune(model, plan_without(layers, [layers[i].name for i in gone]))
-    with Bypass(model, layers, x).without(gone):
+    small = sglp.prune(model, plan_without(layers, [layers[i].name for i in removed]))
+    with Bypass(model, layers, x).without(removed):
         assert torch.equal(logits(model, x), logits(small, x))
 
 
-def test_gradients_are_those_of_what_surgery_leaves(case):
+def test_gradients_are_those_of_the_pruned_network(case):
     images, targets = case.batches[0]
     small = case.without([2, 5]).train()
     nn.functional.cross_entropy(small(images), targets).backward()
     with Bypass(case.network, case.layers, images).without([2, 5]):
         nn.functional.cross_entropy(case.network.train()(images), targets).backward()
-    found = [p.grad for p in case.network.parameters() if p.grad is not None]
-    assert len(found) == len(list(small.parameters()))
-    assert all(map(torch.equal, found, (p.grad for p in small.parameters())))
+    gradients = [p.grad for p in case.network.parameters() if p.grad is not None]
+    assert len(gradients) == len(list(small.parameters()))
+    assert all(map(torch.equal, gradients, (p.grad for p in small.parameters())))
 
 
-def test_layers_can_be_left_out_inside_of_one_another(case):
+def test_bypasses_can_be_nested(case):
     images = case.batches[0][0]
     bypass = Bypass(case.network, case.layers, images)
     dense = cases.run(case.network, images)
@@ -103,19 +106,20 @@ def test_layers_can_be_left_out_inside_of_one_another(case):
     assert forwards(case.network) == {}
 
 
-def test_an_error_brings_the_layers_back(case):
+def test_layers_are_restored_after_an_error(case):
     images = case.batches[0][0]
-    bypass, dense = Bypass(case.network, case.layers, images), cases.run(case.network, images)
+    bypass = Bypass(case.network, case.layers, images)
+    dense = cases.run(case.network, images)
     with pytest.raises(KeyboardInterrupt), bypass.without([1, 2]):
         raise KeyboardInterrupt
     with pytest.raises(KeyError), bypass.without([1, 4]):  # 4 changes the shape
-        pytest.fail("a layer that can't go was left out")
+        pytest.fail("a layer that is not removable was bypassed")
     assert torch.equal(cases.run(case.network, images), dense)
     assert forwards(case.network) == {}
 
 
-def test_forwards_that_accelerate_has_put_there_come_back(case):
-    """It wraps `forward` where a network is spread over devices."""
+def test_forwards_that_accelerate_sets_are_restored(case):
+    """accelerate wraps `forward` if a network is spread over devices."""
 
     class Counting(ModelHook):
         runs = 0
@@ -141,7 +145,8 @@ def test_forwards_that_accelerate_has_put_there_come_back(case):
 def test_learning_what_layers_return_leaves_no_trace(case):
     network = case.network.train()
     network.layer2.eval()
-    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    state = copy.deepcopy(network.state_dict())
+    modes = [module.training for module in network.modules()]
     torch.manual_seed(3)
     before = torch.get_rng_state()
     Bypass(network, case.layers, case.batches[0][0])
@@ -152,7 +157,7 @@ def test_learning_what_layers_return_leaves_no_trace(case):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_features_are_what_the_classifier_is_given(case):
+def test_features_are_the_input_of_the_classifier(case):
     images = case.batches[0][0]
     x = torch.relu(case.network.bn1(case.network.conv1(images)))
     expected = case.network.layer3(case.network.layer2(case.network.layer1(x))).mean(dim=(2, 3))
@@ -175,13 +180,13 @@ def test_a_classifier_can_be_called_by_keyword():
 
     torch.manual_seed(0)
     network, x = Named(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)).eval(), torch.randn(4, 3)
-    (found,) = Features(network, sglp.find_layers(network, x), x)([x])
-    assert torch.equal(found, network[1](network[0](x)).detach().double())
+    (features,) = Features(network, sglp.find_layers(network, x), x)([x])
+    assert torch.equal(features, network[1](network[0](x)).detach().double())
 
 
 @pytest.mark.parametrize("headless", [False, True])
 def test_without_a_classifier_the_features_are_the_output(headless):
-    """The last weights are inside a layer that can go: what it is given would not change without it."""
+    """The last weights are in a removable layer, whose input would be the same without the layer."""
     case = cases.llama()
     network = case.network.model if headless else case.network
     inputs = case.batches[0][0]

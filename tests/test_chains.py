@@ -285,6 +285,7 @@ else:
 LAST = "removed + kept[len(kept) - count :], kept[: len(kept) - count]"
 
 
+@pytest.mark.slow
 def test_rounds_with_dvc_continue_where_they_were_killed(tmp_path, monkeypatch):
     folder = make_project(tmp_path / "project")
     (folder / "dvc.yaml").write_text(TOY_PIPELINE)

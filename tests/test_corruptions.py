@@ -1,4 +1,4 @@
-"""Corruptions against their definitions, CIFAR-C's constants, and other libraries where these do the same."""
+"""Corruptions against their definitions, CIFAR-C's constants, and other libraries that compute the same."""
 
 from colorsys import hsv_to_rgb, rgb_to_hsv
 from itertools import pairwise
@@ -17,7 +17,7 @@ from sglp.robustness.corruptions.digital import elastic_transform
 from sglp.robustness.corruptions.parameters import CIFAR_C, IMAGENET_C
 from sglp.robustness.corruptions.weather import plasma_fractal
 
-# As make_cifar_c.py has them, severities 1 to 5.
+# The constants of make_cifar_c.py for the severities 1 to 5.
 GOLDEN = {
     "gaussian_noise": [0.04, 0.06, 0.08, 0.09, 0.10],
     "shot_noise": [500, 250, 100, 75, 50],
@@ -45,12 +45,14 @@ GOLDEN = {
 
 @pytest.fixture(scope="module")
 def photos() -> list[np.ndarray]:
-    """Parts of two photographs, 32 x 32 pixels."""
-    rng, photos = np.random.default_rng(0), load_sample_images().images
+    """Return parts of two photographs, 32 x 32 pixels each."""
+    rng = np.random.default_rng(0)
+    photos = load_sample_images().images
     parts = []
     for i in range(40):
         side = int(rng.integers(100, 400))
-        top, left = rng.integers(0, 427 - side), rng.integers(0, 640 - side)
+        top = rng.integers(0, 427 - side)
+        left = rng.integers(0, 640 - side)
         part = Image.fromarray(photos[i % 2][top : top + side, left : left + side])
         parts.append(np.asarray(part.resize((32, 32), Image.Resampling.BOX)))
     return parts
@@ -60,8 +62,8 @@ def shares(image: np.ndarray) -> np.ndarray:
     return image / 255
 
 
-class Given:
-    """A generator whose uniform numbers are given."""
+class FixedDraws:
+    """A generator that returns given numbers as uniform draws."""
 
     def __init__(self, *draws):
         self.draws = list(draws)
@@ -73,12 +75,12 @@ class Given:
 def test_the_parameters_are_those_of_cifar_c():
     assert list(KINDS) == list(GOLDEN) == list(CIFAR_C) == list(IMAGENET_C)
     for kind, expected in GOLDEN.items():
-        found = CIFAR_C[kind]
+        parameters = CIFAR_C[kind]
         if kind == "zoom_blur":
-            found = [1 + step * np.arange(number) for number, step in found]
+            parameters = [1 + step * np.arange(number) for number, step in parameters]
         if kind == "elastic_transform":
-            found = [32 * np.array(row) for row in found]
-        for ours, theirs in zip(found, expected, strict=True):
+            parameters = [32 * np.array(row) for row in parameters]
+        for ours, theirs in zip(parameters, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
@@ -86,38 +88,41 @@ def test_the_parameters_are_those_of_cifar_c():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (33, 47, 1), (33, 47, 3), (70, 66, 3)])
 def test_every_kind_works_on_every_image(kind, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    before, state = image.copy(), np.random.get_state()[1].copy()
+    before = image.copy()
+    state = np.random.get_state()[1].copy()
     image.flags.writeable = False
     for severity in SEVERITIES:
         corrupted = corrupt(image, kind, severity, index=3)
         assert (corrupted.shape, corrupted.dtype) == (shape, np.uint8)
-        assert min(shape[:2]) == 8 or not np.array_equal(corrupted, image)  # some don't show in 8 pixels
+        assert min(shape[:2]) == 8 or not np.array_equal(corrupted, image)  # some are not visible in 8 pixels
         assert np.array_equal(corrupt(image, kind, severity, index=3), corrupted)
     assert np.array_equal(image, before)
     assert np.array_equal(np.random.get_state()[1], state)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_kinds_with_chance_depend_on_the_index(kind, photos):
+def test_only_random_kinds_depend_on_the_index(kind, photos):
     same = np.array_equal(corrupt(photos[0], kind, 3, index=0), corrupt(photos[0], kind, 3, index=1))
-    without = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
-    assert same == (kind in without)
+    deterministic = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+    assert same == (kind in deterministic)
 
 
-# In pixels, CIFAR-C's other three don't grow: a stronger blur hides what glass displaces, frost also darkens, and its
-# elastic transforms trade the affine map, which moves pixels far, for shorter and rougher moves.
+# The pixel distance of CIFAR-C's other three kinds does not grow: a stronger blur hides the displacement of glass,
+# frost also darkens, and elastic transforms replace the affine map, which moves pixels far, by shorter and rougher moves.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("glass_blur", "frost", "elastic_transform")])
-def test_a_higher_severity_goes_further_from_the_image(kind, photos):
+def test_a_higher_severity_changes_the_image_more(kind, photos):
     distance = [
         np.mean([np.abs(corrupt(photo, kind, severity, i) - shares(photo) * 255) for i, photo in enumerate(photos)])
         for severity in SEVERITIES
-        if (kind, severity) != ("motion_blur", 4)  # as 3, but for a tail of the kernel that is all but 0
+        if (kind, severity) != ("motion_blur", 4)  # like 3, except for a tail of the kernel that is almost 0
     ]
     assert all(low < high for low, high in pairwise(distance)), distance
 
 
-def test_an_image_too_small():
-    with pytest.raises(DataError, match="images of 8x3 pixels can't be corrupted, they need 4 a side"):
+def test_a_too_small_image_is_refused():
+    with pytest.raises(
+        DataError, match="images of 8x3 pixels are too small to corrupt, they need at least 4 pixels a side"
+    ):
         corrupt(np.zeros((3, 8, 1), np.uint8), "snow", 1, 0)
 
 
@@ -132,7 +137,7 @@ def test_noise_has_its_mean_and_variance(severity):
         noisy = shares(corrupt(grey(128), kind, severity, 0))
         assert noisy.mean() == pytest.approx(light, abs=4 * (variance / noisy.size) ** 0.5)
         assert noisy.var() == pytest.approx(variance, rel=0.06)
-        assert abs(np.corrcoef(noisy[..., 0].ravel(), noisy[..., 1].ravel())[0, 1]) < 0.06  # a draw a channel
+        assert abs(np.corrcoef(noisy[..., 0].ravel(), noisy[..., 1].ravel())[0, 1]) < 0.06  # one draw per channel
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -176,14 +181,14 @@ def test_pixelate_averages_boxes_and_repeats_them():
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_pixelate_leaves_so_many_pixels(severity):
+def test_pixelate_keeps_this_share_of_the_rows(severity):
     ramp = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], 20, axis=1)
     rows = len(np.unique(corrupt(ramp, "pixelate", severity, 0)))
     assert rows == int(32 * GOLDEN["pixelate"][severity - 1])
 
 
-# Annex K of the JPEG standard: how coarse the 8 x 8 frequencies of brightness are at quality 50.
-COARSENESS = """
+# Annex K of the JPEG standard: the step sizes of the 8 x 8 frequencies of brightness at quality 50.
+STEP_SIZES = """
 16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99
 """
@@ -193,13 +198,13 @@ COARSENESS = """
 def test_jpeg_compression_rounds_the_frequencies_of_blocks(severity, photos):
     quality = GOLDEN["jpeg_compression"][severity - 1]
     scale = 200 - 2 * quality if quality >= 50 else 5000 / quality
-    table = np.floor((np.array(COARSENESS.split(), float).reshape(8, 8) * scale + 50) / 100)
+    table = np.floor((np.array(STEP_SIZES.split(), float).reshape(8, 8) * scale + 50) / 100)
     luma = np.asarray(Image.fromarray(photos[2]).convert("L"))
     blocks = luma.reshape(4, 8, 4, 8).swapaxes(1, 2) - 128.0
     rounded = table * np.rint(dctn(blocks, axes=(2, 3), norm="ortho") / table)
     expected = (idctn(rounded, axes=(2, 3), norm="ortho") + 128).swapaxes(1, 2).reshape(32, 32, 1).clip(0, 255)
-    found = corrupt(luma[..., None], "jpeg_compression", severity, 0)
-    assert np.abs(found - expected).mean() < 0.5  # rounding in between
+    compressed = corrupt(luma[..., None], "jpeg_compression", severity, 0)
+    assert np.abs(compressed - expected).mean() < 0.5  # intermediate rounding
     coloured = Image.fromarray(corrupt(photos[2], "jpeg_compression", severity, 0)).convert("L")
     assert np.abs(np.asarray(coloured)[..., None] - expected).mean() < 1
 
@@ -220,7 +225,7 @@ def test_defocus_is_the_convolution_with_a_soft_disk(parameters):
 
 
 @pytest.mark.parametrize(("radius", "total"), [(1.5, 1), (6, 1), (8, 1.0129755), (10, 1.0107858)])
-def test_a_large_disk_sums_to_what_opencv_makes_of_it(radius, total):
+def test_a_large_disk_has_the_same_sum_as_in_opencv(radius, total):
     assert disk(radius, 0.5).sum() == pytest.approx(total, abs=1e-6)  # GaussianBlur, which mirrors the disk's edge
 
 
@@ -233,7 +238,7 @@ def test_glass_displaces_pixels_as_the_benchmark_does(reach):
     for h in range(21 - reach, reach, -1):
         for w in range(26 - reach, reach, -1):
             y, x = h + moves[0, h, w], w + moves[1, h, w]
-            expected[h, w], expected[y, x] = expected[y, x], expected[h, w]  # of views: a copy, no swap
+            expected[h, w], expected[y, x] = expected[y, x], expected[h, w]  # swapping views copies
     assert np.array_equal(displaced(image, moves, reach), expected)
 
 
@@ -243,10 +248,11 @@ def test_motion_is_the_mean_along_a_line_with_half_a_gaussian(radius, deviation,
     expected, total = np.zeros_like(image), 0.0
     for step in range(2 * radius + 1):
         y, x = (np.ceil(step * f(np.pi * angle / 180) - 0.5) for f in (np.sin, np.cos))
-        at = np.indices((12, 9)) + np.array([y, x])[:, None, None]
-        moved = [map_coordinates(image[..., channel], at, order=1, mode="nearest") for channel in range(2)]
+        source = np.indices((12, 9)) + np.array([y, x])[:, None, None]
+        moved = [map_coordinates(image[..., channel], source, order=1, mode="nearest") for channel in range(2)]
         weight = np.exp(-(step**2) / (2 * deviation**2))
-        expected, total = expected + weight * np.stack(moved, axis=2), total + weight
+        expected += weight * np.stack(moved, axis=2)
+        total += weight
     np.testing.assert_allclose(along(image, radius, deviation, angle), expected / total, atol=1e-12)
 
 
@@ -270,11 +276,11 @@ def test_zoom_blur_is_the_mean_of_the_zooms_and_the_image(photos):
 
 
 def test_plasma_by_hand_and_its_roughness():
-    # Corners 0, the centre 1, and each edge halfway: between two corners and, the borders being joined, two centres.
-    assert np.array_equal(plasma_fractal(2, 3, Given(1.0, 0.0, 0.0)), [[0, 0.5], [0.5, 1]])
+    # Corners are 0, the centre is 1, and each edge is the mean of two corners and two centres, as borders are joined.
+    assert np.array_equal(plasma_fractal(2, 3, FixedDraws(1.0, 0.0, 0.0)), [[0, 0.5], [0.5, 1]])
     # Without noise an edge is the mean of its four neighbours.
     plasma = plasma_fractal(
-        8, 3, Given(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, np.random.default_rng(0).random((4, 4)), 0.0, 0.0)
+        8, 3, FixedDraws(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, np.random.default_rng(0).random((4, 4)), 0.0, 0.0)
     )
     around = sum(np.roll(plasma, shift, axis) for shift in (-1, 1) for axis in (0, 1)) / 4
     edges = np.indices((8, 8)).sum(axis=0) % 2 == 1
@@ -286,11 +292,11 @@ def test_plasma_by_hand_and_its_roughness():
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_fog_lays_a_plasma_over_the_image(severity, photos):
+def test_fog_adds_a_plasma_to_the_image(severity, photos):
     weight, _ = GOLDEN["fog"][severity - 1]
     dim = photos[4] // 2
     image = shares(dim)
-    # The same plasma comes over a white image, of which it can be read: (1 + weight p) / (1 + weight).
+    # A white image gets the same plasma p and becomes (1 + weight p) / (1 + weight).
     white = shares(corrupt(np.full((32, 32, 3), 255, np.uint8), "fog", severity, 0))
     plasma = (white * (1 + weight) - 1) / weight
     assert (plasma.min(), plasma.max()) == pytest.approx((0, 1), abs=0.02)
@@ -300,10 +306,10 @@ def test_fog_lays_a_plasma_over_the_image(severity, photos):
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_frost_adds_the_same_texture_to_every_image(severity, photos):
-    weight, of_frost = GOLDEN["frost"][severity - 1]
+    weight, weight_of_frost = GOLDEN["frost"][severity - 1]
     texture = corrupt(np.zeros((32, 32, 3), np.uint8), "frost", severity, 0) / 255
-    assert 0.2 * of_frost < texture.mean() < 0.8 * of_frost
-    assert texture[..., 2].max() == pytest.approx(of_frost, abs=0.01)  # ice is bluish, white at most
+    assert 0.2 * weight_of_frost < texture.mean() < 0.8 * weight_of_frost
+    assert texture[..., 2].max() == pytest.approx(weight_of_frost, abs=0.01)  # ice is bluish white
     expected = (weight * shares(photos[5]) + texture).clip(0, 1)
     np.testing.assert_allclose(shares(corrupt(photos[5], "frost", severity, 0)), expected, atol=0.005)
 
@@ -312,7 +318,7 @@ def test_frost_adds_the_same_texture_to_every_image(severity, photos):
 def test_snow_whitens_and_has_flakes(severity, photos):
     *_, weight = GOLDEN["snow"][severity - 1]
     black = shares(corrupt(np.zeros((32, 32, 3), np.uint8), "snow", severity, 0))
-    assert np.array_equal(black, np.rot90(black, 2))  # flakes come twice, the second time turned
+    assert np.array_equal(black, np.rot90(black, 2))  # flakes are added twice, once rotated
     assert black.min() >= 0.5 * (1 - weight) - 0.002
     flakes = black - 0.5 * (1 - weight)
     assert 0.003 < flakes.mean() < 0.3
@@ -320,28 +326,28 @@ def test_snow_whitens_and_has_flakes(severity, photos):
     grey = image @ [0.299, 0.587, 0.114]
     whiter = weight * image + (1 - weight) * np.maximum(image, 1.5 * grey[..., None] + 0.5)
     expected = (whiter + flakes).clip(0, 1)
-    found = shares(corrupt(photos[6], "snow", severity, 0))
-    seen = black < 1  # of a flake that is clipped, no more is known
-    np.testing.assert_allclose(found[seen], expected[seen], atol=0.006)
+    snowy = shares(corrupt(photos[6], "snow", severity, 0))
+    known = black < 1  # where flakes are not clipped
+    np.testing.assert_allclose(snowy[known], expected[known], atol=0.006)
 
 
-def test_elastic_transform_without_chance_is_the_identity(photos):
+def test_elastic_transform_with_zero_draws_is_the_identity(photos):
     image = shares(photos[7])
-    found = elastic_transform(image, (0.1, 0.04, 0.05), Given(0.0, 0.0))
-    np.testing.assert_allclose(found, image, atol=1e-9)
+    transformed = elastic_transform(image, (0.1, 0.04, 0.05), FixedDraws(0.0, 0.0))
+    np.testing.assert_allclose(transformed, image, atol=1e-9)
 
 
 def test_elastic_transform_moves_as_drawn(photos):
     image = shares(photos[7])
-    # Three corners moved alike: all of the image is.
-    found = elastic_transform(image, (0, 0, 0.1), Given([2.0, 1.0], 0.0))
-    np.testing.assert_allclose(found[2:, 1:], image[:-2, :-1], atol=1e-9)
-    # Of the corners (26, 26), (26, 6) and (6, 6) the last moved 4 to the right: rows lean, more the higher they are.
-    found = elastic_transform(image, (0, 0, 0.1), Given([[0, 0], [0, 0], [0, 4]], 0.0))
+    # If all three corners move alike, the whole image moves with them.
+    transformed = elastic_transform(image, (0, 0, 0.1), FixedDraws([2.0, 1.0], 0.0))
+    np.testing.assert_allclose(transformed[2:, 1:], image[:-2, :-1], atol=1e-9)
+    # The last of the corners (26, 26), (26, 6) and (6, 6) moves 4 to the right: the higher a row, the more it leans.
+    transformed = elastic_transform(image, (0, 0, 0.1), FixedDraws([[0, 0], [0, 0], [0, 4]], 0.0))
     for (row, column), source in {(26, 26): 26, (26, 6): 6, (6, 10): 6, (16, 20): 18}.items():
-        np.testing.assert_allclose(found[row, column], image[row, source], atol=1e-9)
-    # A field that points half a column to the right, 4 times as strong: all pixels come from there.
+        np.testing.assert_allclose(transformed[row, column], image[row, source], atol=1e-9)
+    # A field of half a column to the right, scaled by 4: all pixels come from 2 columns to the right.
     field = np.zeros((2, 32, 32))
     field[1] = 0.5
-    found = elastic_transform(image, (0.125, 0.05, 0), Given(0.0, field))
-    np.testing.assert_allclose(found[:, :-2], image[:, 2:], atol=1e-9)
+    transformed = elastic_transform(image, (0.125, 0.05, 0), FixedDraws(0.0, field))
+    np.testing.assert_allclose(transformed[:, :-2], image[:, 2:], atol=1e-9)

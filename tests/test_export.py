@@ -1,8 +1,6 @@
 """Exported files, run by other programs, compute the network's logits for batches of any size."""
 
-import statistics
 import sys
-import time
 
 import pytest
 import torch
@@ -252,7 +250,7 @@ def test_a_users_factory_runs_only_when_it_is_trusted(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_pruned_resnet18_in_onnxruntime_has_the_same_outputs_and_is_faster(tmp_path, capsys):
+def test_a_pruned_resnet18_in_onnxruntime_has_the_same_outputs(tmp_path):
     dense = sglp.build("torchvision.models:resnet18", seed=0).eval()
     x = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     removed = [layer.name for layer in sglp.find_layers(dense, x[:1]) if layer.removable][::2]
@@ -266,17 +264,3 @@ def test_a_pruned_resnet18_in_onnxruntime_has_the_same_outputs_and_is_faster(tmp
         (outputs,) = sessions[name].run(["logits"], {"input": x.numpy()})
         difference = torch.from_numpy(outputs).sub(expected).abs().max() / expected.abs().max()
         assert difference <= 1e-4
-        with capsys.disabled():
-            print(f"\n{name}: off by {difference:.1e} of the largest logit", end="")
-    for size in (1, 8):
-        times = {name: [] for name in sessions}
-        for _ in range(12):
-            for name, session in sessions.items():  # in turn, so that whatever else runs hits both
-                start = time.perf_counter()
-                session.run(["logits"], {"input": x[:size].numpy()})
-                times[name].append(time.perf_counter() - start)
-        ratio = statistics.median(a / b for a, b in zip(times["dense"], times["pruned"], strict=True))
-        with capsys.disabled():
-            medians = {name: f"{statistics.median(values) * 1000:.1f} ms" for name, values in times.items()}
-            print(f"\nwithout {', '.join(removed)}, batch {size}: {medians}, {ratio:.2f} times as fast", end="")
-        assert ratio > 1.1

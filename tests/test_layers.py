@@ -42,7 +42,7 @@ class Residual(nn.Module):
         return self.fc(x).relu() + self.short(x)
 
 
-def test_resnet56_has_28_layers_of_which_25_can_go():
+def test_resnet56_has_28_layers_of_which_25_are_removable():
     layers = sglp.find_layers(sglp.build(RESNET, {"depth": 56}, seed=0), torch.zeros(1, 3, 8, 8))
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9)]
     assert names(layers) == ["conv1+bn1", *blocks]
@@ -69,8 +69,9 @@ def test_resnet56_has_28_layers_of_which_25_can_go():
         ("swin_t", 32, "features.0", 12, 12),
     ],
 )
-def test_networks_of_torchvision_have_their_blocks_as_layers(name, size, stem, count, removable):
-    model, example = sglp.build(f"torchvision.models:{name}", seed=0), torch.zeros(1, 3, size, size)
+def test_blocks_of_torchvision_networks_are_layers(name, size, stem, count, removable):
+    model = sglp.build(f"torchvision.models:{name}", seed=0)
+    example = torch.zeros(1, 3, size, size)
     layers = sglp.find_layers(model, example)
     assert names([layer for layer in layers if layer.is_stem]) == ([stem] if stem else [])
     assert sum(not layer.is_stem for layer in layers) == count
@@ -81,11 +82,11 @@ def test_networks_of_torchvision_have_their_blocks_as_layers(name, size, stem, c
 
 def test_blocks_of_densenet_all_change_the_shape():
     model = sglp.build("torchvision.models:densenet121", seed=0)
-    with pytest.raises(LayerError, match=r"as features\.denseblock1 \(_DenseBlock\) does from 64x8x8 to 256x8x8"):
+    with pytest.raises(LayerError, match=r"for example features\.denseblock1 \(_DenseBlock\) from 64x8x8 to 256x8x8"):
         sglp.find_layers(model, torch.zeros(2, 3, 32, 32))
 
 
-def test_units_of_vgg_are_a_convolution_and_what_follows_it():
+def test_units_of_vgg_are_a_convolution_and_the_modules_after_it():
     model = sglp.build("torchvision.models:vgg16_bn", seed=0)
     layers = sglp.find_layers(model, torch.zeros(1, 3, 32, 32))
     assert names(layers)[:3] == [f"features.{i}+features.{i + 1}+features.{i + 2}" for i in (0, 3, 7)]
@@ -104,7 +105,7 @@ def test_units_of_a_perceptron_are_its_linear_layers():
     assert [layer.macs for layer in layers] == [48, 36, 36, 18]
 
 
-def test_a_unit_is_the_module_that_holds_just_it():
+def test_a_module_that_contains_exactly_a_unit_is_the_layer():
     hidden = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)]
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), *hidden, nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
     assert names(sglp.find_layers(network, torch.randn(2, 4))) == ["0+1", "2", "3", "4", "5.0", "5.1"]
@@ -120,8 +121,8 @@ def test_layers_of_a_language_model_are_its_decoder_layers():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_layers_do_not_depend_on_the_batch(network, batch):
-    one = sglp.find_layers(network, torch.zeros(1, 1, 8, 8))
-    assert sglp.find_layers(network, torch.zeros(batch, 1, 8, 8)) == one
+    expected = sglp.find_layers(network, torch.zeros(1, 1, 8, 8))
+    assert sglp.find_layers(network, torch.zeros(batch, 1, 8, 8)) == expected
 
 
 def test_costs_of_layers_are_those_of_their_modules(network, layers):
@@ -134,7 +135,7 @@ def test_costs_of_layers_are_those_of_their_modules(network, layers):
         assert macs[1:] == [2 * 9 * widths[stage] ** 2 * pixels[stage]] * 2
 
 
-def test_the_network_is_left_as_it_was(network):
+def test_the_network_is_left_unchanged(network):
     network.train()
     network.layer1.eval()
     network.layer3.requires_grad_(False)
@@ -154,7 +155,7 @@ def test_the_network_is_left_as_it_was(network):
     assert not example.requires_grad
 
 
-def test_a_network_that_fails_is_left_as_it_was(network):
+def test_a_network_that_fails_is_left_unchanged(network):
     network.train()
     with pytest.raises(RuntimeError):
         sglp.find_layers(network, torch.zeros(2, 5, 8, 8))
@@ -172,7 +173,9 @@ def test_layers_come_in_the_order_of_execution():
     class Reversed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.last, self.first, self.middle = Residual(6, 3), Residual(), Residual()
+            self.last = Residual(6, 3)
+            self.first = Residual()
+            self.middle = Residual()
 
         def forward(self, x):
             return self.last(self.middle(self.first(x)))
@@ -182,7 +185,7 @@ def test_layers_come_in_the_order_of_execution():
     assert [layer.removable for layer in layers] == [True, True, False]
 
 
-def test_a_block_that_runs_twice_can_not_go():
+def test_a_block_that_runs_twice_is_not_removable():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -200,7 +203,7 @@ def test_a_block_that_runs_twice_can_not_go():
     assert names([layer for layer in layers if layer.removable]) == ["blocks.0", "blocks.2"]
 
 
-def test_an_activation_that_is_shared_does_not_tie_units_together():
+def test_a_shared_activation_does_not_join_units():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(6, 6), relu, nn.Linear(6, 6), relu, nn.Linear(6, 6))
     layers = sglp.find_layers(model, torch.zeros(2, 6))
@@ -216,7 +219,8 @@ class Gated(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.se = nn.Conv2d(4, 4, 3, padding=1), Excitation()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.se = Excitation()
 
     def forward(self, x):
         return self.se(self.conv(x))
@@ -231,17 +235,18 @@ class Excitation(nn.Module):
         return self.fc(x.mean((2, 3), keepdim=True)).sigmoid() * x
 
 
-def test_a_gate_is_no_block():
+def test_a_gate_is_not_a_block():
     layers = sglp.find_layers(nn.Sequential(Gated(), Gated(), Gated()), torch.zeros(2, 4, 5, 5))
     assert names(layers) == ["0.conv", "1.conv", "2.conv"]
 
 
 class Halves(nn.Module):
-    """A transformer block whose two residual parts are modules."""
+    """A transformer block with two residual modules."""
 
     def __init__(self):
         super().__init__()
-        self.attention, self.mlp = Residual(), Residual()
+        self.attention = Residual()
+        self.mlp = Residual()
 
     def forward(self, x):
         return self.mlp(self.attention(x))
@@ -256,20 +261,20 @@ class Wrapped(nn.Module):
         return self.trunk(x)
 
 
-def test_parts_that_a_module_calls_by_name_are_no_layers():
+def test_parts_that_a_module_calls_by_name_are_not_layers():
     layers = sglp.find_layers(nn.Sequential(Halves(), Halves(), nn.Linear(6, 2)), torch.zeros(2, 6))
     assert names(layers) == ["0", "1"]
-    alone = sglp.find_layers(
-        Wrapped(Halves()), torch.zeros(2, 6)
-    )  # the only one of its kind holds all blocks there are
+    # A module that is the only one of its class contains all blocks.
+    alone = sglp.find_layers(Wrapped(Halves()), torch.zeros(2, 6))
     assert names(alone) == ["trunk.attention", "trunk.mlp"]
 
 
-def test_a_stage_that_calls_its_blocks_by_name_is_no_layer():
+def test_a_stage_that_calls_its_blocks_by_name_is_not_a_layer():
     class Stage(nn.Module):
         def __init__(self, width, out):
             super().__init__()
-            self.first, self.second = Residual(width, out), Residual(out, out)
+            self.first = Residual(width, out)
+            self.second = Residual(out, out)
 
         def forward(self, x):
             return self.second(self.first(x))
@@ -290,17 +295,17 @@ def test_patterns_name_the_layers_in_order_of_execution(network, layers):
     assert stage.parameters == sum(layer.parameters for layer in layers[1:4])
 
 
-def test_a_star_is_one_part_of_a_path(network):
-    found = sglp.find_layers(network, torch.zeros(2, 1, 8, 8), "layer2.*.conv*")
-    assert names(found) == [f"layer2.{block}.conv{i}" for block in range(3) for i in (1, 2)]
-    assert {layer.reason for layer in found} == {"the flow does not pass through it alone"}
+def test_a_star_matches_one_part_of_a_path(network):
+    layers = sglp.find_layers(network, torch.zeros(2, 1, 8, 8), "layer2.*.conv*")
+    assert names(layers) == [f"layer2.{block}.conv{i}" for block in range(3) for i in (1, 2)]
+    assert {layer.reason for layer in layers} == {"data also flows around it"}
 
 
-def test_layers_by_name_say_why_they_can_not_go():
+def test_layers_by_name_have_a_reason_why_they_are_not_removable():
     shared = nn.Linear(6, 6)
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 6), shared, shared)
     apart, again = sglp.find_layers(model, torch.zeros(2, 6), ["0+2", "3"])
-    assert apart.reason == "its modules do not follow each other"
+    assert apart.reason == "its modules do not run directly one after another"
     assert again.reason == "runs 2 times"
     (together,) = sglp.find_layers(model, torch.zeros(2, 6), "0+1+2")
     assert together.removable
@@ -314,65 +319,71 @@ def test_layers_by_name_say_why_they_can_not_go():
         ("conv1+layer1.0", r"the pattern 'conv1\+layer1\.0' matches no module"),
         (
             ["layer1.*", "layer1.0.conv1"],
-            r"'layer1\.0\.conv1' matches layer1\.0\.conv1 of CifarResNet, which is inside of",
+            r"'layer1\.0\.conv1' matches layer1\.0\.conv1 of CifarResNet, which is inside the layer",
         ),
-        (["layer1.0.bn*", "layer1"], r"'layer1\.0\.bn\*' matches layer1\.0\.bn1 of CifarResNet, which is inside of"),
-        (["layer1.*", "layer*.1"], r"'layer\*\.1' matches layer1\.1 of CifarResNet, which is a layer already"),
+        (
+            ["layer1.0.bn*", "layer1"],
+            r"'layer1\.0\.bn\*' matches layer1\.0\.bn1 of CifarResNet, which is inside the layer",
+        ),
+        (["layer1.*", "layer*.1"], r"'layer\*\.1' matches layer1\.1 of CifarResNet, which is already a layer"),
         ("unused", "the pattern 'unused' matches unused of CifarResNet, which does not run"),
         (
             ["conv1+layer1", "bn1"],
-            r"the layers conv1\+layer1 and bn1 of CifarResNet run into each other: one must have",
+            r"the layers conv1\+layer1 and bn1 of CifarResNet overlap: one must finish",
         ),
-        ([], "no pattern of layers is given"),
+        ([], "paths is empty: pass module paths of CifarResNet, such as conv1, bn1, "),
     ],
 )
-def test_patterns_that_fit_no_layers_are_refused(network, paths, message):
+def test_patterns_that_match_no_layers_are_refused(network, paths, message):
     network.unused = nn.Linear(2, 2)
     with pytest.raises(LayerError, match=message):
         sglp.find_layers(network, torch.zeros(2, 1, 8, 8), paths)
 
 
 class Numbered(nn.Module):
-    """Goes by the numbers of its blocks: the third one is given a bit more, or has a scale in another list."""
+    """A parent that uses the indices of its blocks: it changes the third input, or scales each input differently."""
 
-    def __init__(self, way, sequential):
+    def __init__(self, use, sequential):
         super().__init__()
         blocks = [Residual() for _ in range(4)]
-        self.blocks, self.way = nn.Sequential(*blocks) if sequential else nn.ModuleList(blocks), way
+        self.blocks = nn.Sequential(*blocks) if sequential else nn.ModuleList(blocks)
+        self.use = use
         self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0 + i)) for i in range(4))
 
     def forward(self, x):
         for i, block in enumerate(self.blocks):
-            if self.way == "position" and i == 2:
+            if self.use == "position" and i == 2:
                 x = x + 1
-            if self.way == "scales":
+            if self.use == "scales":
                 x = x * self.scales[i]
-            x = (self.blocks[i + 4 - 4] if self.way == "indices" else block)(x)
-        return self.blocks[3](x) if self.way == "the fourth again" else x
+            x = (self.blocks[i + 4 - 4] if self.use == "indices" else block)(x)
+        return self.blocks[3](x) if self.use == "the fourth again" else x
 
 
 @pytest.mark.parametrize(
-    ("way", "removable"), [("in a row", 4), ("indices", 4), ("position", 0), ("scales", 0), ("the fourth again", 0)]
+    ("use", "removable"), [("in a row", 4), ("indices", 4), ("position", 0), ("scales", 0), ("the fourth again", 0)]
 )
 @pytest.mark.parametrize("sequential", [False, True], ids=["list", "sequential"])
-def test_lists_that_go_by_numbers_can_not_lose_layers(way, removable, sequential):
+def test_a_list_whose_indices_its_parent_uses_is_not_removable(use, removable, sequential):
     torch.manual_seed(0)
-    model, x = Numbered(way, sequential), torch.randn(2, 6)
-    state, before = list(model.state_dict()), model(x)
+    model = Numbered(use, sequential)
+    x = torch.randn(2, 6)
+    state = list(model.state_dict())
+    before = model(x)
     layers = sglp.find_layers(model, x)
     assert sum(layer.removable for layer in layers) == removable
     reasons = {layer.reason for layer in layers if not layer.removable}
-    assert reasons <= {"is in a list whose parent goes by the numbers of its items"}
+    assert reasons <= {"is in a list whose parent depends on the indices of its items"}
     assert list(model.state_dict()) == state
     assert torch.equal(model(x), before)
 
 
 class Listed(nn.Module):
-    """Blocks that return a dict, of which the parent takes what it wants."""
+    """A parent that picks one value from the dict that each block returns."""
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList(Telling() for _ in range(3))
+        self.blocks = nn.ModuleList(ReturnsDict() for _ in range(3))
 
     def forward(self, x):
         for block in self.blocks:
@@ -380,14 +391,14 @@ class Listed(nn.Module):
         return x
 
 
-class Telling(Residual):
+class ReturnsDict(Residual):
     def forward(self, x):
         return {"x": super().forward(x), "mean": x.mean()}
 
 
-def test_blocks_that_return_a_dict_can_not_go():
+def test_blocks_that_return_a_dict_are_not_removable():
     layers = sglp.find_layers(Listed(), torch.zeros(2, 6))
-    assert {layer.reason for layer in layers} == {"is given a tensor and returns a dict"}
+    assert {layer.reason for layer in layers} == {"takes a tensor and returns a dict"}
 
 
 class Again(nn.Module):
@@ -420,13 +431,13 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layers can be told apart in Sequential"),
-        (Again(), "no layers can be told apart in Again: block runs 3 times"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layers can be distinguished in Sequential"),
+        (Again(), "no layers can be distinguished in Again: block runs 3 times"),
         (
             nn.Sequential(Dense(4), Dense(8), nn.Linear(12, 4)),
-            r"its blocks change the shape, as 0 \(Dense\) does from 4 to 8$",
+            r"its blocks change the shape, for example 0 \(Dense\) from 4 to 8$",
         ),
-        (Constant(), "the network's output does not depend on its input"),
+        (Constant(), "autograd does not connect the network's output with its input"),
     ],
 )
 def test_networks_without_layers_are_refused(model, message):

@@ -126,7 +126,7 @@ def kill_one_of_two(folder: Path, cache: Path) -> None:
     finally:
         message = ended(running)
     assert running.returncode == 1
-    assert message.splitlines()[-1].startswith(f"finetune: {who} died without a word")
+    assert message.splitlines()[-1].startswith(f"finetune: {who} died without an error message")
     assert not list(folder.glob("data/*finetuned*"))
     assert not list(folder.glob("data/.*"))
     assert not list(cache.glob("sglp/launched/*"))
@@ -160,7 +160,7 @@ def test_the_first_failure_is_reported(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             launch.end(sentence)
         assert stop.value.code == 1
-    assert launch._what_happened("score", tmp_path, 1) == "score: this is wrong"
+    assert launch._failure("score", tmp_path, 1) == "score: this is wrong"
 
 
 def test_a_missing_launcher_is_named(tmp_path, monkeypatch):
@@ -168,7 +168,8 @@ def test_a_missing_launcher_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SGLP_LAUNCH", "torchrum --nproc-per-node 2")
     message = complaint("stages.extract")
     assert message.endswith(
-        "SGLP_LAUNCH='torchrum --nproc-per-node 2': there is no command torchrum; torchrun would do"
+        "SGLP_LAUNCH='torchrum --nproc-per-node 2': there is no command torchrum; use a launcher such as 'torchrun "
+        "--nproc-per-node 2'"
     )
 
 

@@ -230,9 +230,9 @@ def test_labels_that_do_not_fit_the_questions_are_refused(network, shipped, labe
 def test_names_that_nobody_knows_are_refused(folder):
     check(["hands", "far"], str(folder))
     check(["far"], None)
-    with pytest.raises(DataError, match=f"'feet' is no task of lm-eval's, nor of {folder}, which holds hands$"):
+    with pytest.raises(DataError, match=f"'feet' is neither in lm-eval nor in {folder}, which has hands$"):
         check(["hands", "feet"], str(folder))
-    with pytest.raises(DataError, match=r"'feet' is no task of lm-eval's, and files\.tasks is not given"):
+    with pytest.raises(DataError, match=r"'feet' is not in lm-eval, and files\.tasks\.path is null"):
         check(["feet"], None)
 
 
@@ -240,7 +240,7 @@ def test_names_that_nobody_knows_are_refused(folder):
 def test_a_task_that_needs_the_hub_says_so_at_once_where_there_is_none(network, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://localhost:9")
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it tries again"))
-    with pytest.raises(DataError, match=r"'far' needs the Hugging Face hub, which can't be reached: .* files\.tasks,"):
+    with pytest.raises(DataError, match=r"'far' needs the Hugging Face hub, which can't be reached: .* files\.tasks"):
         answer(network, BYTES, ["far"], None, 1, 1)
 
 
@@ -261,7 +261,7 @@ def test_tasks_that_can_not_be_loaded_say_why(network, folder, change, message):
 
 def test_a_task_file_with_a_slip_is_not_just_unknown(folder):
     (folder / "more.yaml").write_text("task: more\nmetric_list: [acc\n")
-    with pytest.raises(DataError, match=r"more\.yaml is no YAML: while parsing a flow sequence"):
+    with pytest.raises(DataError, match=r"more\.yaml is not valid YAML: while parsing a flow sequence"):
         check(["hands"], str(folder))
 
 
@@ -271,7 +271,7 @@ def test_without_tasks_there_is_nothing_to_check(monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder of tasks at .*nowhere"):
+    with pytest.raises(DataError, match=r"files\.tasks\.path=.*nowhere is wrong: it must be a folder"):
         check(["hands"], str(tmp_path / "nowhere"))
 
 

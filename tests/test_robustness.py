@@ -150,7 +150,7 @@ def test_outputs_that_are_not_finite(network, images):
         ({"samples": 0}, "greater than or equal to 1"),
         ({"fgsm": [0.0]}, "greater than 0"),
         ({"pgd": [8.0]}, "less than or equal to 1"),
-        ({"pgd": [0.1, 0.1]}, r"pgd=\[0.1, 0.1\] has a value twice"),
+        ({"pgd": [0.1, 0.1]}, r"pgd=\[0.1, 0.1\] repeats a value"),
         ({"severities": [0]}, "greater than or equal to 1"),
         ({"severities": [6]}, "less than or equal to 5"),
         ({"steps": 3}, "Extra inputs are not permitted"),

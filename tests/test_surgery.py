@@ -1,4 +1,4 @@
-"""What surgery leaves behind computes the same as the dense network with the removed layers bypassed."""
+"""A pruned network computes the same as the dense network with the removed layers bypassed."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ RESNET = "sglp.networks.cifar_resnet:resnet"
 
 
 def bypassed(model, plan):
-    """The dense network, in which removed layers hand on what they are given."""
+    """Return a copy of the dense network in which removed layers return their inputs."""
     model = copy.deepcopy(model)
     for path in [path for name in plan.removed for path in name.split("+")]:
         model.get_submodule(path).forward = functools.partial(main_input, isinstance(model, Unpacked))
@@ -40,8 +40,8 @@ def bypassed(model, plan):
 
 
 def main_input(in_pair, *args, **kwargs):
-    given = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
-    return (given, None) if in_pair else given
+    first = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+    return (first, None) if in_pair else first
 
 
 def llama():
@@ -64,8 +64,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("make", "example", "removed", "left"), CASES.values(), ids=CASES)
-def test_a_pruned_network_is_the_dense_one_with_layers_bypassed(make, example, removed, left):
+@pytest.mark.parametrize(("make", "example", "removed", "remaining"), CASES.values(), ids=CASES)
+def test_a_pruned_network_is_the_dense_one_with_layers_bypassed(make, example, removed, remaining):
     torch.manual_seed(0)
     model = make().eval()
     plan = plan_without(sglp.find_layers(model, example), removed)
@@ -73,19 +73,19 @@ def test_a_pruned_network_is_the_dense_one_with_layers_bypassed(make, example, r
     pruned = sglp.prune(model, plan)
     assert torch.equal(logits(pruned, example), logits(bypassed(model, plan), example))
     assert not torch.allclose(logits(pruned, example), logits(model, example))
-    assert [layer.name for layer in sglp.find_layers(pruned, example)] == left
+    assert [layer.name for layer in sglp.find_layers(pruned, example)] == remaining
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "swin_t"])
-def test_every_removable_layer_of_torchvisions_networks_can_go(name):
+def test_all_removable_layers_of_torchvision_networks_can_be_removed(name):
     model, example = sglp.build(f"torchvision.models:{name}", seed=0).eval(), noise(2, 3, 32, 32)
     layers = sglp.find_layers(model, example)
     plan = plan_without(layers, [layer.name for layer in layers if layer.removable])
     pruned = sglp.prune(model, plan)
     assert torch.equal(logits(pruned, example), logits(bypassed(model, plan), example))
-    gone = sum(layer.parameters for layer in layers if layer.removable)
-    assert count_parameters(pruned) == count_parameters(model) - gone
+    removed = sum(layer.parameters for layer in layers if layer.removable)
+    assert count_parameters(pruned) == count_parameters(model) - removed
 
 
 def blocks_beyond(kept):
@@ -111,14 +111,14 @@ def test_pruned_resnet56_has_the_published_size(kept, published, parameters, mac
     assert torch.equal(logits(pruned, example), logits(bypassed(model, plan), example))
 
 
-def test_blocks_from_the_middle_of_stages_can_go(network, layers, digits):
+def test_blocks_from_the_middle_of_stages_can_be_removed(network, layers, digits):
     removed = ("layer1.0", "layer1.2", "layer2.1", "layer3.2")
     plan = plan_without(layers, removed)
     pruned = sglp.prune(network, plan)
     x = digits[0][:16]
     assert torch.equal(logits(pruned, x), logits(bypassed(network, plan), x))
-    numbers = [[name for name, _ in stage.named_children()] for stage in (pruned.layer1, pruned.layer2, pruned.layer3)]
-    assert numbers == [["0"], ["0", "1"], ["0", "1"]]
+    indices = [[name for name, _ in stage.named_children()] for stage in (pruned.layer1, pruned.layer2, pruned.layer3)]
+    assert indices == [["0"], ["0", "1"], ["0", "1"]]
 
 
 def test_the_given_network_shares_nothing_with_the_pruned_one(network, layers):
@@ -131,7 +131,7 @@ def test_the_given_network_shares_nothing_with_the_pruned_one(network, layers):
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-def test_mode_and_frozen_parameters_stay(network, layers):
+def test_mode_and_frozen_parameters_are_kept(network, layers):
     network.train().layer3.requires_grad_(False)
     pruned = sglp.prune(network, plan_without(layers, ["layer3.1"]))
     assert all(module.training for module in pruned.modules())
@@ -146,8 +146,8 @@ def test_a_block_called_by_attribute_becomes_an_identity():
     assert count_parameters(pruned) == 60
 
 
-def test_a_block_that_returns_more_than_it_is_given_can_not_go():
-    """Its parent, which is not to be changed, takes apart what it returns."""
+def test_a_block_that_returns_more_than_its_input_is_not_removable():
+    """The parent, which pruning does not change, unpacks the block's output."""
 
     class Parent(Attributes):
         def __init__(self):
@@ -159,7 +159,7 @@ def test_a_block_that_returns_more_than_it_is_given_can_not_go():
             return self.three(x)
 
     layers = sglp.find_layers(Parent(), VECTOR, ["one", "two", "three"])
-    assert [layer.reason for layer in layers] == ["", "is given a tensor and returns a tuple of 2", ""]
+    assert [layer.reason for layer in layers] == ["", "takes a tensor and returns a tuple of 2", ""]
 
 
 def test_a_plan_that_removes_nothing_changes_nothing(network, layers, digits):
@@ -187,7 +187,7 @@ def test_layers_pruned_in_two_rounds_have_their_dense_names(network, layers, dig
         (["layer3.1"], ["layer3.1"], "layer3.2"),
     ],
 )
-def test_a_second_round_counts_what_went_before(network, layers, digits, first, second, dense):
+def test_names_in_a_second_round_count_layers_removed_before(network, layers, digits, first, second, dense):
     once = sglp.prune(network, plan_without(layers, first))
     twice = sglp.prune(once, plan_without(sglp.find_layers(once, digits[0][:2]), second))
     assert architecture_of(twice).removed == (*first, dense)
@@ -202,32 +202,35 @@ def test_children_that_are_not_renumbered_keep_their_names_in_a_second_round():
 
 
 class Named(nn.Module):
-    """Blocks with names of their own, which what runs them has too."""
+    """Blocks that are registered by name, and again in the container that runs them."""
 
-    def __init__(self, way):
+    def __init__(self, container):
         super().__init__()
         self.first, self.second, self.third = blocks = Block(), Block(), Block()
-        self.again, self.way = self.second, way
-        self.body = nn.ModuleList(blocks) if way == "list" else nn.Sequential(*blocks)
-        self.stem, self.head = nn.Linear(5, 5), nn.Linear(5, 2)
+        self.again, self.container = self.second, container
+        self.body = nn.ModuleList(blocks) if container == "list" else nn.Sequential(*blocks)
+        self.stem = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 2)
 
     def forward(self, x):
         x = self.stem(x)
-        if self.way == "called":
+        if self.container == "called":
             return self.head(self.body(x))
         for block in self.body:
             x = block(x)
         return self.head(x)
 
 
-@pytest.mark.parametrize("way", ["list", "sequential", "called"])
-def test_a_module_leaves_under_all_its_names(way):
+@pytest.mark.parametrize("container", ["list", "sequential", "called"])
+def test_a_module_is_removed_under_all_its_names(container):
     torch.manual_seed(0)
-    model, x = Named(way), noise(3, 5)
+    model = Named(container)
+    x = noise(3, 5)
     layers = sglp.find_layers(model, x)
     assert [layer.name for layer in layers] == ["stem", "first", "second", "third"]
     plan = plan_without(layers, ["second"])
-    small, target = sglp.prune(model, plan), torch.tensor([0, 1, 1])
+    small = sglp.prune(model, plan)
+    target = torch.tensor([0, 1, 1])
     assert torch.equal(logits(small, x), logits(bypassed(model, plan), x))
     assert len(small.body) == 2
     assert count_parameters(model) - count_parameters(small) == layers[2].parameters == 30
@@ -239,7 +242,7 @@ def test_a_module_leaves_under_all_its_names(way):
     assert score((), (2,)) == pytest.approx(-nn.functional.cross_entropy(logits(small, x), target).item())
 
 
-def test_an_activation_that_is_shared_stays_where_it_is():
+def test_a_shared_activation_is_kept_elsewhere():
     torch.manual_seed(0)
     relu = nn.ReLU()
     model, x = nn.Sequential(nn.Linear(5, 5), relu, nn.Linear(5, 5), relu, nn.Linear(5, 5)), noise(3, 5)
@@ -249,15 +252,15 @@ def test_an_activation_that_is_shared_stays_where_it_is():
 
 
 @pytest.mark.parametrize(("make", "removed"), [("units", ["0+1+2", "6+7+8"]), ("Listed", ["blocks.1", "blocks.3"])])
-def test_a_random_twin_of_a_pruned_network_has_its_shape_and_the_dense_draws(make, removed):
+def test_a_reinitialized_pruned_network_has_the_weights_of_a_reinitialized_dense_one(make, removed):
     model = sglp.build(f"{__name__}:{make}", seed=0)
     layers = sglp.find_layers(model, IMAGE if make == "units" else VECTOR)
-    twin = reinitialized(sglp.prune(model, plan_without(layers, removed)), seed=3)
+    fresh = reinitialized(sglp.prune(model, plan_without(layers, removed)), seed=3)
     expected = sglp.prune(
         sglp.build(f"{__name__}:{make}", seed=init_seed(3)), plan_without(layers, removed)
     ).state_dict()
-    assert list(twin.state_dict()) == list(expected)
-    assert all(torch.equal(value, expected[key]) for key, value in twin.state_dict().items())
+    assert list(fresh.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in fresh.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -272,7 +275,7 @@ def test_plans_for_other_networks_are_refused(network, kept, removed, message):
         sglp.prune(network, sglp.Plan(kept, removed))
 
 
-def test_a_network_that_keeps_what_a_gradient_hangs_on_is_refused(network, digits):
+def test_a_network_that_stores_tensors_with_a_graph_is_refused(network, digits):
     network.seen = network(digits[0][:2])
     with pytest.raises(PlanError, match=r"^this CifarResNet can't be copied: Only Tensors created explicitly"):
         sglp.prune(network, sglp.Plan(["conv1+bn1"], ["layer1.1"]))
@@ -295,7 +298,7 @@ def test_a_plan_survives_its_file_and_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"kept": []}', '{"kept": null, "removed": []}', '{"kept": "ab", "removed": []}']
 )
-def test_files_that_are_no_plans_are_refused(tmp_path, text):
+def test_files_that_are_not_plans_are_refused(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(PlanError, match=r"plan\.json is not a plan"):
         sglp.Plan.load(tmp_path / "plan.json")

@@ -308,12 +308,16 @@ def test_the_stage_and_the_report_give_the_requested_and_the_reached_share(finis
     ("changes", "sentence"),
     [
         ({"target": {"macs": 1.5}}, "params.yaml: target.macs=1.5 is wrong: it must be less than 1"),
-        ({"target": {"mac": 0.5}}, "params.yaml: target.mac is not a valid key; the valid keys are latency, macs, parameters"),
+        (
+            {"target": {"mac": 0.5}},
+            "params.yaml: target.mac is not a valid key; the valid keys are latency, macs, parameters",
+        ),
         (
             {"target": {}},
-            "params.yaml: target: it must be null, or have one of macs, parameters, latency, as macs: 0.5",
+            "params.yaml: target: it must be null or have exactly one of macs, parameters and latency, e.g. {macs: "
+            "0.5}",
         ),
-        ({"target": {"macs": 0.5, "latency": 0.5}}, "params.yaml: target: it must be null, or have one of macs"),
+        ({"target": {"macs": 0.5, "latency": 0.5}}, "params.yaml: target: it must be null or have exactly one of"),
         ({"target": 0.5}, "params.yaml: target=0.5 is wrong: it must be"),
         ({"target": {"macs": 0.5}, "score": {"budget": [2, 1]}}, "score.budget=[2, 1] and a target can't both set"),
     ],

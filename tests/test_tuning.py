@@ -165,9 +165,9 @@ def test_distillation_moves_towards_the_teacher(texts, tmp_path):
     [
         (
             {"tuning": "lora", "lora": RECIPE["lora"] | {"targets": ["q_proj", "c_attn"]}},
-            "finetune.lora.targets: this network has no c_attn; its linear layers are .*'q_proj'",
+            "finetune.lora.targets: the network has no layer c_attn; its linear layers are .*'q_proj'",
         ),
-        ({"tuning": "partial", "last_layers": 5}, "finetune.last_layers=5: the pruned network has 4 layers"),
+        ({"tuning": "partial", "last_layers": 5}, "finetune.last_layers=5 is too many: the pruned network has 4"),
     ],
 )
 def test_what_can_not_be_tuned(changes, message):

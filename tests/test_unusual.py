@@ -1,4 +1,4 @@
-"""Networks that do what is unusual but right: they are scored as their plain twins, or refused in a sentence."""
+"""Unusual but valid networks: they are scored like equivalent plain networks, or refused with a clear message."""
 
 import copy
 from collections import namedtuple
@@ -24,7 +24,8 @@ SAMPLES, TOKENS, WIDTH = 32, 7, 8
 class Block(nn.Module):
     def __init__(self, in_place=False, drop=0.0):
         super().__init__()
-        self.inner, self.in_place, self.drop = nn.Linear(WIDTH, WIDTH), in_place, drop
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.in_place, self.drop = in_place, drop
 
     def forward(self, x):
         change = F.dropout(self.inner(x), self.drop)  # in eval mode too
@@ -39,16 +40,17 @@ class Reader(nn.Module):
 
     def __init__(self, tokens_first=False, between=0.0, numbered=False, **block):
         super().__init__()
-        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 5)
+        self.stem = nn.Linear(3, WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
         self.blocks = nn.ModuleList(Block(**block) for _ in range(4))
         self.tokens_first, self.between, self.numbered = tokens_first, between, numbered
 
     def forward(self, x):
         x = self.stem(x)
         x = x.transpose(0, 1) if self.tokens_first else x
-        for number, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks):
             x = F.dropout(block(x), self.between)
-            x = x + 1 if self.numbered and number == 2 else x
+            x = x + 1 if self.numbered and i == 2 else x
         return self.head((x.transpose(0, 1) if self.tokens_first else x).mean(dim=1))
 
 
@@ -59,8 +61,8 @@ def reader(**kwargs):
 
 @pytest.fixture
 def batch():
-    drawn = torch.Generator().manual_seed(1)
-    return torch.randn(SAMPLES, TOKENS, 3, generator=drawn), torch.randint(5, (SAMPLES,), generator=drawn)
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(SAMPLES, TOKENS, 3, generator=rng), torch.randint(5, (SAMPLES,), generator=rng)
 
 
 def layers_of(network, batch):
@@ -69,18 +71,16 @@ def layers_of(network, batch):
 
 @pytest.mark.parametrize("pooling", ["flatten", "mean", "last", "tokens"])
 def test_tokens_may_come_before_samples(batch, pooling):
-    plain, turned = reader(), reader(tokens_first=True)
-    found = [
-        next(sglp.gram_matrices(network, layers_of(network, batch), [batch], pooling)) for network in (plain, turned)
-    ]
-    assert found[0].shape[1] == (SAMPLES * TOKENS if pooling == "tokens" else SAMPLES)
-    assert torch.equal(*found)
+    networks = (reader(), reader(tokens_first=True))
+    grams = [next(sglp.gram_matrices(network, layers_of(network, batch), [batch], pooling)) for network in networks]
+    assert grams[0].shape[1] == (SAMPLES * TOKENS if pooling == "tokens" else SAMPLES)
+    assert torch.equal(*grams)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("measure", [influences, distances])
 @pytest.mark.parametrize("kwargs", [{"in_place": True}, {"tokens_first": True}])
-def test_what_blocks_do_is_seen_whatever_they_do_it_to(batch, measure, kwargs, dtype):
+def test_blocks_that_work_in_place_or_on_tokens_first_are_measured_alike(batch, measure, kwargs, dtype):
     networks = [reader().to(dtype), reader(**kwargs).to(dtype)]
     inputs = batch[0].to(dtype)
     plain, other = (measure(network, sglp.find_layers(network, inputs[:1]), [inputs]) for network in networks)
@@ -89,19 +89,19 @@ def test_what_blocks_do_is_seen_whatever_they_do_it_to(batch, measure, kwargs, d
     assert max(plain) > 0.05
 
 
-def test_the_last_token_is_read_where_tokens_come_first():
+def test_the_last_token_is_read_if_tokens_come_first():
     class Texts(Reader):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
             self.stem = nn.Embedding(11, WIDTH)
 
     ids = torch.randint(11, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(0))
-    found = []
+    results = []
     for tokens_first in (False, True):
         torch.manual_seed(0)
         network = Texts(tokens_first=tokens_first)
-        found.append(distances(network, sglp.find_layers(network, ids[:1]), [ids]))
-    assert found[0] == pytest.approx(found[1])
+        results.append(distances(network, sglp.find_layers(network, ids[:1]), [ids]))
+    assert results[0] == pytest.approx(results[1])
 
 
 def test_gradnorm_is_the_same_inside_autocast(batch):
@@ -116,11 +116,12 @@ def test_gradnorm_is_the_same_inside_autocast(batch):
     assert scores[1] == pytest.approx(scores[0], rel=0.05)
 
 
-def test_statistics_of_a_norm_that_runs_in_training_alone_stay():
+def test_statistics_of_a_norm_that_runs_only_in_training_are_kept():
     class Auxiliary(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm, self.aux = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+            self.norm = nn.BatchNorm1d(3)
+            self.aux = nn.BatchNorm1d(3)
 
         def forward(self, x):
             return self.norm(x) + (self.aux(x) if self.training else 0)
@@ -136,7 +137,7 @@ def test_statistics_of_a_norm_that_runs_in_training_alone_stay():
 
 
 @pytest.mark.parametrize("kwargs", [{"drop": 0.1}, {"between": 0.1}])
-def test_networks_that_draw_in_eval_mode_have_layers_that_can_go(batch, kwargs):
+def test_networks_that_are_random_in_eval_mode_have_removable_layers(batch, kwargs):
     assert [layer.removable for layer in layers_of(reader(**kwargs), batch)] == [False, True, True, True, True]
     assert not any(layer.removable for layer in layers_of(reader(numbered=True), batch))
 
@@ -147,7 +148,8 @@ def test_a_stock_encoder_with_a_mask_of_padding(method):
         def __init__(self):
             super().__init__()
             layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-            self.embedding, self.encoder = nn.Embedding(20, 8), nn.TransformerEncoder(layer, 4)
+            self.embedding = nn.Embedding(20, 8)
+            self.encoder = nn.TransformerEncoder(layer, 4)
             self.head = nn.Linear(8, 3)
 
         def forward(self, ids, lengths):
@@ -155,20 +157,23 @@ def test_a_stock_encoder_with_a_mask_of_padding(method):
             return self.head(self.encoder(self.embedding(ids), src_key_padding_mask=padding)[:, 0])
 
     torch.manual_seed(0)
-    network, fast = Encoder(), torch.backends.mha.get_fastpath_enabled()
+    network = Encoder()
+    fast = torch.backends.mha.get_fastpath_enabled()
     inputs = {"ids": torch.randint(20, (16, 6)), "lengths": torch.randint(2, 7, (16,))}
     sizes = {"calibration": (16, 16), "scoring": (16, 16)}
-    found = sglp.compress(network, [(inputs, torch.randint(3, (16,)))], method=method, k=1, pooling="mean", **sizes)
-    assert len(found.plan.removed) == 2
+    result = sglp.compress(network, [(inputs, torch.randint(3, (16,)))], method=method, k=1, pooling="mean", **sizes)
+    assert len(result.plan.removed) == 2
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
 class ByHand(nn.Module):
-    """Blocks that are registered by their names, and run by another reference, or read."""
+    """Blocks that are registered by name, and called by name or through another reference, or read."""
 
-    def __init__(self, way):
+    def __init__(self, access):
         super().__init__()
-        self.stem, self.head, self.way = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 5), way
+        self.stem = nn.Linear(3, WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
+        self.access = access
         self.run = []
         for i in range(4):
             self.add_module(f"block{i}", Block())
@@ -177,62 +182,69 @@ class ByHand(nn.Module):
 
     def forward(self, x):
         x = self.stem(x)
-        if self.way == "a list":
+        if self.access == "a list":
             for block in self.run:
                 x = block(x)
-        elif self.way == "a copy's lambda":
+        elif self.access == "a copy's lambda":
             x = self.block3(self.block2(self.both(x)))
         else:
-            x = x.to(self.block0.inner.weight.dtype) if self.way == "read" else x
+            x = x.to(self.block0.inner.weight.dtype) if self.access == "read" else x
             x = self.block3(self.block2(self.block1(self.block0(x))))
         return self.head(x.mean(dim=1))
 
 
-@pytest.mark.parametrize(("way", "can_go"), [("name", "0123"), ("a list", ""), ("read", "123")])
-def test_layers_that_surgery_would_not_reach_stay(batch, way, can_go):
+@pytest.mark.parametrize(("access", "removable"), [("name", "0123"), ("a list", ""), ("read", "123")])
+def test_layers_that_surgery_would_not_reach_are_not_removable(batch, access, removable):
     torch.manual_seed(0)
-    network = ByHand(way)
+    network = ByHand(access)
     before = dict(network.named_modules())
     layers = layers_of(network, batch)
-    assert [layer.name for layer in layers if layer.removable] == [f"block{i}" for i in can_go]
+    assert [layer.name for layer in layers if layer.removable] == [f"block{i}" for i in removable]
     reasons = {layer.reason for layer in layers if not layer.removable} - {"stem"}
-    assert reasons <= {"its parent reads from it, or runs it by another reference"}
+    assert reasons <= {"its parent reads its attributes, or calls it through another reference"}
     assert dict(network.named_modules()) == before
 
 
-def test_a_pruned_network_that_is_not_what_was_scored_is_refused(batch):
-    # In the trial the lambda still finds the network that it was made in; in a copy of it, it does too.
+def test_a_pruned_network_that_differs_from_what_was_scored_is_refused(batch):
+    # The lambda refers to the original network, also in a copy.
     torch.manual_seed(0)
     network = ByHand("a copy's lambda")
-    with pytest.raises(PlanError, match="computes something else than with them bypassed without block0, block1"):
+    with pytest.raises(
+        PlanError, match=r"ByHand without block0, block1.* computes something else than with these layers bypassed"
+    ):
         sglp.compress(network, [batch], k=1, prune_ratio=0.9, calibration=(32, 32), scoring=(32, 32))
 
 
-def test_not_all_layers_of_a_list_go_whose_first_is_read(batch):
+def test_a_list_whose_first_layer_is_read_keeps_a_layer(batch):
     class Stock(nn.Module):
         def __init__(self):
             super().__init__()
             layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
-            self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 5)
+            self.stem = nn.Linear(3, WIDTH)
+            self.head = nn.Linear(WIDTH, 5)
             self.encoder = nn.TransformerEncoder(layer, 4)
 
         def forward(self, x):
             return self.head(self.encoder(self.stem(x)).mean(dim=1))
 
     torch.manual_seed(0)
-    network, sizes = Stock(), {"calibration": (32, 32), "scoring": (32, 32)}
-    with pytest.raises(PlanError, match=r"^Stock does not run without encoder.layers.0, .*: its code counts on one of"):
+    network = Stock()
+    sizes = {"calibration": (32, 32), "scoring": (32, 32)}
+    with pytest.raises(
+        PlanError, match=r"^Stock without encoder.layers.0, .* does not run: its code depends on one of"
+    ):
         sglp.compress(network, [batch], k=1, prune_ratio=1 - 1e-9, **sizes)
-    some = sglp.compress(network, [batch], k=1, prune_ratio=0.75, **sizes)
-    assert len(some.plan.removed) == 3
-    assert some.network(batch[0]).shape == (SAMPLES, 5)
+    result = sglp.compress(network, [batch], k=1, prune_ratio=0.75, **sizes)
+    assert len(result.plan.removed) == 3
+    assert result.network(batch[0]).shape == (SAMPLES, 5)
 
 
-def test_a_list_whose_last_item_is_another_matter_stays():
+def test_a_list_whose_last_item_is_used_differently_is_not_removable():
     class Perceptron(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inp, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.inp = nn.Linear(6, 8)
+            self.head = nn.Linear(8, 3)
             self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
 
         def forward(self, x):
@@ -245,16 +257,16 @@ def test_a_list_whose_last_item_is_another_matter_stays():
     assert not any(layer.removable for layer in sglp.find_layers(Perceptron(), torch.randn(4, 6)))
 
 
-Told = namedtuple("Told", "hidden loss")
+HiddenAndLoss = namedtuple("HiddenAndLoss", "hidden loss")
 
 
-@pytest.mark.parametrize("kind", [tuple, list, Told])
-def test_blocks_may_tell_a_loss_of_their_own(batch, kind):
+@pytest.mark.parametrize("kind", [tuple, list, HiddenAndLoss])
+def test_blocks_may_return_an_auxiliary_loss(batch, kind):
     class Experts(Block):
         def forward(self, x):
             x = super().forward(x)
             pair = (x, (x**2).mean())
-            return Told(*pair) if kind is Told else kind(pair)
+            return HiddenAndLoss(*pair) if kind is HiddenAndLoss else kind(pair)
 
     class Mixture(Reader):
         def __init__(self):
@@ -264,8 +276,8 @@ def test_blocks_may_tell_a_loss_of_their_own(batch, kind):
         def forward(self, x):
             x, self.loss = self.stem(x), 0.0
             for block in self.blocks:
-                told = block(x)
-                x, loss = (told.hidden, told.loss) if kind is Told else told
+                output = block(x)
+                x, loss = (output.hidden, output.loss) if kind is HiddenAndLoss else output
                 self.loss += loss
             return self.head(x.mean(dim=1))
 
@@ -280,21 +292,22 @@ def test_blocks_may_tell_a_loss_of_their_own(batch, kind):
         assert torch.equal(pruned(batch[0]), expected)
     assert torch.equal(pruned.loss, loss)
     with Bypass(network, layers, batch[0]).without([2]):
-        network.blocks[1](batch[0])[1].add_(1)  # as a parent may, without changing the next one
+        network.blocks[1](batch[0])[1].add_(1)  # a parent may do so, which must not change the next output
         assert network.blocks[1](batch[0])[1] == 0
 
 
 @pytest.mark.parametrize("tokens", [SAMPLES - 1, SAMPLES])
-def test_as_many_tokens_as_samples(tokens):
+def test_the_numbers_of_tokens_and_samples_may_be_equal(tokens):
     inputs = torch.randn(SAMPLES, tokens, 3, generator=torch.Generator().manual_seed(2))
-    plain, turned = reader(), reader(tokens_first=True)
-    grams = [next(sglp.gram_matrices(one, sglp.find_layers(one, inputs[:1]), [inputs])) for one in (plain, turned)]
+    networks = (reader(), reader(tokens_first=True))
+    layers = [sglp.find_layers(network, inputs[:1]) for network in networks]
+    grams = [next(sglp.gram_matrices(*pair, [inputs])) for pair in zip(networks, layers, strict=True)]
     assert torch.equal(*grams)
-    ways = [distances(one, sglp.find_layers(one, inputs[:1]), [inputs]) for one in (plain, turned)]
-    assert ways[0] == pytest.approx(ways[1])
+    results = [distances(*pair, [inputs]) for pair in zip(networks, layers, strict=True)]
+    assert results[0] == pytest.approx(results[1])
 
 
-def test_similarity_of_what_does_not_run_or_is_no_tensor(batch):
+def test_layers_that_do_not_run_or_return_no_tensor_have_no_similarity(batch):
     class Skips(Reader):
         def forward(self, x):
             self.blocks[1].skipped = len(x) == 4
@@ -334,11 +347,13 @@ class Answer:
 
 
 class Merging(nn.Linear):
-    """As loralib's: eval mode merges the low-rank change into the weight, train mode takes it out again."""
+    """A layer as in loralib: eval mode merges the low-rank change into the weight, train mode unmerges it."""
 
     def __init__(self):
         super().__init__(WIDTH, WIDTH)
-        self.down, self.up, self.merged = nn.Parameter(torch.randn(2, WIDTH)), nn.Parameter(torch.ones(WIDTH, 2)), False
+        self.down = nn.Parameter(torch.randn(2, WIDTH))
+        self.up = nn.Parameter(torch.ones(WIDTH, 2))
+        self.merged = False
 
     def train(self, mode=True):
         super().train(mode)
@@ -351,38 +366,41 @@ class Merging(nn.Linear):
         return super().forward(x) + (0 if self.merged else x @ self.down.T @ self.up.T)
 
 
-def test_what_eval_mode_merges_is_taken_out_again(batch):
+def test_weights_that_eval_mode_merges_are_unmerged_again(batch):
     network = reader()
     for block in network.blocks:
         block.inner = Merging()
-    network.blocks[2].eval()  # as a user may have it
+    network.blocks[2].eval()  # users may do so
     before = [block.inner.weight.clone() for block in network.blocks]
     layers_of(network, batch)
-    for number, (block, weight) in enumerate(zip(network.blocks, before, strict=True)):
-        assert block.training == block.inner.training == (number != 2)
-        assert block.inner.merged == (number == 2)
+    for i, (block, weight) in enumerate(zip(network.blocks, before, strict=True)):
+        assert block.training == block.inner.training == (i != 2)
+        assert block.inner.merged == (i == 2)
         assert torch.allclose(block.inner.weight, weight, atol=1e-5)
 
 
-def test_inputs_whose_first_value_is_no_tensor(batch):
+def test_inputs_whose_first_value_is_not_a_tensor(batch):
     class Switched(Reader):
         def forward(self, double, x, scale):
             return super().forward(x) * (2 if double else 1) * scale
 
     torch.manual_seed(0)
-    found = []
+    plans = []
     for inputs in (
         {"double": True, "scale": torch.tensor(2), "x": batch[0]},
         {"x": batch[0], "scale": torch.tensor(2), "double": True},
     ):
         torch.manual_seed(0)
         sizes = {"calibration": (32, 32), "scoring": (32, 32)}
-        found.append(sglp.compress(Switched(), [(inputs, batch[1])], k=1, **sizes).plan)
-    assert found[0] == found[1]
+        plans.append(sglp.compress(Switched(), [(inputs, batch[1])], k=1, **sizes).plan)
+    assert plans[0] == plans[1]
 
 
 def test_inference_mode_is_refused(batch):
-    with torch.inference_mode(), pytest.raises(LayerError, match="turns autograd off, by which layers are found"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(LayerError, match=r"which torch\.inference_mode\(\) turns off: call this"),
+    ):
         layers_of(reader(), batch)
 
 
@@ -390,16 +408,19 @@ def test_compiled_networks_are_refused(batch):
     called = reader()
     called.compile(backend="eager")
     for network, name in ((torch.compile(reader(), backend="eager"), "OptimizedModule"), (called, "Reader")):
-        with pytest.raises(LayerError, match=f"^this {name} is compiled, and can't be watched so: give the module as"):
+        with pytest.raises(
+            LayerError, match=f"^this {name} is compiled, so its modules can't be observed: pass the module as"
+        ):
             layers_of(network, batch)
 
 
 class Tables(nn.Module):
-    """Blocks that share a table, which is no part of the state."""
+    """Blocks and a table that is not saved with the state."""
 
     def __init__(self):
         super().__init__()
-        self.blocks, self.head = nn.Sequential(*(Block() for _ in range(3))), nn.Linear(WIDTH, 5)
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.head = nn.Linear(WIDTH, 5)
         self.register_buffer("table", torch.linspace(0, 1, WIDTH), persistent=False)
 
     def forward(self, x):
@@ -407,18 +428,19 @@ class Tables(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float32])
-def test_what_is_not_saved_comes_back_in_its_precision(dtype, tmp_path):
+def test_a_buffer_that_is_not_saved_is_restored_in_its_precision(dtype, tmp_path):
     factory = f"{__name__}:Tables"
     network = sglp.build(factory, seed=0).to(dtype).eval()
     sglp.save(network, tmp_path / "saved")
-    loaded, inputs = sglp.load(tmp_path / "saved", trust=[factory]), torch.randn(4, WIDTH, dtype=dtype)
+    loaded = sglp.load(tmp_path / "saved", trust=[factory])
+    inputs = torch.randn(4, WIDTH, dtype=dtype)
     assert loaded.table.dtype == dtype
-    assert torch.equal(loaded(inputs), network(inputs)) or dtype == torch.float64  # whose table was made in float32
+    assert torch.equal(loaded(inputs), network(inputs)) or dtype == torch.float64  # its table was made in float32
     record = tmp_path / "saved/architecture.json"
     assert ("precisions" in record.read_text()) == (dtype != torch.float32)
     record.write_text(record.read_text().replace(str(dtype).removeprefix("torch."), "load"))
     if dtype != torch.float32:
-        with pytest.raises(CheckpointError, match=r"architecture\.json is broken: there is no precision load"):
+        with pytest.raises(CheckpointError, match=r"architecture\.json is broken: the precision load of table does not"):
             sglp.load(tmp_path / "saved", trust=[factory])
 
 
@@ -430,7 +452,7 @@ def test_a_half_precision_network_is_inspected_and_exported(tmp_path):
 
 
 @pytest.mark.parametrize("kwargs", [{"method": "loss_greedy"}, {"method": "taylor"}, {"criterion": "loss"}])
-def test_outputs_without_logits_get_a_sentence(batch, kwargs):
+def test_outputs_without_logits_are_refused(batch, kwargs):
     class Pair(Reader):
         def forward(self, x):
             return super().forward(x), x

@@ -13,7 +13,7 @@ FILES = {
     "a/__pycache__/c.pyc": "six",
     "z/deep/er.txt": "",
 }
-# Of the lines "name\0sha256\n" of all files but the .pyc, in the order of their names' parts.
+# The sha256 of lines "name\0sha256\n" for all files except the .pyc, sorted by path.
 GOLDEN = "0f0a25dc3db29f21d83aabe432759d313d57df389dfe72b0c25eb6d9d38b3e3d"
 
 
@@ -27,11 +27,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "folder"
 
 
-def test_the_checksum_of_a_folder_is_that_of_names_and_contents(folder):
+def test_the_checksum_of_a_folder_covers_names_and_contents(folder):
     assert checksum(folder) == GOLDEN
 
 
-def test_a_folder_of_links_has_the_checksum_of_what_they_lead_to(folder):
+def test_a_folder_of_links_has_the_checksum_of_their_targets(folder):
     links = folder.parent / "links"
     links.mkdir()
     for entry in folder.iterdir():
@@ -41,12 +41,12 @@ def test_a_folder_of_links_has_the_checksum_of_what_they_lead_to(folder):
     assert checksum(links) == checksum(folder) != GOLDEN
 
 
-def test_a_link_back_up_is_not_followed(folder):
+def test_a_link_to_a_parent_folder_is_not_followed(folder):
     (folder / "z/up").symlink_to(folder)
     assert checksum(folder) == GOLDEN
 
 
 def test_a_folder_without_files_has_no_checksum(tmp_path):
     (tmp_path / "empty/inside").mkdir(parents=True)
-    with pytest.raises(ParameterError, match="empty is a folder without a file: its checksum would say nothing"):
+    with pytest.raises(ParameterError, match="empty is a folder without files, so its checksum would mean nothing"):
         checksum(tmp_path / "empty")

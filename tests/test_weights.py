@@ -200,6 +200,7 @@ def test_another_number_of_classes_than_in_the_data(project):
 # --- half precision ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bfloat16_killed_and_run_again_ends_in_the_same_float32_weights(project, network, pruned, tmp_path):
     sglp.save(network, "data/dense")
     copy(pruned, project / "data/pruned")

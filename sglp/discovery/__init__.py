@@ -1,1 +1,1 @@
-"""What the layers of a network are, and which of them can be removed."""
+"""Find the layers of a network, and which of them can be removed."""

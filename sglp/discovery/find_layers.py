@@ -1,10 +1,10 @@
-"""Finds a network's layers by running it, at the granularity of the literature, for any architecture.
+"""Find a network's layers by running it, at the granularity of the literature, for any architecture.
 
-What counts as a layer is said in `granularity`. Here is what a layer costs and whether it can be left out: it can where
-it maps a tensor to one of the same shape, and where what runs after it is content with what it was given.
+`granularity` defines what counts as a layer. This module adds what each layer costs and whether it can be removed: its
+input and output must have the same shape, and the modules after it must accept its input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,39 +12,40 @@ import torch
 from torch import nn
 
 from sglp import cost
+from sglp.batches import Inputs
 from sglp.discovery.flow import Call, trace
-from sglp.discovery.granularity import Group, by_name, by_rule, text
+from sglp.discovery.granularity import Group, by_name, by_rule, shape_text
 from sglp.errors import LayerError, PlanError
 from sglp.hugging_face.networks import is_pretrained, stack_of, stacked_layers, ties_between_layers
 from sglp.layer import STEM, Layer
 from sglp.surgery.equivalence import unremovable
 
 
-def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = None) -> list[Layer]:
-    """The layers of a network in order of execution, found by one forward pass.
+def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | None = None) -> list[Layer]:
+    """Find the layers of a network, in order of execution, with one forward pass.
 
-    What comes before the first block is the first layer (the stem), unless the input is token ids, whose embedding is
-    no layer. What comes after the last one (the head) is none.
+    Everything before the first block is the first layer (the stem), unless the input is token ids: an embedding is not
+    a layer. What follows the last block (the head) is not a layer either.
 
     Args:
-        model: any module; left as it was.
+        model: any module; left unchanged.
         example: a tensor [samples, ...], or a dict of keyword arguments.
-        paths: the layers instead of those that are found by the rule: one or several paths of modules, in which "*"
-            stands for one part of a path ("layers.*", "features.*.block"), or for some of its letters ("block4-*").
-            "conv1+bn1" is a run of siblings. Exactly these are the layers then, without a stem.
+        paths: the layers to use instead of those that the rule finds: one or several module paths, in which "*" matches
+            one part of a path ("layers.*", "features.*.block") or some of its characters ("block4-*"). "conv1+bn1" is a
+            group of consecutive siblings. These are then the only layers; there is no stem.
 
     Raises:
-        LayerError: no layers can be told apart, or they need each other; a path is not there, does not run, or is
-            inside of another one; the network is compiled, or this runs in inference mode.
+        LayerError: no layers can be distinguished, or they depend on each other; a path does not exist, does not run,
+            or is inside another layer; the network is compiled, or inference mode is on.
     """
     if torch.is_inference_mode_enabled():
         raise LayerError(
-            "torch.inference_mode() turns autograd off, by which layers are found: call this outside of it"
+            "layers are found with autograd, which torch.inference_mode() turns off: call this outside inference mode"
         )
     if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()):
         raise LayerError(
-            f"this {type(model).__name__} is compiled, and can't be watched so: give the module as it was before, and "
-            "compile what is left of it"
+            f"this {type(model).__name__} is compiled, so its modules can't be observed: pass the module as it was "
+            "before compilation, and compile the pruned network"
         )
     ties = ties_between_layers(model) if is_pretrained(model) else ""
     if ties:
@@ -58,8 +59,8 @@ def find_layers(model: nn.Module, example, paths: str | Sequence[str] | None = N
         groups = by_name(model, calls, paths)
     macs = cost.macs_by_module(model, example)
     layers = [_layer(group, _reason(model, group), macs) for group in groups]
-    if not _counted(model, layers):
-        layers = _tried(model, layers, {entry.module for entry in calls}, example)
+    if not _counted_by_config(model, layers):
+        layers = _without_unremovable(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
 
 
@@ -74,8 +75,8 @@ def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:
     )
 
 
-def _counted(model: nn.Module, layers: list[Layer]) -> bool:
-    """Whether a config counts the layers: surgery knows then which numbers have to follow, or refuses it."""
+def _counted_by_config(model: nn.Module, layers: list[Layer]) -> bool:
+    """Check whether a config counts the layers: surgery then updates config and indices, or refuses the plan."""
     paths = [path for layer in layers if layer.removable for path in layer.modules]
     if not is_pretrained(model) or not paths:
         return False
@@ -85,34 +86,39 @@ def _counted(model: nn.Module, layers: list[Layer]) -> bool:
         return True
 
 
-def _tried(model: nn.Module, layers: list[Layer], ran: set[nn.Module], example) -> list[Layer]:
-    """The layers, of which those that their parents can't be without are not removable."""
-    why = unremovable(model, layers, ran, example)
-    return [replace(layer, removable=False, reason=why[i]) if i in why else layer for i, layer in enumerate(layers)]
+def _without_unremovable(
+    model: nn.Module, layers: list[Layer], called: Container[nn.Module], example: Inputs
+) -> list[Layer]:
+    """Return the layers, with those that their parents depend on marked as not removable."""
+    reasons = unremovable(model, layers, called, example)
+    return [
+        replace(layer, removable=False, reason=reasons[i]) if i in reasons else layer for i, layer in enumerate(layers)
+    ]
 
 
 def _reason(model: nn.Module, group: Group) -> str:
-    """Why a layer can't be left out, or ""."""
+    """Return why a layer can't be removed, or ""."""
     for entry in group:
         if entry.times > 1:
             return f"runs {entry.times} times"
         if None in (entry.start, entry.end):
-            return "the flow does not pass through it alone"
-        # The items of a list are called one by one, by somebody who takes apart what they return.
-        listed = isinstance(model.get_submodule(entry.path.rpartition(".")[0]), nn.ModuleList)
-        if entry.given != entry.returned and (not listed or entry.returned == "a dict"):
-            return f"is given {entry.given} and returns {entry.returned}"
-    before, after = group[0].input_shape, group[-1].output_shape
+            return "data also flows around it"
+        # The parent calls the items of a list one by one, and can unpack what each of them returns.
+        is_list_item = isinstance(model.get_submodule(entry.path.rpartition(".")[0]), nn.ModuleList)
+        if entry.input_kind != entry.output_kind and (not is_list_item or entry.output_kind == "a dict"):
+            return f"takes {entry.input_kind} and returns {entry.output_kind}"
+    before = group[0].input_shape
+    after = group[-1].output_shape
     if before != after:
-        return f"changes the shape from {text(before)} to {text(after)}"
-    # What runs in between stays, and must be content with the shape that it is then given.
+        return f"changes the shape from {shape_text(before)} to {shape_text(after)}"
+    # Whatever runs between the modules is kept, and must accept the shape that it then receives.
     if any(a.end != b.start and not a.output_shape == b.input_shape == before for a, b in pairwise(group)):
-        return "its modules do not follow each other"
+        return "its modules do not run directly one after another"
     return ""
 
 
 def _stem(calls: list[Call], first: Group) -> Group:
-    """The outermost modules that ran before the first layer, if they have parameters and the input is no token ids."""
+    """Return the outermost modules that ran before the first layer, or [] if they have no parameters or embed ids."""
     stem: Group = []
     inside: set[nn.Module] = set()
     for entry in calls[: calls.index(first[0])]:

@@ -1,86 +1,91 @@
-"""The flow of one sample through a network, read off the autograd graph of one forward pass.
+"""Trace the flow of one sample through a network, from the autograd graph of one forward pass.
 
-A *cut* is a point of the flow that everything passes: what follows depends on the input through it alone. Between two
-neighbouring cuts the flow either runs straight (a convolution, an activation) or has branches (a residual connection,
-attention). Branches that meet in a product are a gate (squeeze-excitation, SiLU written out), which counts as straight:
-what it does is scale. Autograd sees every operation, also those that are no modules.
+A *cut* is a point of the flow that everything passes: what follows depends on the input only through that point.
+Between two neighbouring cuts the flow is either straight (a convolution, an activation) or has branches (a residual
+connection, attention). Branches that meet in a product are a gate (squeeze-excitation, SiLU written out), which counts
+as straight: a gate only scales. Autograd also sees operations that are not modules.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from sglp.batches import Inputs
 from sglp.errors import LayerError
 from sglp.running import call, eval_mode, main_input
 
 
 @dataclass(eq=False)
 class Call:
-    """One module's run in the forward pass.
+    """One module's call in the forward pass.
 
     Attributes:
         path: the module's path.
         module: the module.
-        outer: the run that it is inside of; None for the network's.
-        times: how often the module ran.
-        start, end: positions of the cuts at its input and output in the flow, or None where that is no cut.
-        branches: how many operations between them are no cuts and no gate: they belong to branches of the flow.
-        input_shape, output_shape: of the first tensor, without the batch dimension.
-        given, returned: the container of what it is given to hand on and of what it returns, in words.
+        outer: the call that this call is nested in; None for the network's own call.
+        inputs: the graph nodes of the main input (see `main_input`), and the nodes of all arguments.
+        input_shape, output_shape: shapes of the first tensor, without the batch dimension.
+        input_kind, output_kind: the containers of the main input and of the output, in words.
+        times: number of calls of the module.
+        output: the graph node of the first output tensor, or None.
+        start, end: positions of the cuts at the module's input and output in the flow, or None where there is no cut.
+        branches: number of operations between `start` and `end` that belong to branches of the flow: they are neither
+            cuts nor parts of a gate.
     """
 
     path: str
     module: nn.Module
     outer: "Call | None" = field(repr=False)
-    inputs: tuple[list, list] = field(repr=False)  # behind what it hands on, and behind all that it is given
+    inputs: tuple[list[Node], list[Node]] = field(repr=False)
     input_shape: tuple[int, ...]
-    given: str
+    input_kind: str
     times: int = 1
-    output: object = field(default=None, repr=False)
+    output: Node | None = field(default=None, repr=False)
     output_shape: tuple[int, ...] = ()
-    returned: str = ""
+    output_kind: str = ""
     start: int | None = None
     end: int | None = None
     branches: int = 0
 
     @property
     def straight_through(self) -> bool:
-        """Whether the whole flow enters at its input and leaves at its output, once, with something in between."""
-        return self.times == 1 and None not in (self.start, self.end) and self.start < self.end
+        """Whether the module runs once, does something, and the whole flow passes through it."""
+        return self.times == 1 and self.start is not None and self.end is not None and self.start < self.end
 
 
-def trace(network: nn.Module, example) -> list[Call]:
-    """Run a network once and say where each module stands in the flow.
+def trace(network: nn.Module, example: Inputs) -> list[Call]:
+    """Run a network once and find the position of each module in the flow.
 
     Args:
-        network: any module; left as it was (in train or eval mode, with its parameters' `requires_grad`).
+        network: any module; left unchanged (train or eval mode, its parameters' `requires_grad`).
         example: a tensor, or a dict of keyword arguments.
 
     Returns:
-        A call a module that ran, in the order in which they started.
+        One call per module that ran, in the order in which the modules started.
 
     Raises:
-        LayerError: the output does not depend on the input by way of autograd.
+        LayerError: autograd does not connect the output with the input.
     """
     calls: list[Call] = []
-    looked_up: dict[bool, set] = {True: set(), False: set()}
+    embedded: dict[bool, set[Node]] = {True: set(), False: set()}
     with _traceable(network), torch.enable_grad():
         inputs, sources = _differentiable(example)
-        with _recorded(network, calls, looked_up, _memory(example)):
+        with _recording(network, calls, embedded, _storages(example)):
             output = call(network, inputs)
-        # Other look-ups, as of positions, are no input, unless they are all there is (ids that were copied first).
-        _place(calls, sources | (looked_up[True] or looked_up[False]), _nodes(output))
+        # Other embeddings (positions) are not inputs, unless no embedding reads the example itself (copied ids).
+        _place(calls, sources | (embedded[True] or embedded[False]), _nodes(output))
     return calls
 
 
 @contextmanager
 def _traceable(network: nn.Module) -> Iterator[None]:
-    """Eval mode and gradients for every parameter, for a while."""
+    """Use eval mode and gradients of all parameters inside a context."""
     frozen = [p for p in network.parameters() if not p.requires_grad and p.is_floating_point()]
     try:
         for parameter in frozen:
@@ -92,21 +97,21 @@ def _traceable(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _differentiable(example) -> tuple[object, set]:
-    """The example with gradients for what is real-valued, and the nodes of the graph where the flow starts."""
+def _differentiable(example: Any) -> tuple[Any, set[Node]]:
+    """Return the example with gradients for its real-valued tensors, and the graph nodes where the flow starts."""
     if isinstance(example, Mapping):
         pairs = {key: _differentiable(value) for key, value in example.items()}
         return {key: value for key, (value, _) in pairs.items()}, set().union(*(s for _, s in pairs.values()))
     if isinstance(example, Tensor) and example.is_floating_point():
         leaf = example.detach().clone().requires_grad_(True)
-        # Work on a view: an operation in place is not allowed on a leaf.
-        moved = leaf.view_as(leaf)
-        return moved, {get_gradient_edge(moved).node}
+        # Use a view, because a leaf can't be modified in place.
+        view = leaf.view_as(leaf)
+        return view, {get_gradient_edge(view).node}
     return example, set()
 
 
-def _nodes(value) -> list:
-    """The nodes of the graph behind the tensors in what a module was given or returned."""
+def _nodes(value: Any) -> list[Node]:
+    """Return the graph nodes of the tensors in the arguments or the output of a module."""
     if isinstance(value, Tensor):
         return [get_gradient_edge(value).node] if value.requires_grad else []
     if isinstance(value, Mapping):
@@ -116,8 +121,8 @@ def _nodes(value) -> list:
     return []
 
 
-def _shape(value) -> tuple[int, ...]:
-    """The shape of the first tensor, without the batch dimension."""
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of the first tensor, without the batch dimension."""
     if isinstance(value, Tensor):
         return tuple(value.shape[1:])
     if isinstance(value, Mapping):
@@ -127,46 +132,56 @@ def _shape(value) -> tuple[int, ...]:
     return ()
 
 
-def _container(value) -> str:
-    if isinstance(value, Mapping) and not hasattr(value, "to_tuple"):  # which transformers' outputs have
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping) and not hasattr(value, "to_tuple"):  # Hugging Face outputs have a to_tuple
         return "a dict"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else "a tensor"
 
 
-def _memory(value) -> set[int]:
-    """Where the tensors in a value lie in memory."""
+def _storages(value: Any) -> set[int]:
+    """Return the memory addresses of the tensors in a value."""
     return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
 
 
 @contextmanager
-def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set], memory: set[int]) -> Iterator[None]:
-    """Hooks that append a `Call` a module, and what embeddings looked up: the example's ids (True) or others."""
-    known: dict[nn.Module, Call] = {}
+def _recording(
+    network: nn.Module, calls: list[Call], embedded: dict[bool, set[Node]], storages: set[int]
+) -> Iterator[None]:
+    """Record every module's call inside a context, and the outputs of embeddings.
+
+    Args:
+        network: the network.
+        calls: receives one `Call` per module.
+        embedded: receives the graph nodes of embeddings, of the example's ids under True, of other ids under False.
+        storages: the memory addresses of the example's tensors.
+    """
+    first_calls: dict[nn.Module, Call] = {}
     running: list[Call] = []
 
-    def before(path):
-        def hook(module, args, kwargs):
-            if module in known:
-                known[module].times += 1
-                running.append(known[module])
+    def before(path: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if module in first_calls:
+                first_calls[module].times += 1
+                running.append(first_calls[module])
                 return
-            given = main_input(args, kwargs)
-            nodes = (_nodes(given), _nodes([args, kwargs]))
+            argument = main_input(args, kwargs)
+            nodes = (_nodes(argument), _nodes([args, kwargs]))
             outer = running[-1] if running else None
-            entry = Call(path, module, outer, nodes, _shape(given), _container(given))
-            known[module] = entry
+            entry = Call(path, module, outer, nodes, _shape(argument), _kind(argument))
+            first_calls[module] = entry
             calls.append(entry)
             running.append(entry)
 
         return hook
 
-    def after(module, args, output):
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
         entry = running.pop()
         nodes = _nodes(output)
-        entry.output, entry.output_shape = (nodes[0] if nodes else None), _shape(output)
-        entry.returned = _container(output)
+        entry.output = nodes[0] if nodes else None
+        entry.output_shape = _shape(output)
+        entry.output_kind = _kind(output)
         if isinstance(module, nn.Embedding):
-            looked_up[bool(_memory(args) & memory)].update(nodes)
+            embedded[bool(_storages(args) & storages)].update(nodes)
 
     handles = []
     for path, module in network.named_modules():
@@ -179,42 +194,46 @@ def _recorded(network: nn.Module, calls: list[Call], looked_up: dict[bool, set],
             handle.remove()
 
 
-def _place(calls: list[Call], sources: set, sinks: list) -> None:
-    """Fill in where each call stands between the cuts of the flow."""
+def _place(calls: list[Call], sources: set[Node], sinks: list[Node]) -> None:
+    """Set the position of each call between the cuts of the flow."""
     order = _flow(sources, sinks[:1])
     if not order:
-        raise LayerError("the network's output does not depend on its input by way of autograd: no layers can be found")
+        raise LayerError("no layers can be found: autograd does not connect the network's output with its input")
     index = {node: i for i, node in enumerate(order)}
-    spans = [0] * (len(order) + 1)  # how many edges of the flow lead past a node
+    spans = [0] * (len(order) + 1)  # running sum: number of edges of the flow that lead past a node
     for node in order:
-        # The sources are joined: what lies beside one of them and before its consumer is no cut.
+        # The sources are joined: a node between a source and its consumer is not a cut.
         earlier = [-1] if node in sources else [index[n] for n, _ in node.next_functions if n in index]
         for source in earlier:
             if index[node] > source + 1:
                 spans[source + 1] += 1
                 spans[index[node]] -= 1
-    cut, branches, running, beside, found = {}, {}, 0, 0, 0
+    cuts: dict[Node, int] = {}
+    branches: dict[int, int] = {}  # number of operations in branches before each cut
+    edges_past = num_in_branches = num_since_cut = 0
     for i, node in enumerate(order):
-        running += spans[i]
-        if running:
-            beside += 1
+        edges_past += spans[i]
+        if edges_past:
+            num_since_cut += 1
             continue
-        found += 0 if node.name().startswith("Mul") else beside
-        beside = 0
-        cut[node], branches[i] = i, found
+        num_in_branches += 0 if node.name().startswith("Mul") else num_since_cut  # a product ends a gate
+        num_since_cut = 0
+        cuts[node] = i
+        branches[i] = num_in_branches
     for entry in calls:
-        handed, given = entry.inputs
-        inside = {node for node in given if node in index}
-        if len(inside) == 1 and inside.issubset(handed) and entry.output in cut:
-            entry.start, entry.end = cut.get(inside.pop()), cut[entry.output]
+        main_nodes, all_nodes = entry.inputs
+        inside = {node for node in all_nodes if node in index}
+        if len(inside) == 1 and inside.issubset(main_nodes) and entry.output in cuts:
+            entry.start = cuts.get(inside.pop())
+            entry.end = cuts[entry.output]
             if entry.start is not None:
                 entry.branches = branches[entry.end] - branches[entry.start]
 
 
-def _flow(sources: set, sinks: list) -> list:
-    """The nodes on a way from the sources to the output, in topological order."""
+def _flow(sources: set[Node], sinks: list[Node]) -> list[Node]:
+    """Return the graph nodes on the paths from the sources to the output, in topological order."""
     # Depth first without recursion: a deep network's graph is deeper than Python's stack.
-    reaches: dict = {}
+    reaches: dict[Node, bool] = {}
     order = []
     stack = [(node, False) for node in sinks]
     while stack:

@@ -1,32 +1,33 @@
-"""The table of a network's layers: what there is to remove, and what each layer costs."""
+"""The table of a network's layers: which can be removed, and what each one costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from sglp.batches import Inputs
 from sglp.cost import count_macs, count_parameters
 from sglp.discovery.find_layers import find_layers
 from sglp.running import run_hooked
 
 HEADINGS = ("", "layer", "kind", "output", "parameters", "MACs", "removable")
-_TO_THE_RIGHT = ("", "parameters", "MACs")
+_RIGHT_ALIGNED = ("", "parameters", "MACs")
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer as `find_layers` found it, and what it is.
+    """A layer that `find_layers` returned, with its class and its output shape.
 
     Attributes:
-        number: its place, from 0, as in the results of the pipeline.
-        name: paths of its modules, joined by "+".
-        kind: their classes, joined by "+".
-        output_shape: of one sample.
+        number: the layer's index, from 0, as in the results of the pipeline.
+        name: paths of the layer's modules, joined by "+".
+        kind: classes of these modules, joined by "+".
+        output_shape: shape of one sample's output.
         parameters: number of parameters.
         macs: multiply-accumulates for one sample.
-        removable: whether it can be left out.
-        reason: why not, or "".
+        removable: whether the layer can be removed.
+        reason: why the layer can't be removed, or "".
     """
 
     number: int
@@ -39,22 +40,22 @@ class LayerRow:
     reason: str
 
 
-def inspect(model: nn.Module, example, paths: str | Sequence[str] | None = None) -> list[LayerRow]:
-    """The layers of a network in order of execution, with their kinds, output shapes and costs.
+def inspect(model: nn.Module, example: Inputs, paths: str | Sequence[str] | None = None) -> list[LayerRow]:
+    """List the layers of a network in order of execution, with their classes, output shapes and costs.
 
     Args:
-        model: any module; left as it was.
+        model: any module; left unchanged.
         example: a tensor [samples, ...], or a dict of keyword arguments.
         paths: as for `find_layers`.
 
     Raises:
-        LayerError: no layers can be told apart.
+        LayerError: no layers can be distinguished.
     """
     layers = find_layers(model, example, paths=paths)
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(path: str):
-        def hook(module, args, output):
+    def note(path: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
             shapes[path] = next((tuple(leaf.shape[1:]) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), ())
 
         return hook
@@ -76,24 +77,26 @@ def inspect(model: nn.Module, example, paths: str | Sequence[str] | None = None)
     ]
 
 
-def layer_table(model: nn.Module, example, paths: str | Sequence[str] | None = None) -> str:
-    """What `inspect` finds as an aligned text, with a line about the whole network below; errors as there."""
+def layer_table(model: nn.Module, example: Inputs, paths: str | Sequence[str] | None = None) -> str:
+    """Format the layers as an aligned table, with a line about the whole network below.
+
+    Arguments and errors are those of `inspect`.
+    """
     rows = inspect(model, example, paths)
     cells = [HEADINGS]
     for row in rows:
         shape = "x".join(map(str, row.output_shape))
         removable = "yes" if row.removable else f"no: {row.reason}"
-        cells.append(
-            (str(row.number), row.name, row.kind, shape, f"{row.parameters:,}", f"{row.macs:,}", removable),
-        )
+        cells.append((str(row.number), row.name, row.kind, shape, f"{row.parameters:,}", f"{row.macs:,}", removable))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(_aligned, HEADINGS, line, widths)).rstrip() for line in cells]
     total = (
-        f"{len(rows)} layers, {sum(row.removable for row in rows)} removable; with its head the {type(model).__name__} "
-        f"has {count_parameters(model):,} parameters and {count_macs(model, example):,} MACs a sample"
+        f"{len(rows)} layers, {sum(row.removable for row in rows)} removable; including its head, the "
+        f"{type(model).__name__} has {count_parameters(model):,} parameters and "
+        f"{count_macs(model, example):,} MACs per sample"
     )
     return "\n".join([*lines, "", total])
 
 
 def _aligned(heading: str, text: str, width: int) -> str:
-    return text.rjust(width) if heading in _TO_THE_RIGHT else text.ljust(width)
+    return text.rjust(width) if heading in _RIGHT_ALIGNED else text.ljust(width)

@@ -1,1 +1,1 @@
-"""Attacks and corruptions that networks are tested under."""
+"""Attacks and image corruptions for testing the robustness of networks."""

@@ -1,1 +1,1 @@
-"""A network without some of its layers, for a while or for good."""
+"""Bypass layers of a network temporarily, or remove them."""

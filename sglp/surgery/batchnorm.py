@@ -1,4 +1,4 @@
-"""Batch norm's statistics, which no longer fit after layers went."""
+"""Running statistics of batch norms, which no longer fit the network after layers are removed."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -13,37 +13,38 @@ from sglp.running import call, device_of
 
 
 def has_statistics(network: nn.Module) -> bool:
-    """Whether a network keeps running statistics."""
+    """Check whether a network has batch norms with running statistics."""
     return bool(_norms(network))
 
 
 def recalibrate(network: nn.Module, batches: Iterable) -> None:
     """Replace the running statistics of all batch norms by their means over batches, in place.
 
-    Only batch norm runs in train mode: dropout and stochastic depth would put noise into the statistics. Unlike
-    `torch.optim.swa_utils.update_bn`, which runs the whole network in train mode.
+    Only batch norms run in train mode, as dropout and stochastic depth would add noise to the statistics;
+    `torch.optim.swa_utils.update_bn` runs the whole network in train mode.
 
     Args:
-        network: the network; ends in eval mode.
-        batches: tensors, dicts of keyword arguments, or pairs of one of them and a target.
+        network: the network; in eval mode afterwards.
+        batches: tensors or dicts of keyword arguments, or pairs of such inputs and a target.
 
     Raises:
-        ScoringError: there is no batch; the statistics are as before, as after any other error.
+        ScoringError: there is no batch. After this or any other error, the statistics are unchanged.
     """
     network.eval()
     norms = _norms(network)
-    momenta, before = [norm.momentum for norm in norms], [copy.deepcopy(norm.state_dict()) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
+        norm.momentum = None  # weights all batches equally
         norm.train()
     device = device_of(network)
     try:
-        for batch in at_least_one(batches, "take batch norm's statistics from"):
+        for batch in at_least_one(batches, "compute the statistics of batch norms from"):
             with torch.no_grad():
                 call(network, to_device(inputs_of(batch), device))
         for norm, state in zip(norms, before, strict=True):
-            if not norm.num_batches_tracked:  # it runs in training alone, as that of an auxiliary head
+            if not norm.num_batches_tracked:  # the norm runs only in training, such as in an auxiliary head
                 norm.load_state_dict(state)
     except BaseException:
         for norm, state in zip(norms, before, strict=True):
@@ -57,16 +58,17 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """For a while all batch norms take the statistics of the batch, also in eval mode; the running ones stay."""
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in _norms(network)]
+    """Let batch norms use the batch's statistics in eval mode inside a context; running statistics are unchanged."""
+    saved = [(norm, norm.running_mean, norm.running_var) for norm in _norms(network)]
     try:
-        for norm, _, _ in kept:
+        for norm, _, _ in saved:
             norm.running_mean = norm.running_var = None
         yield
     finally:
-        for norm, mean, variance in kept:
-            norm.running_mean, norm.running_var = mean, variance
+        for norm, mean, variance in saved:
+            norm.running_mean = mean
+            norm.running_var = variance
 
 
-def _norms(network: nn.Module) -> list[nn.Module]:
+def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

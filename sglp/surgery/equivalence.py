@@ -1,10 +1,10 @@
-"""Finds layers that seem to go, but that their parent can't be without: it computes something else then, or nothing.
+"""Find layers that look removable but whose parent module breaks or changes its output without them.
 
-A layer that is left out for a while hands on what it is given; one that is taken out is gone from its parent. Mostly
-both are the same. But a parent may do something at its tenth layer, as ConViT, which adds a token there, go through two
-lists side by side, read a weight of its first block, or run its blocks by another reference than the one that surgery
-replaces. One try tells. Of a list (also an `nn.Sequential` that is not called itself) the first and the last are tried,
-of all other layers all at once, and each only if that fails.
+A bypassed layer returns its input; a removed layer is missing from its parent. Usually both give the same output. But a
+parent may do something at its tenth layer (ConViT adds a token there), iterate over two lists in parallel, read a
+weight of its first block, or call its blocks through another reference than the one that surgery replaces. Trying the
+removal shows this. In a list (or an `nn.Sequential` that is not called itself) the first and the last layer are tried;
+all other layers are tried together, and one by one only if that fails.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import first_sample, to_device
+from sglp.batches import Inputs, first_sample, to_device
 from sglp.errors import PlanError
 from sglp.layer import Layer
 from sglp.plan import Plan
@@ -23,76 +23,82 @@ from sglp.running import call, device_of, eval_mode, seeded
 from sglp.surgery.bypass import Bypass
 from sglp.surgery.prune import drop_modules, runs_in_a_row
 
-INDEXED_BY_PARENT = "is in a list whose parent goes by the numbers of its items"
-READ_BY_PARENT = "its parent reads from it, or runs it by another reference"
+INDEXED_BY_PARENT = "is in a list whose parent depends on the indices of its items"
+READ_BY_PARENT = "its parent reads its attributes, or calls it through another reference"
 
 
-def unremovable(network: nn.Module, layers: Sequence, ran: Container[nn.Module], example) -> dict[int, str]:
-    """Why layers that can be left out can't be taken out, by their numbers.
+def unremovable(
+    network: nn.Module, layers: Sequence[Layer], called: Container[nn.Module], example: Inputs
+) -> dict[int, str]:
+    """Find layers that can be bypassed but not removed.
 
     Args:
-        network: any module; left as it was.
-        layers: those found so far.
-        ran: the modules that were called.
+        network: any module; left unchanged.
+        layers: its layers.
+        called: the modules that the forward pass called.
         example: a tensor [samples, ...], or a dict of keyword arguments.
+
+    Returns:
+        The reasons, by layer index.
     """
-    number = {network.get_submodule(layer.modules[0]): i for i, layer in enumerate(layers) if layer.removable}
-    lists = [module for module in network.modules() if runs_in_a_row(module) and module not in ran]
-    members = [inside for some in lists if (inside := sorted(number[m] for m in some.children() if m in number))]
-    others = sorted(set(number.values()).difference(*members))
-    if not number:
+    index = {network.get_submodule(layer.modules[0]): i for i, layer in enumerate(layers) if layer.removable}
+    lists = [module for module in network.modules() if runs_in_a_row(module) and module not in called]
+    members = [inside for parent in lists if (inside := sorted(index[m] for m in parent.children() if m in index))]
+    others = sorted(set(index.values()).difference(*members))
+    if not index:
         return {}
     bypass = Bypass(network, layers, example)
 
-    def goes(some: Sequence[int]) -> bool:
-        with _taken_out(network, [path for i in some for path in layers[i].modules]):
-            left = _outputs(network, example)
-        with bypass.without(some):
+    def can_be_removed(indices: Sequence[int]) -> bool:
+        with _removed(network, [path for i in indices for path in layers[i].modules]):
+            outputs = _outputs(network, example)
+        with bypass.without(indices):
             expected = _outputs(network, example)
             again = partial(_outputs, network, example, seed=1)
-            return expected is not None and not _differ(left, expected, again)
+            return expected is not None and not _differ(outputs, expected, again)
 
     with eval_mode(network), torch.no_grad():
-        found = {
-            i: INDEXED_BY_PARENT for inside in members if not (goes(inside[:1]) and goes(inside[-1:])) for i in inside
+        reasons = {
+            i: INDEXED_BY_PARENT
+            for inside in members
+            if not (can_be_removed(inside[:1]) and can_be_removed(inside[-1:]))
+            for i in inside
         }
-        if others and not goes(others):
-            found |= {i: READ_BY_PARENT for i in others if not goes([i])}
-    return found
+        if others and not can_be_removed(others):
+            reasons |= {i: READ_BY_PARENT for i in others if not can_be_removed([i])}
+    return reasons
 
 
-def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example) -> None:
-    """Check that a pruned network is the one that was scored: it computes what the dense one does, layers bypassed.
+def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example: Inputs) -> None:
+    """Check that a pruned network computes what was scored: the dense network with the removed layers bypassed.
 
     Args:
         model: the dense network.
-        plan: what was taken out of it.
-        pruned: what `prune` has left.
-        example: a tensor [samples, ...], or a dict of keyword arguments; one sample of it is run.
+        plan: the layers that were removed from it.
+        pruned: the pruned network.
+        example: a tensor [samples, ...], or a dict of keyword arguments; its first sample is run.
 
     Raises:
-        PlanError: it computes something else, or does not run.
+        PlanError: the pruned network gives other outputs, or does not run.
     """
     bypass = Bypass(model, [Layer(name, True, "", 0, 0) for name in plan.removed], example)
     example = to_device(first_sample(example), device_of(model))
     with eval_mode(model), eval_mode(pruned), torch.no_grad():
-        left = _outputs(pruned, example)
+        outputs = _first_output(pruned, example)
         with bypass.without(range(len(plan.removed))):
-            expected = _outputs(model, example)
-            # The first tensor alone: of caches there is one a layer that is left.
-            wrong = expected is not None and _differ(
-                left and left[:1], expected[:1], lambda: _outputs(model, example, seed=1)[:1]
-            )
-    if wrong:
-        what = "does not run" if left is None else "computes something else than with them bypassed"
+            expected = _first_output(model, example)
+            again = partial(_first_output, model, example, seed=1)
+            is_wrong = expected is not None and _differ(outputs, expected, again)
+    if is_wrong:
+        problem = "does not run" if outputs is None else "computes something else than with these layers bypassed"
         raise PlanError(
-            f"{type(model).__name__} {what} without {', '.join(plan.removed)}: its code counts on one of them. Keep "
-            "more of them, or say by name which modules are layers"
+            f"{type(model).__name__} without {', '.join(plan.removed)} {problem}: its code depends on one of them. "
+            "Keep more of them, or name explicitly which modules are layers"
         )
 
 
-def _outputs(network: nn.Module, example, seed: int = 0) -> list[Tensor] | None:
-    """All tensors of a network's output, or None where it does not run."""
+def _outputs(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor] | None:
+    """Return all tensors of a network's output, or None if the network does not run."""
     try:
         with seeded(seed, device_of(network)):
             return [leaf for leaf in tree_leaves(call(network, example)) if isinstance(leaf, Tensor)]
@@ -100,29 +106,42 @@ def _outputs(network: nn.Module, example, seed: int = 0) -> list[Tensor] | None:
         return None
 
 
-def _differ(left: list[Tensor] | None, expected: list[Tensor], again: Callable) -> bool:
-    """Whether outputs are not those expected; of what draws in eval mode too (`again` differs) no more can be told."""
-    if left is None or len(left) != len(expected):
+def _first_output(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor] | None:
+    """Return the first tensor of a network's output, or None; the number of others, such as caches, can vary."""
+    outputs = _outputs(network, example, seed)
+    return outputs and outputs[:1]
+
+
+def _differ(outputs: list[Tensor] | None, expected: list[Tensor], again: Callable[[], list[Tensor] | None]) -> bool:
+    """Check whether outputs differ from the expected ones.
+
+    If the expected outputs depend on the random seed (`again` gives others), only the number of outputs is compared.
+    """
+    if outputs is None or len(outputs) != len(expected):
         return True
-    return not _same(left, expected) and _same(expected, again())
+    return not _same(outputs, expected) and _same(expected, again())
 
 
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(a.shape == b.shape and _close(a, b) for a, b in zip(some, others, strict=True))
+def _same(outputs: list[Tensor], others: list[Tensor] | None) -> bool:
+    if others is None:
+        return False
+    return all(a.shape == b.shape and _close(a, b) for a, b in zip(outputs, others, strict=True))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for kernels that were chosen anew."""
+    """Check equality up to the choice of kernels."""
     if torch.equal(a, b) or not b.is_floating_point():
         return torch.equal(a, b)
     return torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().nan_to_num().max()), equal_nan=True)
 
 
 @contextmanager
-def _taken_out(network: nn.Module, paths: Iterable[str]) -> Iterator[None]:
-    """A network without some modules, for a while."""
-    gone = {network.get_submodule(path) for path in paths}
-    before = [(module, dict(module._modules)) for module in network.modules() if gone.intersection(module.children())]
+def _removed(network: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Remove modules from a network inside a context."""
+    removed = {network.get_submodule(path) for path in paths}
+    before = [
+        (module, dict(module._modules)) for module in network.modules() if removed.intersection(module.children())
+    ]
     try:
         drop_modules(network, paths)
         yield

@@ -1,8 +1,9 @@
-"""Takes layers out of a network; what is left is a smaller ordinary module."""
+"""Remove layers from a network; the result is a smaller ordinary module."""
 
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,36 +17,36 @@ from sglp.running import main_input
 
 
 class PassThrough(nn.Identity):
-    """An identity that hands on the first of its arguments, whatever further ones a layer was given in its place."""
+    """An identity that takes any arguments and returns the main one, in place of a removed layer."""
 
-    def forward(self, *args, **kwargs):
-        """What the layer was given."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the main input; see `main_input`."""
         return main_input(args, kwargs)
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new network without the layers that a plan removes; the given one is left as it is.
+    """Make a copy of a network without the layers that a plan removes.
 
-    Children of an `nn.Sequential` or `nn.ModuleList` are taken out and the rest renumbered. A module that its parent
-    calls by attribute is replaced by an identity. The config of a network of transformers says afterwards what is left.
+    Children of an `nn.Sequential` or `nn.ModuleList` are removed and the rest renumbered. A module that its parent
+    calls by attribute is replaced by an identity. The config of a Hugging Face model is updated.
 
     Args:
-        model: the network that the plan was made for.
-        plan: names as `find_layers` gave them for this network; that they are removable is not checked again.
+        model: the network that the plan was made for; left unchanged.
+        plan: layer names from `find_layers` for this network; whether they are removable is not checked again.
 
     Raises:
-        PlanError: the network has no such layer, its config can't say what is left, or it can't be copied.
+        PlanError: the network has no such layer, its config can't describe the result, or it can't be copied.
     """
-    known = dict(model.named_modules())
+    modules = dict(model.named_modules())
     for name in (*plan.kept, *plan.removed):
-        missing = [path for path in module_paths(name) if path not in known]
+        missing = [path for path in module_paths(name) if path not in modules]
         if missing:
             raise PlanError(f"the plan names the layer {name}, but {type(model).__name__} has no module {missing[0]}")
     removed = plan.removed_modules
     stack = stack_of(model, removed) if removed and is_pretrained(model) else None
     try:
         pruned = copy.deepcopy(model)
-    except RuntimeError as error:  # of tensors that a forward pass with gradients has left in a module
+    except RuntimeError as error:  # a module holds tensors of a forward pass with gradients
         raise PlanError(f"this {type(model).__name__} can't be copied: {first_line(error)}") from error
     if stack is not None:
         leave_out(pruned, stack, removed)
@@ -57,10 +58,15 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
-    """Take modules out of a network, in place, by their paths before the first of them went, under all their names."""
-    gone = {network.get_submodule(path) for path in paths}
+    """Remove modules from a network, in place, under all their names.
+
+    Args:
+        network: the network.
+        paths: paths of the modules, all as they are before the removal.
+    """
+    removed = {network.get_submodule(path) for path in paths}
     for parent in list(network.modules()):
-        names = [name for name, child in parent._modules.items() if child in gone]
+        names = [name for name, child in parent._modules.items() if child in removed]
         if names and runs_in_a_row(parent):
             _keep(parent, {name: child for name, child in parent._modules.items() if name not in names})
         else:
@@ -68,19 +74,28 @@ def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
                 setattr(parent, name, PassThrough())
 
 
-def _keep(parent: nn.Module, children: dict[str, nn.Module]) -> None:
-    """Keep only these children; numbers are made consecutive again, other names stay."""
-    numbered = all(name.isdigit() for name in parent._modules)
+def _keep(parent: nn.Module, children: dict[str, nn.Module | None]) -> None:
+    """Keep only some children; numbers are made consecutive, and other names are kept."""
+    is_numbered = all(name.isdigit() for name in parent._modules)
     parent._modules.clear()
     for i, (name, module) in enumerate(children.items()):
-        parent.register_module(str(i) if numbered else name, module)
+        parent.register_module(str(i) if is_numbered else name, module)
 
 
-def pruned_architecture(architecture: Architecture, kept, removed, network: nn.Module) -> Architecture:
-    """The architecture after one more plan, whose names are those of the network as it is now."""
-    gone = set(Plan.from_architecture(architecture).removed_modules)
+def pruned_architecture(
+    architecture: Architecture, kept: Iterable[str], removed: Iterable[str], network: nn.Module
+) -> Architecture:
+    """Return the architecture record after one more plan.
+
+    Args:
+        architecture: the record of the network, which may be pruned already.
+        kept, removed: the plan's layer names, as in `network`.
+        network: the network before the plan is applied.
+    """
+    removed_before = set(Plan.from_architecture(architecture).removed_modules)
     dense = {
-        name: "+".join(_dense_path(path, gone, network) for path in module_paths(name)) for name in (*kept, *removed)
+        name: "+".join(_dense_path(path, removed_before, network) for path in module_paths(name))
+        for name in (*kept, *removed)
     }
     return replace(
         architecture,
@@ -90,23 +105,24 @@ def pruned_architecture(architecture: Architecture, kept, removed, network: nn.M
 
 
 def runs_in_a_row(parent: nn.Module) -> bool:
-    """Whether a child can be left out and the rest renumbered: the parent only iterates over its children."""
-    plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
-    return plain_sequential or isinstance(parent, nn.ModuleList)
+    """Check whether the parent only iterates over its children, so that some can be removed and the rest renumbered."""
+    is_plain_sequential = isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
+    return is_plain_sequential or isinstance(parent, nn.ModuleList)
 
 
-def _dense_path(path: str, gone: set[str], parent: nn.Module) -> str:
-    """A path in a pruned network as it is in the dense one: numbers of children count those that went before them."""
+def _dense_path(path: str, removed: set[str], parent: nn.Module) -> str:
+    """Convert a path in a pruned network to the path in the dense one, where removed children have indices too."""
     dense = ""
     for part in path.split("."):
         prefix = f"{dense}." if dense else ""
         child = parent.get_submodule(part)
         if part.isdigit() and runs_in_a_row(parent):
-            left = int(part)
-            number = -1
-            while left >= 0:
-                number += 1
-                left -= f"{prefix}{number}" not in gone
-            part = str(number)
-        dense, parent = f"{prefix}{part}", child
+            kept_to_pass = int(part)
+            index = -1
+            while kept_to_pass >= 0:
+                index += 1
+                kept_to_pass -= f"{prefix}{index}" not in removed
+            part = str(index)
+        dense = f"{prefix}{part}"
+        parent = child
     return dense

@@ -1,6 +1,7 @@
-"""A network of the same architecture with random weights."""
+"""Re-initialise a network: build one of the same architecture with random weights."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +14,19 @@ from sglp.plan import Plan
 from sglp.running import device_of, seeded
 from sglp.surgery.prune import drop_modules, prune
 
-BUILD = "build the network as it is with sglp.build('package.module:function'), so that a random one can be made"
-SEED_STREAM = 2718281828  # any number; it is the twins' own
+BUILD = "build the network with sglp.build('package.module:function'), so that it can be re-initialised"
+SEED_STREAM = 2718281828  # an arbitrary number, used only for the weights of re-initialised networks
 
 
 def reinitialized(network: nn.Module, seed: int) -> nn.Module:
-    """A network of the same architecture with random weights, from the same factory where that is known.
+    """Return a network of the same architecture and data type with random weights; no parameter is frozen.
 
-    It has the data type of the given one, and no parameter is frozen. One of transformers is made from its config, on
-    the given one's device; one that was changed after its factory had made it, module by module.
+    A Hugging Face model is built from its config, on the device of `network`; any other network by its factory. If the
+    factory is unknown or the network was changed after it was built, a copy is re-initialised module by module.
 
     Raises:
-        ArchitectureError: the factory is not known, or makes another network, and a module has parameters but no
-            `reset_parameters`, or one that leaves some as they were.
+        ArchitectureError: in a copy, a module has parameters but no `reset_parameters`, or `reset_parameters` leaves
+            some of them unchanged.
     """
     seed = init_seed(seed)
     fresh = _from_config(network, seed) if is_pretrained(network) else _from_factory(network, seed)
@@ -37,7 +38,10 @@ def reinitialized(network: nn.Module, seed: int) -> nn.Module:
 
 
 def _from_factory(network: nn.Module, seed: int) -> nn.Module | None:
-    """What the factory makes, or None where that is not known, or not this network (whose head was replaced since)."""
+    """Return the network that the factory makes, or None if the factory is unknown or its network is another one.
+
+    A network differs from what its factory makes if, for example, its head was replaced.
+    """
     architecture = architecture_of(network)
     if architecture is None:
         return None
@@ -65,37 +69,40 @@ def _module_by_module(network: nn.Module, seed: int) -> nn.Module:
                 raise ArchitectureError(
                     f"{path or type(module).__name__} has parameters but no reset_parameters(): {BUILD}"
                 )
-    for (name, drawn), trained in zip(fresh.named_parameters(), network.parameters(), strict=True):
-        if torch.equal(drawn, trained) and (drawn != drawn.flatten()[:1]).any():  # the old weight_norm does so
-            raise ArchitectureError(f"{name} is not drawn anew by its module's reset_parameters(): {BUILD}")
+    for (name, new), trained in zip(fresh.named_parameters(), network.parameters(), strict=True):
+        if torch.equal(new, trained) and (new != new.flatten()[:1]).any():  # such as with the old weight_norm
+            raise ArchitectureError(f"{name} is not changed by its module's reset_parameters(): {BUILD}")
     return fresh
 
 
 def init_seed(seed: int) -> int:
-    """What torch draws a twin's weights with.
+    """Return the seed of torch for the weights of a re-initialised network.
 
-    With the seed itself a network that was trained from it, as the pipeline's, would get its own first weights back,
-    which trained ones are still like.
+    It differs from `seed`: otherwise a network that was trained from this seed, such as the pipeline's, would get its
+    initial weights back, which trained weights still resemble.
     """
     return int(np.random.SeedSequence([SEED_STREAM, seed]).generate_state(1)[0])
 
 
-def _from_config(network: nn.Module, seed: int) -> nn.Module:
-    usual = torch.get_default_dtype()
+def _from_config(network: Any, seed: int) -> nn.Module:
+    """Build a Hugging Face model from its config."""
+    architecture = architecture_of(network)
+    assert architecture is not None  # every Hugging Face model has one
+    default_dtype = torch.get_default_dtype()
     with seeded(seed, device_of(network)), torch.device(device_of(network)):
-        # A large network should never be there in single precision, or on the CPU.
+        # A large network must never exist in single precision or on the CPU.
         torch.set_default_dtype(network.dtype)
         try:
-            fresh = type(network)(copy.deepcopy(network.config))
-            if len(list(fresh.modules())) != len(list(network.modules())):  # its config can't say what is left of it
-                known = architecture_of(network)
-                dense = type(network)(network.config_class.from_dict(known.kwargs["config"]))
-                fresh = prune(dense, Plan.from_architecture(known))
+            fresh: nn.Module = type(network)(copy.deepcopy(network.config))
+            # The config of some pruned networks describes the dense one.
+            if len(list(fresh.modules())) != len(list(network.modules())):
+                dense = type(network)(network.config_class.from_dict(architecture.kwargs["config"]))
+                fresh = prune(dense, Plan.from_architecture(architecture))
         finally:
-            torch.set_default_dtype(usual)
+            torch.set_default_dtype(default_dtype)
     dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
     for name, parameter in fresh.named_parameters():
-        # Some networks keep some parameters in single precision.
+        # Some networks have some parameters in single precision.
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
-    remember(fresh, architecture_of(network))
+    remember(fresh, architecture)
     return fresh.train(network.training)

@@ -1,13 +1,16 @@
 """The 15 corruptions of CIFAR-C and ImageNet-C, without their data (Hendrycks & Dietterich, ICLR 2019).
 
-Images stay 8-bit. Up to 64 pixels a side they are corrupted with CIFAR-C's parameters, which were made for 32 pixels,
-and larger ones with ImageNet-C's, made for 224. Parameters hold whatever the size is, so that a blur of one pixel does
-more to an image of 8 pixels than to one of 32; only elastic_transform grows with the image, as in CIFAR-C's code.
+Corrupted images are 8-bit too. Images of up to 64 pixels a side are corrupted with CIFAR-C's parameters, which were
+made for 32 pixels, and larger ones with ImageNet-C's, made for 224. Parameters do not depend on the image size, so a
+blur of one pixel changes an image of 8 pixels more than one of 32. Only elastic_transform scales with the image, as in
+CIFAR-C's code.
 
-The distributions are those of the published images, the random draws are not; pixels are rounded where the published
-ones are cut off. Only `frost` differs more: it overlays photographs, for which a texture stands in here (see
-`sglp.robustness.corruptions.weather`), so that accuracies under it can't be compared with published ones.
+The distributions are the same as for the published images, but the random draws differ, and pixels are rounded where
+the published ones are truncated. Only `frost` differs more: the published images overlay photographs, which a texture
+replaces here (see `sglp.robustness.corruptions.weather`), so accuracies under it can't be compared with published ones.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,8 +18,8 @@ from sglp.errors import DataError
 from sglp.robustness.corruptions import blur, digital, noise, weather
 from sglp.robustness.corruptions.parameters import CIFAR_C, IMAGENET_C
 
-# In the order of the paper. A kind's place is part of its seed.
-KINDS = {
+# In the order of the paper. A kind's index is part of its seed.
+KINDS: dict[str, Callable[..., np.ndarray]] = {
     function.__name__: function
     for function in (
         noise.gaussian_noise,
@@ -37,20 +40,20 @@ KINDS = {
     )
 }
 SEVERITIES = (1, 2, 3, 4, 5)
-LARGEST_SMALL = 64  # pixels a side: up to here the parameters are CIFAR-C's
-SMALLEST = 4  # pixels a side, below which there is nothing to blur or to bend
+LARGEST_SMALL = 64  # pixels a side: up to this size CIFAR-C's parameters are used
+SMALLEST = 4  # pixels a side: smaller images are too small to blur or bend
 SEED = 20190227
 
 
 def corrupt(image: np.ndarray, kind: str, severity: int, index: int) -> np.ndarray:
-    """An image as one corruption leaves it.
+    """Corrupt an image.
 
     Args:
         image: 8-bit pixels [height, width, channels], grey (1 channel) or RGB (3).
         kind: a key of `KINDS`.
         severity: 1 (mild) to 5.
-        index: of the image in its split. Random numbers depend on kind, severity and index alone: not on the other
-            images, nor on the network that is judged by them.
+        index: index of the image in its split. Random numbers depend only on kind, severity and index, not on the
+            other images or on the evaluated network.
 
     Returns:
         A new array of the same shape and type.
@@ -61,8 +64,8 @@ def corrupt(image: np.ndarray, kind: str, severity: int, index: int) -> np.ndarr
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST:
         raise DataError(
-            f"images of {width}x{height} pixels can't be corrupted, they need {SMALLEST} a side: "
-            "evaluation.robustness.severities must be empty"
+            f"images of {width}x{height} pixels are too small to corrupt, they need at least {SMALLEST} pixels a side: "
+            "leave evaluation.robustness.severities empty"
         )
     parameters = (CIFAR_C if max(height, width) <= LARGEST_SMALL else IMAGENET_C)[kind][severity - 1]
     rng = np.random.default_rng([SEED, list(KINDS).index(kind), severity, index])

@@ -1,10 +1,12 @@
 """The parameters of every corruption at the severities 1 to 5, as in the code that made CIFAR-C and ImageNet-C.
 
-What they mean stands with the functions that take them. https://github.com/hendrycks/robustness, make_cifar_c.py and
-make_imagenet_c.py.
+The functions that take the parameters document their meaning. Source: https://github.com/hendrycks/robustness,
+make_cifar_c.py and make_imagenet_c.py.
 """
 
-CIFAR_C = {
+from typing import Any
+
+CIFAR_C: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),
     "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
@@ -28,9 +30,9 @@ CIFAR_C = {
     "jpeg_compression": (80, 65, 58, 50, 40),
 }
 
-_SLIP = 244 / 224  # ImageNet-C's code has 244 where it means the 224 pixels of a side
+_SLIP = 244 / 224  # ImageNet-C's code has 244 instead of 224, the pixels of a side
 
-IMAGENET_C = {
+IMAGENET_C: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
     "shot_noise": (60, 25, 12, 5, 3),
     "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),

@@ -1,18 +1,18 @@
-"""Weather. Images are [height, width, channels] in 0..1; what comes out may lie beside that and is clipped later."""
+"""Weather. Images are [height, width, channels] in 0..1; results may be outside this range and are clipped later."""
 
 import numpy as np
 
 from sglp.robustness.corruptions.blur import along, zoomed
 
-ICE = np.array([0.85, 0.93, 1.0])  # the colour of frost; the mean of it on grey images
+ICE = np.array([0.85, 0.93, 1.0])  # the colour of frost; grey images use its mean
 LUMA = np.array([0.299, 0.587, 0.114])  # the weights of red, green and blue in brightness (ITU-R BT.601)
 
 
 def snow(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.ndarray:
-    """A whiter image with flakes in flight.
+    """Make the image whiter and add falling flakes.
 
-    Parameters: mean and deviation of the noise that flakes are cut from, its zoom, the level below which there is
-    none, radius and deviation of their motion blur, and the weight of the image as it was against a whiter one.
+    Parameters: mean and deviation of the noise that flakes are made from, its zoom, the level below which the noise is
+    set to 0, radius and deviation of the flakes' motion blur, and the weight of the original against a whiter image.
     """
     mean, deviation, zoom, level, radius, blur, weight = parameters
     flakes = zoomed(rng.normal(mean, deviation, (*image.shape[:2], 1)), zoom)
@@ -23,10 +23,10 @@ def snow(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.n
 
 
 def frost(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.ndarray:
-    """Frost on the lens: a sum of (weight of the image, weight of the frost).
+    """Add frost on the lens, with parameters (weight of the image, weight of the frost).
 
-    The published images have photographs of frost here. Ours is a texture instead: the ridges of a rough plasma, veins
-    of bluish white. Accuracies under it can't be compared with those on the published images.
+    The published images overlay photographs of frost. This function uses a texture instead: the ridges of a rough
+    plasma, which are veins of bluish white. Accuracies can't be compared with those on the published images.
     """
     weight, weight_of_frost = parameters
     height, width, channels = image.shape
@@ -36,7 +36,7 @@ def frost(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.
 
 
 def fog(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.ndarray:
-    """A plasma laid over the image, scaled back to the image's own range. (weight, decay of the plasma)."""
+    """Add a plasma and scale the result back to the image's range; parameters (weight, decay of the plasma)."""
     weight, decay = parameters
     height, width = image.shape[:2]
     plasma = plasma_fractal(max(height, width), decay, rng)[:height, :width, None]
@@ -45,29 +45,31 @@ def fog(image: np.ndarray, parameters: tuple, rng: np.random.Generator) -> np.nd
 
 
 def plasma_fractal(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Clouds by the diamond-square algorithm, square, in 0..1. The borders are joined: opposite ones are neighbours.
+    """Make square clouds in 0..1 by the diamond-square algorithm. Opposite borders are neighbours.
 
     Args:
-        size: what the side must have at least; it becomes a power of 2.
-        decay: the noise gets so many times (squared) smaller whenever the grid gets twice as fine.
-        rng: for the noise.
+        size: minimum side in pixels; it is rounded up to a power of 2.
+        decay: the noise is divided by decay squared whenever the grid becomes twice as fine.
+        rng: generator of the noise.
     """
     step = 1 << (size - 1).bit_length()
     heights = np.zeros((step, step))
     noise = 100.0
 
     def between(neighbours: np.ndarray) -> np.ndarray:
-        """The mean of four neighbours, and noise."""
+        """Return the mean of four neighbours plus noise."""
         return neighbours / 4 + noise * rng.uniform(-noise, noise, neighbours.shape)
 
     while step > 1:
         half = step // 2
         corners = heights[::step, ::step]
-        across, down = corners + np.roll(corners, -1, axis=1), corners + np.roll(corners, -1, axis=0)
+        across = corners + np.roll(corners, -1, axis=1)
+        down = corners + np.roll(corners, -1, axis=0)
         heights[half::step, half::step] = between(across + np.roll(across, -1, axis=0))
         centres = heights[half::step, half::step]
         heights[::step, half::step] = between(across + centres + np.roll(centres, 1, axis=0))
         heights[half::step, ::step] = between(down + centres + np.roll(centres, 1, axis=1))
-        step, noise = half, noise / decay
+        step = half
+        noise /= decay
     heights -= heights.min()
     return heights / heights.max()
