@@ -13,7 +13,7 @@ from stages.support.outcome import METRICS
 from stages.support.params import flat
 
 SIGNS = {"accuracy": 1, "perplexity": -1, "loss": -1}  # metrics that rate networks, by precedence; 1: more is better
-COSTS = {"macs": "MACs", "macs_per_token": "MACs a token", "params": "parameters"}
+COSTS = {"macs": "MACs", "macs_per_token": "MACs per token", "params": "parameters"}
 
 
 class Quality(NamedTuple):

@@ -9,9 +9,9 @@ try:
 except PackageNotFoundError:
     sys.exit(
         "sglp is not installed for " + sys.executable + ": activate the project's environment with "
-        "'. .venv/bin/activate' (made by 'make setup'), or use 'make repro'"
+        "'. .venv/bin/activate' (created by 'make setup'), or use 'make repro'"
     )
 
 if not sys.stderr.isatty():
-    # Libraries' progress bars too: in a log they are thousands of lines. It is read when tqdm is imported.
+    # Progress bars, including those of libraries, would fill a log. tqdm reads the variable when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of the dense and the fine-tuned network, in turn in one process."""
+"""Measure latency, throughput and memory of the dense and the fine-tuned network, alternately in one process."""
 
 import os
 import platform
@@ -17,8 +17,9 @@ from stages.support.workloads import device, load_network, load_split
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """A round times both networks one after the other, so that whatever else the machine does hits both."""
-    task, timing = find_data(workload.task), find_timing(workload.task)
+    """Time the networks in turn in each round, so that other load on the machine affects both."""
+    task = find_data(workload.task)
+    timing = find_timing(workload.task)
     networks = {name: load_network(f"data/{name}", params, workload).eval() for name in ("dense", "finetuned")}
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     sizes = {}
@@ -26,7 +27,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         work = {name: timing.work(network, data, workload.benchmark, size) for name, network in networks.items()}
         pairs = zip(work["dense"], work["finetuned"], strict=True)
         sizes[str(size)] = {
-            "work": [_compared(*pair, params.benchmark.repeats, size) for pair in pairs],
+            "work": [_compare(*pair, params.benchmark.repeats, size) for pair in pairs],
             "peak_memory_bytes": {name: peak_memory(networks[name], work[name][0].inputs) for name in networks},
         }
     hardware = torch.cuda.get_device_name() if device().type == "cuda" else platform.processor() or platform.machine()
@@ -40,8 +41,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     write_json("reports/benchmark.json", content)
 
 
-def _compared(dense: BenchmarkTask, tuned: BenchmarkTask, rounds: int, size: int) -> dict:
-    """Medians, and the ratio dense / fine-tuned round by round with its quartiles."""
+def _compare(dense: BenchmarkTask, tuned: BenchmarkTask, rounds: int, size: int) -> dict:
+    """Return median latencies, and the median and quartiles of the ratio dense / fine-tuned over the rounds."""
     with torch.inference_mode():
         times = seconds_in_turn(dense.run, tuned.run, rounds, f"{dense.name}, batch {size}")
     low, middle, high = statistics.quantiles([before / after for before, after in times], n=4)

@@ -1,4 +1,4 @@
-"""Similarity of every pair of layers: minibatch CKA over the shards of Gram matrices."""
+"""Compute the similarity of every pair of layers: minibatch CKA over the shards of Gram matrices."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from stages.support.tables import read_rows, write_similarity
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Read a shard at a time."""
+    """Stream the shards, one in memory at a time."""
     shards = sorted(Path("data/grams").glob("*.safetensors"))
     grams = (load_file(shard)["grams"] for shard in shards)
     names = [row["name"] for row in read_rows("data/layers.csv")]

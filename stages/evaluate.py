@@ -1,4 +1,4 @@
-"""One network's metrics on the test split: ``python -m stages.evaluate dense``, pruned or finetuned."""
+"""Evaluate a network on the test split: ``python -m stages.evaluate NETWORK`` (dense, pruned or finetuned)."""
 
 import sys
 from pathlib import Path
@@ -18,17 +18,20 @@ NETWORKS = ("dense", "pruned", "finetuned")
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Quality and cost; the only stage that reads the test split."""
+    """Measure quality and cost; no other stage reads the test split."""
     if sys.argv[1:] not in ([name] for name in NETWORKS):
-        raise SGLPError(f"which network is meant? say one of {', '.join(NETWORKS)}")
+        arguments = " ".join(sys.argv[1:]) or "no network"
+        raise SGLPError(f"{arguments} is not one of {', '.join(NETWORKS)}: run python -m stages.evaluate NETWORK")
     name = sys.argv[1]
-    folder, task = Path(f"data/{name}"), find_data(workload.task)
-    network, processor = load_network(str(folder), params, workload), task.processor(folder, workload.architecture)
+    folder = Path(f"data/{name}")
+    task = find_data(workload.task)
+    network = load_network(str(folder), params, workload)
+    processor = task.processor(folder, workload.architecture)
     data = load_split("test", params, workload, processor)
     tasks = verified_path(params.model, "tasks", workload.files.tasks.sha256)
-    judge = find_evaluation(workload.task)
-    metrics, examples = judge.evaluate(network, data, workload.evaluation, processor, tasks)
-    metrics |= judge.macs(network, data) | {
+    evaluation = find_evaluation(workload.task)
+    metrics, examples = evaluation.evaluate(network, data, workload.evaluation, processor, tasks)
+    metrics |= evaluation.macs(network, data) | {
         "params": count_parameters(network),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }

@@ -1,4 +1,4 @@
-"""Layers, and the Gram matrices of their activations on samples of the training split, a shard a batch."""
+"""Find the layers and compute Gram matrices of their activations on training samples, one shard per batch."""
 
 import math
 
@@ -20,23 +20,24 @@ from stages.support.workloads import load_network, load_split, spread
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Find the layers, stream the batches through."""
-    task, dials = find_data(workload.task), Calibration.model_validate(workload.calibration)
-    placed = spread("data/dense")
-    if placed and processes.count() > 1:
-        raise ProcessError("data/dense is larger than a GPU, and one process takes all of them: unset SGLP_LAUNCH")
-    network = load_network("data/dense", params, workload, **placed)
+    """Find the layers and stream batches through the network."""
+    task = find_data(workload.task)
+    calibration = Calibration.model_validate(workload.calibration)
+    loading = spread("data/dense")
+    if loading and processes.count() > 1:
+        raise ProcessError("data/dense is larger than a GPU, so one process needs all GPUs: unset SGLP_LAUNCH")
+    network = load_network("data/dense", params, workload, **loading)
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     example = to_device(task.example(data), device_of(network))
     layers = sglp.find_layers(network, example, paths=workload.layers)
     check_removable(layers)
-    numbers = range(math.ceil(dials.samples / dials.batch_size))
-    part = processes.part(len(numbers))
-    batches = task.calibration_batches(data, dials.samples, dials.batch_size, params.seed, part)
+    indices = range(math.ceil(calibration.samples / calibration.batch_size))
+    part = processes.part(len(indices))
+    batches = task.calibration_batches(data, calibration.samples, calibration.batch_size, params.seed, part)
     with processes.entered_by_rank_zero(new_folder("data/grams")) as folder:
-        grams = sglp.gram_matrices(network, layers, batches, dials.pooling)
-        for number, shard in zip(numbers[part], grams, strict=True):
-            save_file({"grams": shard}, folder / f"{number:04d}.safetensors")
+        grams = sglp.gram_matrices(network, layers, batches, calibration.pooling)
+        for index, shard in zip(indices[part], grams, strict=True):
+            save_file({"grams": shard}, folder / f"{index:04d}.safetensors")
     if processes.rank() == 0:
         write_layers("data/layers.csv", layers)
 

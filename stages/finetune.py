@@ -1,4 +1,4 @@
-"""The fine-tuned network: the pruned one, trained on."""
+"""Fine-tune the pruned network."""
 
 import sglp
 from sglp.distributed import processes
@@ -15,15 +15,16 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate", "heldout_loss", "heldout_ac
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Train; a killed run goes on."""
-    from sglp.tasks.trainer.train import train  # takes seconds, which a stage that is started again need not wait for
+    """Train, or resume a killed run."""
+    from sglp.tasks.trainer.train import train  # slow; not needed to launch processes
 
-    task, training = find_data(workload.task), find_training(workload.task)
+    task = find_data(workload.task)
+    training = find_training(workload.task)
     recipe = recipe_of(workload.task, "finetune", workload.finetune)
     processor = task.processor("data/pruned", workload.architecture)
     data = load_split("train", params, workload, processor)
     trained, merge = training.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
-    teacher = load_network("data/dense", params, workload) if recipe.distillation else None
+    teacher = load_network("data/dense", params, workload) if workload.finetune["distillation"] else None
     with processes.entered_by_rank_zero(resumable("finetune", params, workload)) as folder:
         rows = train(trained.to(device()), training, data, recipe, params.seed, folder, teacher)
         if processes.rank() == 0:

@@ -1,4 +1,4 @@
-"""The network to prune: its weights are random, a file's or its factory's, and trained here or not."""
+"""Create the network to prune: with weights trained here, from a file or from its factory."""
 
 import sglp
 from sglp.distributed import processes
@@ -16,18 +16,24 @@ from stages.support.workloads import device, load_split, use_code
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Build with its weights, train them where the workload says so, save."""
-    task, building, training = find_data(workload.task), find_building(workload.task), find_training(workload.task)
+    """Build the network with its weights, train it if the workload says so, and save it."""
+    task = find_data(workload.task)
+    building = find_building(workload.task)
+    training = find_training(workload.task)
     architecture = Architecture.model_validate(workload.architecture)
     weights = Weights.model_validate(workload.weights)
     recipe = recipe_of(workload.task, "pretrain", workload.pretrain)
+    seed = workload.pretrain["seed"]
     use_code(params, workload, architecture.factory)
     path = verified_path(params.model, "weights", workload.files.weights.sha256)
     if (weights.source == "file") != (path is not None):
-        raise SGLPError("weights.source: file and files.weights.path go together: the workload has only one of them")
+        missing = "weights.source is not file" if path else "files.weights.path is null"
+        raise SGLPError(
+            f"models/{params.model}.yaml: {missing}: 'weights.source: file' and files.weights.path need each other"
+        )
     processor = building.first_processor(architecture, weights, path, workload.data.prepare)
     data = load_split("train", params, workload, processor)
-    network = building.build(architecture, weights, path, recipe.seed).eval()
+    network = building.build(architecture, weights, path, seed).eval()
     task.check_fit(network, data)
     if not weights.train:
         if processes.rank() == 0:
@@ -36,8 +42,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     from sglp.tasks.trainer.train import train
 
     with processes.entered_by_rank_zero(resumable("pretrain", params, workload)) as folder:
-        trained, merge = training.adapt(network, recipe, recipe.seed)
-        train(trained.to(device()), training, data, recipe, recipe.seed, folder)
+        trained, merge = training.adapt(network, recipe, seed)
+        train(trained.to(device()), training, data, recipe, seed, folder)
         if processes.rank() == 0:
             sglp.save(merge(), "data/dense", processor)
 

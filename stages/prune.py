@@ -1,4 +1,4 @@
-"""The pruned network: the plan's layers taken out, batch norm's statistics taken anew."""
+"""Remove the plan's layers and recalibrate batch-norm statistics."""
 
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from stages.support import stage
 from stages.support.params import DeclaredParams
 from stages.support.workloads import device, load_network, load_split
 
-BATCH = 128
+BATCH_SIZE = 128
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Take out, recalibrate, save."""
-    task, plan = find_data(workload.task), sglp.Plan.load("data/plan.json")
-    folder_of_transformers = Path("data/dense/config.json").is_file()
-    if workload.task == "causal_lm" and folder_of_transformers and params.prune.weights == "trained":
-        # Language models have no batch norm: nothing needs the network itself, which may be larger than memory.
+    """Prune, recalibrate and save the network."""
+    task = find_data(workload.task)
+    plan = sglp.Plan.load("data/plan.json")
+    is_hugging_face = Path("data/dense/config.json").is_file()
+    if workload.task == "causal_lm" and is_hugging_face and params.prune.weights == "trained":
+        # Language models have no batch norm, so the network, which may be larger than memory, need not be loaded.
         trust = workload.architecture["kwargs"].get("trust_remote_code", False)
         prune_folder("data/dense", plan, "data/pruned", trust)
         return
@@ -33,7 +34,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     check_pruned(network, plan, pruned, task.example(data))
     samples = params.prune.recalibration_samples
     if samples and has_statistics(pruned):
-        sglp.recalibrate(pruned.to(device()), task.calibration_batches(data, samples, BATCH, params.seed))
+        sglp.recalibrate(pruned.to(device()), task.calibration_batches(data, samples, BATCH_SIZE, params.seed))
     sglp.save(pruned, "data/pruned", processor)
 
 

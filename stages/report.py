@@ -28,8 +28,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     layers = _layers(segments)
     metrics = {name: read_json(f"reports/metrics/{name}.json") for name in NETWORKS}
     benchmark = read_json("reports/benchmark.json")
-    losses = pd.read_csv("reports/segmentation.csv", float_precision="round_trip")["loss"].tolist()
-    training = pd.read_csv("reports/training.csv", float_precision="round_trip")
+    losses = pd.read_csv("reports/segmentation.csv")["loss"].tolist()
+    training = pd.read_csv("reports/training.csv")
     scoring = read_json("reports/scoring.json")
     target = {"target": scoring["target"]} if "target" in scoring else {}
     write_json("reports/metrics.json", {name: without_kinds(values) for name, values in metrics.items()} | target)

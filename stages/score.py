@@ -1,4 +1,4 @@
-"""The plan: the method scores layers, and says which stay."""
+"""Score layers with the chosen method and write the pruning plan."""
 
 import time
 
@@ -7,7 +7,9 @@ import torch
 from sglp.budget import check_target, layers_to_keep
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.plan import Plan
 from sglp.running import count_passes
+from sglp.scores import LayerScore, SetScore
 from sglp.scoring.methods import find_criterion, find_method
 from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
@@ -24,43 +26,45 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Run the method on the scoring batches of the training split."""
     use_code(params, workload, params.method, params.score.criterion)
     method = find_method(params.method)
-    layers, segments = read_layers("data/layers.csv"), read_json("data/segments.json")
+    layers = read_layers("data/layers.csv")
+    segments = read_json("data/segments.json")
     keep = layers_to_keep([layer.removable for layer in layers], params.prune_ratio)
-    task, dials, cost = find_data(workload.task), params.score, Scoring.model_validate(workload.scoring)
-    goal = None if params.target is None else check_target(params.target, dials.budget)
+    task = find_data(workload.task)
+    score = params.score
+    scoring = Scoring.model_validate(workload.scoring)
+    target = None if params.target is None else check_target(params.target, score.budget)
     options = {}
     if params.method == "sglp":
         options = {
-            "criterion": find_criterion(dials.criterion),
-            "search": dials.search,
-            "budget": dials.budget,
-            "random_inits": dials.random_inits,
-            "max_combinations": cost.max_combinations,
-            "max_evaluations": dials.max_evaluations,
-            "beam_width": dials.beam_width,
+            "criterion": find_criterion(score.criterion),
+            "search": score.search,
+            "budget": score.budget,
+            "random_inits": score.random_inits,
+            "max_combinations": scoring.max_combinations,
+            "max_evaluations": score.max_evaluations,
+            "beam_width": score.beam_width,
         }
     network = load_network("data/dense", params, workload)
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
-    samples = cost.batch_size * dials.batches
-    batches = list(task.calibration_batches(data, samples, cost.batch_size, params.seed))
+    samples = scoring.batch_size * score.batches
+    batches = list(task.calibration_batches(data, samples, scoring.batch_size, params.seed))
     similarity = read_similarity("data/similarity.csv")
 
-    def ask(keep: int):
+    def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
         return method(network, layers, segments, similarity, batches, keep, params.seed, **options)
 
-    found = {}
+    target_report = {}
     start = time.perf_counter()
     with count_passes() as passes:
-        if goal is None:
-            plan, scores = ask(keep)
+        if target is None:
+            plan, scores = plan_for(keep)
         else:
-            of, share = goal
-            plan, scores, left = search_keep_count(
-                share, RemainingCost(of, network, layers, batches[0][0]), ask, segments
-            )
-            found = {"target": {"of": of, "asked": share, "reached": left}}
+            kind, share = target
+            cost = RemainingCost(kind, network, layers, batches[0][0])
+            plan, scores, remaining = search_keep_count(share, cost, plan_for, segments)
+            target_report = {"target": {"of": kind, "asked": share, "reached": remaining}}
     seconds = time.perf_counter() - start
-    run = all_reduce_sum(torch.tensor([passes.forward, passes.backward])).tolist()
+    forward_passes, backward_passes = all_reduce_sum(torch.tensor([passes.forward, passes.backward])).tolist()
     if processes.rank():
         return
     write_scores("data/scores.csv", scores)
@@ -68,10 +72,10 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         "reports/scoring.json",
         {
             "seconds": seconds,
-            "forward_passes": run[0],
-            "backward_passes": run[1],
-            "samples_a_pass": cost.batch_size,
-            **found,
+            "forward_passes": forward_passes,
+            "backward_passes": backward_passes,
+            "samples_a_pass": scoring.batch_size,
+            **target_report,
         },
     )
     plan.save("data/plan.json")

@@ -1,4 +1,4 @@
-"""Segments: the layers cut into k contiguous groups of similar ones."""
+"""Divide the layers into k segments: contiguous groups of similar layers."""
 
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from stages.support import stage
@@ -7,7 +7,7 @@ from stages.support.tables import read_similarity, write_json, write_rows
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """One table gives every k."""
+    """Write the segments, and the loss for every k."""
     similarity = read_similarity("data/similarity.csv")
     table = segmentation_table(similarity, params.segment.feature)
     k = number_of_segments(params.k, table.losses, params.method, params.segment.min_loss_drop)

@@ -80,7 +80,7 @@ ENCODERS = {
 FAMILIES = DECODERS | ENCODERS
 
 
-# Sets of layers, the first and the last one among them, without which no pattern is what it was.
+# Sets of removed layers, with the first and the last layer among them, that break every repeating pattern.
 REMOVED = [(0, 2, 3), (1, 5)]
 
 
@@ -128,7 +128,7 @@ def outputs(network, inputs):
 
 
 def bypassed(network, paths):
-    """The same network, in which some layers hand on what they are given, in the container that they return."""
+    """Bypass some layers: each returns its input, in the container that it would return."""
 
     def hook(module, args, kwargs, output):
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -1,4 +1,4 @@
-"""Networks that tests share, and what many of them ask: logits, plans, noise."""
+"""Networks that tests share, and helpers: logits, plans, noise."""
 
 import copy
 
@@ -71,7 +71,7 @@ class Masked(Block):
 
 
 class Pairs(nn.Sequential):
-    """A stream of pairs, of which the second never changes."""
+    """A stream of pairs whose second item never changes."""
 
     def __init__(self):
         super().__init__(*(Pair() for _ in range(4)))
@@ -84,7 +84,7 @@ class Pair(Block):
 
 
 class Unpacked(Listed):
-    """A list of blocks that return more than they are given."""
+    """A list of blocks that return an extra value."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ class Unpacked(Listed):
 
 
 class Sized(Listed):
-    """A list of blocks that hand a second value on to each other."""
+    """A list of blocks that pass a second value to each other."""
 
     def __init__(self):
         super().__init__()

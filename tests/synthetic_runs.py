@@ -78,7 +78,7 @@ def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.
 
 
 def language(name="run", quality=20.0, **params):
-    """Make a run of a language model: perplexity, MACs a token, two kinds of work."""
+    """Make a run of a language model: perplexity, MACs per token, two kinds of work."""
     made = record(name, quality=0.5, workload__task="causal_lm", **params)
     metrics = {
         network: {

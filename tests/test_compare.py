@@ -147,11 +147,11 @@ def test_a_run_is_a_row_with_its_parameters_and_layers(records):
 
 
 def test_less_perplexity_is_better(whole):
-    shown = whole.table("perplexity", "MACs a token")
+    shown = whole.table("perplexity", "MACs per token")
     values = [float(row["perplexity"].split()[0]) for row in shown[1:]]
     assert values == sorted(values)
     assert "latency of decode, batch 1" in shown[0]
-    assert any("MACs a token" in row["on the Pareto front of"] for row in shown)
+    assert any("MACs per token" in row["on the Pareto front of"] for row in shown)
     assert whole.table("piqa_acc")[1]["piqa_acc"] == "60.00 ± 0.00 %"
 
 

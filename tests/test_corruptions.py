@@ -108,7 +108,7 @@ def test_only_random_kinds_depend_on_the_index(kind, photos):
 
 
 # The pixel distance of CIFAR-C's other three kinds does not grow: a stronger blur hides the displacement of glass,
-# frost also darkens, and elastic transforms replace the affine map, which moves pixels far, by shorter and rougher moves.
+# frost also darkens, and elastic transforms use shorter and rougher moves instead of the affine map.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("glass_blur", "frost", "elastic_transform")])
 def test_a_higher_severity_changes_the_image_more(kind, photos):
     distance = [

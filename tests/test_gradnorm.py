@@ -144,7 +144,7 @@ def test_parameters_that_can_not_be_reinitialised_are_named():
 def test_parameters_that_are_not_reinitialised_are_named():
     model, layers = perceptron(torch.nn.utils.weight_norm(nn.Linear(12, 12)))
     with pytest.raises(
-        ArchitectureError, match=r"^2\.weight_g is not drawn anew by its module's reset_parameters\(\): bu"
+        ArchitectureError, match=r"^2\.weight_g is not changed by its module's reset_parameters\(\): bu"
     ):
         GradNorm(model, layers, [(torch.zeros(2, 64), torch.tensor([0, 1]))])
 

@@ -72,7 +72,7 @@ def test_the_report_tells_of_all_three_networks(done):
     metrics = json.loads((done / "reports/metrics.json").read_text())
     for row in (
         "| perplexity |",
-        "| MACs a token |",
+        "| MACs per token |",
         "| throughput, prefill, batch 1 |",
         "| throughput, decode, batch 1 |",
     ):

@@ -50,7 +50,7 @@ FIGURES = Figures(
     dataset="some-one/digits: small",
     measured="450 test samples",
     metrics={"accuracy": 0.9866666666666667, "macs": 123456, "loss": 5e-05},
-    rows=[["accuracy (top-1)", "98.00 %", "98.67 %", "+0.67 points"], ["MACs a sample", "2 M", "1 M", "-50 %"]],
+    rows=[["accuracy (top-1)", "98.00 %", "98.67 %", "+0.67 points"], ["MACs per sample", "2 M", "1 M", "-50 %"]],
 )
 COMMAND = "dvc exp run -S model=resnet20-digits -S k=3"
 

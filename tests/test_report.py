@@ -143,7 +143,7 @@ def test_the_table_has_units_and_changes(toy):
     assert row_of(markdown, "parameters")[::3] == ["4.000 k", "3.000 k"]
     assert row_of(markdown, "latency, batch 16") == ["4.000 ms", "", "", "2.000 ms", "-50.0 %"]
     assert row_of(markdown, "peak memory, batch 2")[3:] == ["3.000 MB", "-25.0 %"]
-    assert row_of(markdown, "times as fast, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert row_of(markdown, "speedup, batch 2")[3] == "2.04 (1.90-2.20)"
     assert markdown.index("latency, batch 2 ") < markdown.index("latency, batch 16 ")
 
 
@@ -266,8 +266,8 @@ def test_a_language_model(tmp_path):
     assert row_of(markdown, "piqa accuracy")[0] == "80.00 ± 4.00 %"  # sqrt(0.8 * 0.2 / 100)
     assert row_of(markdown, "piqa accuracy")[3:] == ["70.00 ± 4.58 %", "-10.00 points"]
     assert row_of(markdown, "piqa accuracy, by length")[0] == "50.00 ± 5.00 %"
-    assert row_of(markdown, "MACs a token")[::3] == ["2.000 k", "1.500 k"]
-    assert row_of(markdown, "times as fast, decode, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert row_of(markdown, "MACs per token")[::3] == ["2.000 k", "1.500 k"]
+    assert row_of(markdown, "speedup, decode, batch 2")[3] == "2.04 (1.90-2.20)"
     assert "Measured on 5,000 test tokens, 100 piqa questions" in markdown
     assert "> **Say | <b>this</b> and**" in markdown
     assert "- fine-tuned: finetuned & on" in markdown

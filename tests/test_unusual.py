@@ -440,7 +440,7 @@ def test_a_buffer_that_is_not_saved_is_restored_in_its_precision(dtype, tmp_path
     assert ("precisions" in record.read_text()) == (dtype != torch.float32)
     record.write_text(record.read_text().replace(str(dtype).removeprefix("torch."), "load"))
     if dtype != torch.float32:
-        with pytest.raises(CheckpointError, match=r"architecture\.json is broken: the precision load of table does not"):
+        with pytest.raises(CheckpointError, match=r"architecture\.json is broken: the precision load of table does"):
             sglp.load(tmp_path / "saved", trust=[factory])
 
 
@@ -463,5 +463,5 @@ def test_outputs_without_logits_are_refused(batch, kwargs):
 
 
 def test_the_smallest_batch_of_the_calibration_is_checked(batch):
-    with pytest.raises(SGLPError, match=r"calibration=\(10, 4\) is wrong: of its batches the smallest has 3 samples"):
+    with pytest.raises(SGLPError, match=r"calibration=\(10, 4\) is wrong: its smallest batch has 3 samples"):
         sglp.compress(reader(), [batch], calibration=(10, 4), scoring=(16, 16))

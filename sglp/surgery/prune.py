@@ -17,7 +17,7 @@ from sglp.running import main_input
 
 
 class PassThrough(nn.Identity):
-    """An identity that takes any arguments and returns the main one, in place of a removed layer."""
+    """An identity in place of a removed layer: it takes any arguments and returns the main input."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the main input; see `main_input`."""

@@ -1,1 +1,1 @@
-"""What the stages share: their parameters, the user's files, how a stage runs."""
+"""Code that the stages share: parameters, the user's files, and how a stage runs."""

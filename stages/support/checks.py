@@ -1,4 +1,4 @@
-"""Check what the schema of params.yaml can't tell."""
+"""Check what the schema of params.yaml can't express."""
 
 from sglp.budget import check_target
 from sglp.scoring.combinations import check_search
@@ -6,9 +6,9 @@ from sglp.scoring.methods import check_search_budget, find_criterion, find_metho
 
 
 def check_params(params: dict) -> None:
-    """Check what the schema can't tell: that there are a method and a criterion of these names, and what goes together.
+    """Check that the method and the criterion exist, and that the parameters fit together.
 
-    A user's own are looked up when they are used.
+    A user's own method or criterion is imported only when it is used.
     """
     for name, find in ((params["method"], find_method), (params["score"]["criterion"], find_criterion)):
         if ":" not in name:
@@ -17,5 +17,5 @@ def check_params(params: dict) -> None:
         check_search(params["score"]["search"], find_criterion(params["score"]["criterion"]))
     if params["target"] is not None:
         check_target(params["target"], params["score"]["budget"])
-    if params["method"] == "sglp":  # others have no budget a segment
+    if params["method"] == "sglp":  # baselines have no budget per segment
         check_search_budget(params["score"]["budget"], params["score"]["search"])

@@ -1,7 +1,7 @@
-"""A stage in several processes, started again by the command line in SGLP_LAUNCH; see README, "Past one process".
+"""Run a stage in several processes, started by the launcher in SGLP_LAUNCH; see docs/several-processes.md.
 
-The one that the user or DVC started stays, and says in the end what went wrong. Each of the others leaves a mark with
-it for as long as it lives: who is killed can't take it away.
+The process that the user or DVC started waits for the launcher and reports the error if there is one. Each launched
+process keeps a mark, a file that names it, as long as it runs: a killed process cannot delete its own.
 """
 
 import os
@@ -25,105 +25,109 @@ from stages.support import stage
 from stages.support.params import DeclaredParams, ParameterError
 
 COMMAND = "SGLP_LAUNCH"
-MARKS = "SGLP_LAUNCH_MARKS"  # in the environment of those that were started: the folder of their marks
-ERROR = "error"
+MARKS = "SGLP_LAUNCH_MARKS"  # set for launched processes: the folder of their marks
+ERROR = "error"  # the file with the error of the first process that failed
 
 
 def run(main: Callable[[DeclaredParams, DeclaredParams], None], name: str) -> None:
-    """Run a stage whose work several processes can share: here, or again under the launcher in SGLP_LAUNCH."""
+    """Run a stage that several processes can share: in this process, or under the launcher in SGLP_LAUNCH."""
 
-    def here_or_launched(params: DeclaredParams, workload: DeclaredParams) -> None:
-        if asked():
+    def run_or_launch(params: DeclaredParams, workload: DeclaredParams) -> None:
+        if needs_launch():
             start(name)
             return
         with joined():
             main(params, workload)
 
-    stage.run(here_or_launched, name, end)
+    stage.run(run_or_launch, name, end)
 
 
-def asked() -> bool:
-    """Whether the stage is to be started again."""
+def needs_launch() -> bool:
+    """Return whether SGLP_LAUNCH is set and this process was not started by it."""
     return MARKS not in os.environ and bool(os.environ.get(COMMAND, "").strip())
 
 
 def start(name: str) -> None:
-    """Start a stage again by the launcher, and wait for it.
+    """Start a stage under the launcher and wait for it.
 
     Raises:
-        ParameterError: there is no such launcher.
-        SystemExit: it failed, with one sentence.
+        ParameterError: the launcher is not installed.
+        SystemExit: the stage failed; the message is one sentence.
     """
     command = shlex.split(os.environ[COMMAND])
-    beside = str(Path(sys.executable).parent)  # where torchrun is that goes with this Python
-    launcher = shutil.which(command[0], path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    scripts = str(Path(sys.executable).parent)  # has the torchrun of this environment
+    launcher = shutil.which(command[0], path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
     if launcher is None:
-        raise ParameterError(f"{COMMAND}={os.environ[COMMAND]!r}: there is no command {command[0]}; torchrun would do")
-    folder = user_cache_path("sglp") / "launched"  # which other machines see too
+        raise ParameterError(
+            f"{COMMAND}={os.environ[COMMAND]!r}: there is no command {command[0]}; use a launcher such as "
+            "'torchrun --nproc-per-node 2'"
+        )
+    folder = user_cache_path("sglp") / "launched"  # other machines must see it too
     folder.mkdir(parents=True, exist_ok=True)
     marks = Path(mkdtemp(dir=folder))
     try:
         code = _wait([launcher, *command[1:], "-m", f"stages.{name}", *sys.argv[1:]], marks)
         if code:
-            sys.exit(_what_happened(name, marks, code))
+            sys.exit(_failure(name, marks, code))
     finally:
         shutil.rmtree(marks)
 
 
 def _wait(command: list[str], marks: Path) -> int:
-    """Run the launcher, which ends when this process is told to end."""
-    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # else DDP warns of parameters that it need not have looked for
-    with subprocess.Popen(command, env={**quiet, **os.environ, MARKS: str(marks)}) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    """Run the launcher and return its exit code; pass SIGTERM on to it."""
+    log_level = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # hides DDP's warning about its search for unused parameters
+    with subprocess.Popen(command, env={**log_level, **os.environ, MARKS: str(marks)}) as process:
+        handler = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             return process.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
 
 
-def _what_happened(name: str, marks: Path, code: int) -> str:
-    """What a process said, or else who died without a word."""
+def _failure(name: str, marks: Path, code: int) -> str:
+    """Return the error of the first process that failed, or else name the processes that died without an error."""
     name = os.environ.get("DVC_STAGE", name)
-    said = {mark.name: mark.read_text(encoding="utf-8") for mark in sorted(marks.iterdir())}
-    if ERROR in said:
-        return said[ERROR]
-    if said:
+    texts = {mark.name: mark.read_text(encoding="utf-8") for mark in sorted(marks.iterdir())}
+    if ERROR in texts:
+        return texts[ERROR]
+    if texts:
         return (
-            f"{name}: {' and '.join(said.values())} died without a word, killed perhaps as memory ran out; the next "
-            "run goes on from the last checkpoint, where there is one"
+            f"{name}: {' and '.join(texts.values())} died without an error message, perhaps killed because memory ran "
+            "out; the next run resumes from the last checkpoint, if there is one"
         )
-    return f"{name}: {COMMAND} ended with exit code {code}; what it says stands above"
+    return f"{name}: {COMMAND}={os.environ[COMMAND]!r} ended with exit code {code}; see its output above"
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that a launcher started, where it was one; only the first of them talks."""
+    """Join the other processes if a launcher started this one; silence all processes but the first."""
     if MARKS not in os.environ:
         yield
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that half-written files are deleted
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
-    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    rank = os.environ.get("RANK", "0")
+    count = os.environ.get("WORLD_SIZE", "1")
     mark = Path(os.environ[MARKS], rank)
     mark.write_text(f"rank {rank} of {count} processes (pid {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
     try:
         with ExitStack() as stack:
             stack.enter_context(processes.joined())
             if rank != "0":
-                silence = stack.enter_context(Path(os.devnull).open("w"))
-                stack.enter_context(redirect_stdout(silence))
-                stack.enter_context(redirect_stderr(silence))
+                devnull = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(redirect_stdout(devnull))
+                stack.enter_context(redirect_stderr(devnull))
             yield
     except RuntimeError as error:
         if not processes.lost_another(error):
             raise
-        sys.exit(1)  # the one that died is what is to be told
+        sys.exit(1)  # without an error: the process that died is the one to report
     finally:
         mark.unlink()
 
 
 def _end_with_the_launcher() -> None:
-    """torchrun puts processes into sessions of their own, where what kills torchrun does not reach them."""
+    """Stop this process when the launcher dies: torchrun starts each process in a session that signals do not reach."""
     launcher = os.getppid()
     while os.getppid() == launcher:
         time.sleep(1)
@@ -131,7 +135,7 @@ def _end_with_the_launcher() -> None:
 
 
 def end(sentence: str) -> None:
-    """End a stage with a sentence; of several processes the first that fails tells it the one that started them."""
+    """Exit with an error message; a launched process writes it to a file instead, unless another one already has."""
     if MARKS not in os.environ:
         sys.exit(sentence)
     try:

@@ -1,4 +1,4 @@
-"""data/layers.csv: a network's layers in order of execution."""
+"""Read and write data/layers.csv: a network's layers in order of execution."""
 
 from dataclasses import asdict, fields
 
@@ -7,12 +7,12 @@ from stages.support.tables import read_rows, write_rows
 
 
 def write_layers(path: str, layers: list[Layer]) -> None:
-    """Write the table."""
-    write_rows(path, [field.name for field in fields(Layer)], (asdict(layer).values() for layer in layers))
+    """Write layers as a CSV table."""
+    write_rows(path, [field.name for field in fields(Layer)], (list(asdict(layer).values()) for layer in layers))
 
 
 def read_layers(path: str) -> list[Layer]:
-    """Read the table."""
+    """Read the layers that `write_layers` wrote."""
     return [
         Layer(row["name"], row["removable"] == "True", row["reason"], int(row["parameters"]), int(row["macs"]))
         for row in read_rows(path)

@@ -23,10 +23,10 @@ METRICS = {
     "perplexity": Metric("perplexity"),
     "loss": Metric("loss"),
     "params": Metric("parameters", "count"),
-    "macs": Metric("MACs a sample", "count"),
-    "flops": Metric("FLOPs a sample", "count"),
-    "macs_per_token": Metric("MACs a token", "count"),
-    "flops_per_token": Metric("FLOPs a token", "count"),
+    "macs": Metric("MACs per sample", "count"),
+    "flops": Metric("FLOPs per sample", "count"),
+    "macs_per_token": Metric("MACs per token", "count"),
+    "flops_per_token": Metric("FLOPs per token", "count"),
     "bytes": Metric("size on disk", "count", "B"),
     "latency_seconds": Metric("latency", "count", "s"),
     "samples_per_second": Metric("throughput", "number", "samples/s"),
@@ -106,7 +106,7 @@ def benchmark_rows(benchmark: dict) -> list[list[str]]:
             where = f"batch {size}" if task["name"] == "forward" else f"{task['name']}, batch {size}"
             rows += [_timed(key, task[key], where) for key in METRICS if key in task]
             value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**task["speedup"])
-            rows.append([f"times as fast, {where}", "", "", "", value, ""])
+            rows.append([f"speedup, {where}", "", "", "", value, ""])
         rows.append(_timed("peak_memory_bytes", measured["peak_memory_bytes"], f"batch {size}"))
     return rows
 

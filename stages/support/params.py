@@ -28,8 +28,8 @@ class DeclaredParams:
 
     def __getattr__(self, name: str) -> Any:
         raise ParameterError(
-            f"the stage {self._stage} reads the parameter {self._prefix}{name}: add it to params in the stage's entry in "
-            "dvc.yaml"
+            f"the stage {self._stage} reads the parameter {self._prefix}{name}: add it to params in the stage's entry "
+            "in dvc.yaml"
         )
 
 

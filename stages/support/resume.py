@@ -1,5 +1,8 @@
-"""Where a killed run's checkpoints live: outside the workspace, which DVC empties, under a key of all that the stage
-depends on; they go when the stage succeeds, or when nobody went on with them for a month."""
+"""Checkpoints of killed runs, in the user's cache under a key of everything that the stage depends on.
+
+They are outside the workspace, because DVC deletes a stage's outputs before it runs. They are deleted when the stage
+succeeds, or when no run has resumed from them for a month.
+"""
 
 import hashlib
 import json
@@ -20,9 +23,9 @@ ABANDONED = 30 * 24 * 3600  # seconds
 
 @contextmanager
 def resumable(stage: str, params: DeclaredParams, workload: DeclaredParams) -> Iterator[Path]:
-    """A folder for the checkpoints of one run: the same one for the same code, inputs and parameters.
+    """Provide a folder for the checkpoints of a run: the same folder for the same code, inputs and parameters.
 
-    A second run of the same waits for the first, as two workers on a cold cache would write into each other's.
+    Only one run at a time uses it: a second run with the same key waits for the first.
     """
     inputs = {path: checksum(Path(path)) for path in entry(stage)["deps"]}
     content = json.dumps([stage, inputs, flat(params), flat(workload)], sort_keys=True)
@@ -30,18 +33,18 @@ def resumable(stage: str, params: DeclaredParams, workload: DeclaredParams) -> I
     folder = user_cache_path("sglp") / "resume" / f"{stage}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
-    _drop_abandoned(folder.parent)
+    _delete_abandoned(folder.parent)
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
         yield folder
         shutil.rmtree(folder)
 
 
-def _drop_abandoned(folder: Path) -> None:
-    """Remove what runs left that nobody went on with; of what another run holds, nothing."""
-    for path in {left.with_suffix("") for left in folder.iterdir()}:
+def _delete_abandoned(folder: Path) -> None:
+    """Delete the checkpoints and locks of runs that were not resumed in time, unless a run holds the lock."""
+    for path in {file.with_suffix("") for file in folder.iterdir()}:
         lock = path.with_suffix(".lock")
-        with suppress(Timeout, FileNotFoundError):  # another run may drop the same
+        with suppress(Timeout, FileNotFoundError):  # another run may be deleting the same files
             if time.time() - (path if path.exists() else lock).stat().st_mtime > ABANDONED:
                 with FileLock(lock, timeout=0):
                     shutil.rmtree(path, ignore_errors=True)

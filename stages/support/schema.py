@@ -1,6 +1,6 @@
 """The schema of params.yaml: all parameters with their types and bounds."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,14 +9,15 @@ from sglp.tasks.schemas.workload import Positive, Seed, Share, Strict
 
 CostShare = Annotated[float, Field(gt=0, lt=1)]
 
+ABSENT: Any = None  # a default is not validated, so an explicit null is an error
+
 
 class Target(Strict):
     """The largest share of the dense network's cost that may remain, for one kind of cost."""
 
-    # The default of an absent key is not validated: an explicit null is an error.
-    macs: CostShare = Field(default=None)
-    parameters: CostShare = Field(default=None)
-    latency: CostShare = Field(default=None)
+    macs: CostShare = ABSENT
+    parameters: CostShare = ABSENT
+    latency: CostShare = ABSENT
 
     @model_validator(mode="after")
     def _has_one_kind(self) -> Self:

@@ -1,4 +1,4 @@
-"""data/scores.csv: what the method scored, a set of layers or a single layer a row."""
+"""Read and write data/scores.csv: one row per scored set of layers, or per scored layer."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,24 @@ LAYERS = ("segment", "layer", "score", "search", "kept")
 
 
 def write_scores(path: str, scores: Scores) -> None:
-    """Write the table; its columns say whether sets or layers were scored."""
-    if any(isinstance(row, LayerScore) for row in scores):
-        rows = ((row.segment, row.layer, repr(row.score), row.search, int(row.kept)) for row in scores)
-        write_rows(path, LAYERS, rows)
-    else:
-        rows = (
-            (row.segment, " ".join(map(str, row.kept)), repr(row.score), row.search, int(row.best)) for row in scores
-        )
-        write_rows(path, SETS, rows)
+    """Write scores as a CSV table; its columns depend on whether sets or layers were scored."""
+    columns = LAYERS if any(isinstance(score, LayerScore) for score in scores) else SETS
+    write_rows(path, columns, map(_row, scores))
+
+
+def _row(score: SetScore | LayerScore) -> tuple:
+    if isinstance(score, LayerScore):
+        return score.segment, score.layer, repr(score.score), score.search, int(score.kept)
+    return score.segment, " ".join(map(str, score.kept)), repr(score.score), score.search, int(score.best)
 
 
 def read_scores(path: str) -> Scores:
-    """Read the table."""
+    """Read the scores that `write_scores` wrote."""
     return scores_of(read_rows(path))
 
 
 def scores_of(rows: Sequence[dict[str, str]]) -> Scores:
-    """The scores in rows of the table."""
+    """Convert rows of the CSV table to scores."""
     if rows and "layer" in rows[0]:
         return [
             LayerScore(int(row["segment"]), int(row["layer"]), float(row["score"]), row["search"], row["kept"] == "1")

@@ -1,4 +1,4 @@
-"""Runs a stage: its versions, its parameters, its errors in one sentence."""
+"""Run a stage: check library versions, read its parameters, and report an error in one sentence."""
 
 import os
 import sys
@@ -13,12 +13,12 @@ from stages.support.params import DeclaredParams, ParameterError, declared
 def run(
     main: Callable[[DeclaredParams, DeclaredParams], None], name: str, end: Callable[[str], None] = sys.exit
 ) -> None:
-    """Run a stage's `main(params, workload)`. An error that the user can fix becomes one sentence, with exit code 1.
+    """Run a stage's `main(params, workload)`; report an error that the user can fix in one sentence, with exit code 1.
 
     Args:
-        main: the stage.
-        name: name of its file.
-        end: called with the sentence.
+        main: the function that does the work of the stage.
+        name: the name of the stage's file.
+        end: called with the error message.
     """
     try:
         check_versions()
@@ -26,31 +26,34 @@ def run(
     except SGLPError as error:
         end(f"{os.environ.get('DVC_STAGE', name)}: {error}")
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every stage imports
+        if type(error).__name__ != "OutOfMemoryError":  # torch.OutOfMemoryError; not every stage imports torch
             raise
-        end(f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Smaller batches in the workload may help.")
+        end(f"{os.environ.get('DVC_STAGE', name)}: {first_line(error)} Try smaller batches in the workload.")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def check_versions() -> None:
-    """The libraries whose versions change numbers must be those that versions.txt says, for it stands in for them.
+    """Check that the installed libraries that affect results have the versions in versions.txt.
+
+    Stages depend on versions.txt in place of the libraries themselves.
 
     Raises:
-        ParameterError: one of them is another.
+        ParameterError: another version of a library is installed.
     """
     for line in Path("versions.txt").read_text(encoding="utf-8").split():
-        name, _, wanted = line.partition("==")
-        # What is not installed changes no numbers: few need lm-eval, peft, gguf or timm, and code that does says so.
-        if installed(name) not in (wanted, None):
+        name, _, required = line.partition("==")
+        # A missing library does not change results: lm-eval, peft, gguf and timm are optional, and code that needs
+        # one of them reports that it is missing.
+        if installed(name) not in (required, None):
             raise ParameterError(
-                f"versions.txt says {line}, but {name} {installed(name)} is installed: run 'make setup' to install "
-                "what is locked, or 'make versions' to write down what you have (all stages will run again)"
+                f"versions.txt requires {line}, but {name} {installed(name)} is installed: run 'make setup' to install "
+                "the locked versions, or 'make versions' to record the installed ones (all stages will run again)"
             )
 
 
 def installed(name: str) -> str | None:
-    """The version of a library, the same for all hardware ("+cpu"); None where it is not installed."""
+    """Return the version of a library without a hardware suffix such as "+cpu"; None if it is not installed."""
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:

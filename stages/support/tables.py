@@ -1,11 +1,13 @@
-"""The small tables that stages hand on. Python's csv reads and writes them: pandas takes a second to import."""
+"""Read and write small tables that stages exchange, with Python's csv: pandas takes a second to import."""
 
 import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sglp.files import new_file
 
@@ -24,26 +26,26 @@ def read_rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_similarity(path: str, similarity) -> None:
-    """Write a matrix as (row, column, similarity), exactly; the form that DVC plots as a heat map."""
+def write_similarity(path: str, similarity: ArrayLike) -> None:
+    """Write a matrix without rounding as rows (row, column, similarity), which DVC can plot as a heat map."""
     values = np.asarray(similarity)
     rows = ((i, j, repr(float(values[i, j]))) for i in range(len(values)) for j in range(len(values)))
     write_rows(path, ("row", "column", "similarity"), rows)
 
 
 def read_similarity(path: str) -> np.ndarray:
-    """The matrix that `write_similarity` wrote."""
+    """Read the matrix that `write_similarity` wrote."""
     values = np.array([float(row["similarity"]) for row in read_rows(path)])
     size = int(len(values) ** 0.5)
     return values.reshape(size, size)
 
 
-def write_json(path: str, content) -> None:
+def write_json(path: str, content: Any) -> None:
     """Write JSON; equal content gives equal bytes."""
     with new_file(path) as new:
         new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_json(path: str):
+def read_json(path: str) -> Any:
     """Read JSON."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
-"""The task of causal language modelling; see `sglp.tasks.data`."""
+"""Data for causal language modelling; see `sglp.tasks.data`."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,68 +16,84 @@ from sglp.tasks.local_files import CODE, read_local
 from sglp.tasks.schemas.causal_lm import TextPreparation
 from sglp.tasks.schemas.workload import Source
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def processor(folder, architecture: dict):
-    """The tokenizer that was saved with a network."""
+
+def processor(folder: str | Path, architecture: dict) -> Any:
+    """Load the tokenizer that was saved with a network."""
     from transformers import AutoTokenizer
 
     return read_local(AutoTokenizer, str(folder), architecture["kwargs"].get(CODE, False))
 
 
 def dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, float32 on a CPU."""
+    """Return bfloat16 for a GPU, float32 for a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def open_split(
-    source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor
+    source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor: Any
 ) -> Texts:
-    """A split of texts; see `Texts`."""
+    """Open a split of texts; see `Texts`."""
     return Texts(source, arguments, TextPreparation.model_validate(prepare), processor, path, sha256)
 
 
 def example(data: Texts) -> dict:
-    """One sequence."""
+    """Return the inputs of the first sequence."""
     return data.batch([0])[0]
 
 
 def calibration_batches(
     data: Texts, samples: int, batch_size: int, seed: int, part: slice = ALL
 ) -> Iterator[tuple[dict, Tensor]]:
-    """Batches of sequences drawn without replacement, or a part of them: inputs and the tokens that follow.
+    """Yield batches of sequences drawn without replacement: inputs, and the next tokens as target.
+
+    Args:
+        data: the training split.
+        samples: number of sequences to draw.
+        batch_size: the largest batch; batches are nearly equal in size.
+        seed: seed of the draw.
+        part: the batches to yield, by index.
 
     Raises:
-        DataError: there are fewer.
+        DataError: the split has fewer sequences.
     """
-    what = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
-    drawn = draw(len(data), samples, seed, what)
-    for some in even_slices(samples, batch_size)[part]:
-        yield data.batch(drawn[some])
+    description = f"sequences of data.prepare.length={data.length} tokens for training in {data.name}"
+    drawn = draw(len(data), samples, seed, description)
+    for rows in even_slices(samples, batch_size)[part]:
+        yield data.batch(drawn[rows])
 
 
-def check_fit(network: nn.Module, data: Texts) -> None:
-    """Check that the network takes sequences so long, and has an embedding for every token.
+def check_fit(network: "PreTrainedModel", data: Texts) -> None:
+    """Check that the network takes sequences of the data's length, and has an embedding for every token.
 
     Raises:
-        DataError: it does not.
+        DataError: the sequences are too long, or a token has no embedding.
     """
     check_length(network, "data.prepare.length", data.length)
-    size = network.get_input_embeddings().num_embeddings
+    size = cast(nn.Embedding, network.get_input_embeddings()).num_embeddings
     largest = int(data.tokens.max())
     if largest >= size:
         raise DataError(
-            f"{data.name} has the token {largest}, but the network knows 0 to {size - 1}: is it the tokenizer?"
+            f"{data.name} has the token {largest}, but the network only has tokens 0 to {size - 1}: use the tokenizer "
+            "that the network was trained with"
         )
 
 
-def check_length(network: nn.Module, key: str, length: int) -> None:
-    """Check that sequences are not longer than what the network takes.
+def check_length(network: "PreTrainedModel", key: str, length: int) -> None:
+    """Check that the network takes sequences of a length.
+
+    Args:
+        network: a Hugging Face model.
+        key: name of the length in the error message.
+        length: the length in tokens.
 
     Raises:
-        DataError: they are.
+        DataError: the sequences are too long.
     """
-    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and length > most:
+    max_length = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if max_length is not None and length > max_length:
         raise DataError(
-            f"{key}={length} is too long: {type(network).__name__} takes sequences of at most {most} tokens"
+            f"{key}={length} is too long: {type(network).__name__} takes sequences of at most {max_length} tokens"
         )

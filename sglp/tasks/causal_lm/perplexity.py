@@ -1,105 +1,126 @@
-"""Perplexity of a text by sliding windows, and continuations of prompts."""
+"""Perplexity of a text in sliding windows, and continuations of prompts."""
 
 import math
 from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sglp.distributed import processes
 from sglp.errors import DataError
 from sglp.running import device_of, logits_of
-from sglp.tasks.causal_lm.texts import encoded
+from sglp.tasks.causal_lm.texts import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers._typing import GenerativePreTrainedModel
 
 
 @torch.inference_mode()
 def perplexity(
-    network: nn.Module, tokens: Tensor, length: int, stride: int, batch_size: int = 1, prefix: Tensor | None = None
+    network: "PreTrainedModel",
+    tokens: Tensor,
+    length: int,
+    stride: int,
+    batch_size: int = 1,
+    prefix: Tensor | None = None,
 ) -> dict[str, float]:
-    """Perplexity: exp of the mean negative log-likelihood of a text's tokens.
+    """Measure the perplexity of a text: exp of the mean negative log-likelihood of its tokens.
 
-    The text is read in windows of `length` tokens, each `stride` after the one before. Every token is scored once, in
-    the first window that holds it, so that all but those of the first window have at least `length - stride` tokens
-    before them. The very first has none, and is not scored unless there is a prefix.
+    The text is read in windows of `length` tokens, at a distance of `stride`. Every token is scored once, in the first
+    window that holds it. After the first window, a scored token thus has at least `length - stride` tokens of context.
+    The first token of the text has no context, and is scored only if there is a prefix.
 
     Args:
-        network: of transformers, on any device.
+        network: a Hugging Face model, on any device.
         tokens: the text [tokens].
-        length, stride: of the windows; a smaller stride gives more context, and costs more.
-        batch_size: windows at once.
-        prefix: what stands before every window, within its length (the token of a text's beginning).
+        length: tokens per window, including the prefix.
+        stride: distance between windows; a smaller stride gives more context, and costs more.
+        batch_size: windows per batch.
+        prefix: tokens to put before every window (the token for the beginning of a text).
 
     Returns:
-        perplexity, loss (mean negative log-likelihood, in nats a token), tokens (how many were scored).
+        "perplexity", "loss" (mean negative log-likelihood, in nats per token) and "tokens" (number of scored tokens).
 
     Raises:
-        DataError: nothing can be scored, or the outputs are not finite.
+        DataError: no token can be scored, or the outputs are not finite.
     """
     network.eval()
     device = device_of(network)
     prefix = torch.empty(0, dtype=tokens.dtype) if prefix is None else prefix
     groups: dict[int, list[tuple[Tensor, int]]] = {}
-    for window, fresh in _windows(tokens, prefix, length, stride):
-        groups.setdefault(len(window), []).append((window, fresh))
+    for window, num_new in _windows(tokens, prefix, length, stride):
+        groups.setdefault(len(window), []).append((window, num_new))
     batches = [rows[i : i + batch_size] for rows in groups.values() for i in range(0, len(rows), batch_size)]
 
-    def judge(rows: list[tuple[Tensor, int]]) -> list[tuple[float, int]]:
+    def score(rows: list[tuple[Tensor, int]]) -> list[tuple[float, int]]:
         ids = torch.stack([window for window, _ in rows]).to(device)
         logits = logits_of(network(input_ids=ids, use_cache=False))
-        judged = []
-        for row, (window, fresh) in enumerate(rows):
-            scored = min(fresh, len(window) - 1)
-            if not scored:  # a single token, without a prefix
-                judged.append((0.0, 0))
+        sums = []
+        for row, (window, num_new) in enumerate(rows):
+            num_scored = min(num_new, len(window) - 1)
+            if not num_scored:  # a single token, without a prefix
+                sums.append((0.0, 0))
                 continue
-            of = logits[row, -scored - 1 : -1].float()
-            judged.append((float(F.cross_entropy(of, ids[row, -scored:], reduction="none").double().sum()), scored))
-        return judged
+            predictions = logits[row, -num_scored - 1 : -1].float()
+            losses = F.cross_entropy(predictions, ids[row, -num_scored:], reduction="none")
+            sums.append((float(losses.double().sum()), num_scored))
+        return sums
 
-    judged = chain.from_iterable(processes.shared_map(judge, batches, desc="perplexity", unit="batch"))
-    total, count = (sum(column) for column in zip((0.0, 0), *judged, strict=True))
+    sums = chain.from_iterable(processes.shared_map(score, batches, desc="perplexity", unit="batch"))
+    total, count = (sum(column) for column in zip((0.0, 0), *sums, strict=True))
     if not count:
-        raise DataError(f"a text of {len(tokens)} tokens has none whose likelihood could be measured")
+        raise DataError(f"a text of {len(tokens)} tokens is too short for perplexity: no token has another before it")
     if not math.isfinite(total):
         raise DataError(f"the negative log-likelihood of the text is {total}: the network's outputs are not finite")
     return {"perplexity": math.exp(min(total / count, 700.0)), "loss": total / count, "tokens": count}
 
 
 def _windows(tokens: Tensor, prefix: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
-    """Windows with their prefix, and how many tokens at the end of each stand in no window before it."""
+    """Return windows with their prefix, each with the number of tokens at its end that are in no earlier window."""
     size = length - len(prefix)
     if size < 2:
-        raise DataError(f"windows of {length} tokens have no room beside the {len(prefix)} that begin every text")
-    # Without a prefix the first token of a window can't be scored: it must be the last one of the window before.
+        raise DataError(
+            f"windows of {length} tokens are too short: the tokenizer's prefix and two tokens need {len(prefix) + 2}"
+        )
+    # Without a prefix, the first token of a window can't be scored, so the previous window has to score it.
     stride = min(stride, size if len(prefix) else size - 1)
-    windows, done, begin = [], 0, 0
-    while done < len(tokens):
+    windows = []
+    begin = num_done = 0
+    while num_done < len(tokens):
         end = min(begin + size, len(tokens))
-        windows.append((torch.cat([prefix, tokens[begin:end]]), end - done))
-        done, begin = end, begin + stride
+        windows.append((torch.cat([prefix, tokens[begin:end]]), end - num_done))
+        num_done = end
+        begin += stride
     return windows
 
 
 @torch.inference_mode()
-def continuations(network: nn.Module, tokenizer, prompts: list[str], new: int) -> list[dict[str, str]]:
-    """The most likely next tokens after each prompt, one by one (greedy), as text.
+def continuations(
+    network: "PreTrainedModel", tokenizer: Any, prompts: list[str], max_new_tokens: int
+) -> list[dict[str, str]]:
+    """Continue each prompt by the most likely tokens, one by one (greedy decoding).
 
     Args:
-        network: of transformers.
-        tokenizer: its own.
-        prompts: texts to go on from.
-        new: how many tokens; fewer where the network ends the text.
+        network: a Hugging Face model.
+        tokenizer: the tokenizer of the network.
+        prompts: texts to continue.
+        max_new_tokens: number of tokens to generate; fewer if the network ends the text.
+
+    Returns:
+        "prompt" and "continuation" of each prompt, as text.
     """
     network.eval()
-    found = []
+    rows = []
     for prompt in tqdm(prompts, desc="continuations", disable=None):
-        ids = torch.tensor([encoded(tokenizer, prompt)], device=device_of(network))
-        whole = network.generate(
+        ids = torch.tensor([encode(tokenizer, prompt)], device=device_of(network))
+        output = cast("GenerativePreTrainedModel", network).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
@@ -108,7 +129,7 @@ def continuations(network: nn.Module, tokenizer, prompts: list[str], new: int) -
             top_k=None,
             pad_token_id=network.generation_config.pad_token_id or 0,
         )
-        written = whole[0, ids.shape[1] :]
-        text = tokenizer.decode(written, skip_special_tokens=True)
-        found.append({"prompt": prompt, "continuation": text})
-    return found
+        new_ids = output[0, ids.shape[1] :]
+        text = tokenizer.decode(new_ids, skip_special_tokens=True)
+        rows.append({"prompt": prompt, "continuation": text})
+    return rows

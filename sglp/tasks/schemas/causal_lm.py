@@ -1,19 +1,23 @@
-"""What a workload file of a causal language model holds."""
+"""Keys of a workload file for causal language modelling, beside those of `sglp.tasks.schemas.workload`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sglp.tasks.schemas.workload import Data, Distillation, Positive, Recipe, Seed, Share, Strict, Workload
 
-MOST_TOKENS = 2048  # a Gram matrix of so many takes 32 MiB, a layer and batch
+MAX_TOKENS = 2048  # a Gram matrix of 2048 tokens takes 32 MiB per layer and batch
 
 
 class TextPreparation(Strict):
-    """How texts become sequences: joined by `separator`, turned into tokens, cut into `length` tokens each.
+    """How texts become sequences of tokens of equal length.
 
-    tokenizer: null for the one that comes with the weights, or "bytes" (every byte is a token) for a network that is
-    trained here.
+    Attributes:
+        text_column: the column with the texts; ignored for a data-set class.
+        separator: text that joins the texts into one.
+        length: tokens per sequence.
+        tokenizer: null for the tokenizer that comes with the weights, or "bytes", one token per byte, for a network
+            that is trained from random weights.
     """
 
     text_column: str
@@ -23,7 +27,7 @@ class TextPreparation(Strict):
 
 
 class TextData(Data):
-    """Texts."""
+    """Texts; see `Data`."""
 
     prepare: TextPreparation
 
@@ -31,8 +35,9 @@ class TextData(Data):
 class TextRecipe(Recipe):
     """How a language model is trained.
 
-    gradient_accumulation_steps: batches that make one step.
-    gradient_checkpointing: activations are computed twice instead of kept.
+    Attributes:
+        gradient_accumulation_steps: batches per optimizer step.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them, to save memory.
     """
 
     gradient_accumulation_steps: Positive
@@ -40,13 +45,24 @@ class TextRecipe(Recipe):
 
 
 class Pretraining(TextRecipe):
-    """How the dense network is trained, with a seed of its own."""
+    """How the dense network is trained if `weights.train` is true.
+
+    Attributes:
+        seed: seed of the random weights and of training, independent of `seed` in params.yaml.
+    """
 
     seed: Seed
 
 
 class Lora(Strict):
-    """Low-rank adapters (Hu et al. 2021), merged in the end. targets: names of linear layers, or all-linear."""
+    """Low-rank adapters (Hu et al. 2021), which are merged into the weights after training.
+
+    Attributes:
+        r: rank of the adapters.
+        alpha: scale of the adapters, divided by `r`.
+        dropout: dropout of the adapters' inputs.
+        targets: names of the linear layers to adapt, such as [q_proj, v_proj], or "all-linear".
+    """
 
     r: Positive
     alpha: Annotated[float, Field(gt=0)]
@@ -55,9 +71,12 @@ class Lora(Strict):
 
 
 class Finetuning(TextRecipe, Distillation):
-    """How the pruned network is healed.
+    """How the pruned network is fine-tuned.
 
-    tuning: "lora", "partial" (output embedding, final norm and the last `last_layers` layers) or "full".
+    Attributes:
+        tuning: "lora"; "partial", which trains the output embedding, the final norm and the last layers; or "full".
+        lora: the adapters, for tuning "lora".
+        last_layers: number of last layers to train, for tuning "partial".
     """
 
     tuning: Literal["lora", "partial", "full"]
@@ -66,13 +85,18 @@ class Finetuning(TextRecipe, Distillation):
 
 
 class TextEvaluation(Strict):
-    """How networks are evaluated.
+    """How networks are evaluated: perplexity on the test split, questions, and examples of generated text.
 
-    length, stride: of the windows for perplexity: each is `length` tokens, `stride` after the one before; every token
-    is scored once (but the first, where nothing stands before it).
-    tokens: how many of the test text; null for all.
-    tasks, limit: tasks of lm-eval by name, and how many questions of each; null for all.
-    prompts, max_new_tokens: prompts to go on from, and by how many tokens.
+    Attributes:
+        length: tokens per window in which perplexity is measured.
+        stride: distance in tokens from one window to the next. Every token is scored once, in the first window that
+            holds it; the first token of the text is scored only if the tokenizer puts a token before it.
+        tokens: number of test tokens; null for all.
+        batch_size: windows or answers per batch.
+        tasks: names of question tasks, of lm-eval or in `files.tasks`.
+        limit: number of questions per task; null for all.
+        prompts: texts that the network continues, for the report.
+        max_new_tokens: largest number of tokens to generate per prompt.
     """
 
     length: Annotated[int, Field(ge=2)]
@@ -85,14 +109,20 @@ class TextEvaluation(Strict):
     max_new_tokens: Positive
 
     @model_validator(mode="after")
-    def _no_gaps(self):
+    def _windows_leave_no_gaps(self) -> Self:
         if self.stride > self.length:
-            raise ValueError(f"stride={self.stride} must be at most length={self.length}, or tokens would be left out")
+            raise ValueError(f"stride={self.stride} must be at most length={self.length}, or tokens would be skipped")
         return self
 
 
 class TextBenchmark(Strict):
-    """How networks are timed: reading a prompt of `prompt_tokens` tokens, then writing `new_tokens` tokens one by one."""
+    """How networks are timed: reading prompts in one pass, then generating tokens one by one.
+
+    Attributes:
+        batch_sizes: numbers of prompts per batch; each batch size is timed.
+        prompt_tokens: tokens per prompt.
+        new_tokens: tokens to generate per prompt.
+    """
 
     batch_sizes: Annotated[list[Positive], Field(min_length=1)]
     prompt_tokens: Positive
@@ -100,7 +130,15 @@ class TextBenchmark(Strict):
 
 
 class LanguageWorkload(Workload):
-    """A workload of a causal language model."""
+    """A workload of causal language modelling; see `Workload` for the other keys.
+
+    Attributes:
+        data: the texts.
+        pretrain: how the dense network is trained.
+        finetune: how the pruned network is fine-tuned.
+        evaluation: how networks are evaluated.
+        benchmark: how networks are timed.
+    """
 
     data: TextData
     pretrain: Pretraining
@@ -109,11 +147,11 @@ class LanguageWorkload(Workload):
     benchmark: TextBenchmark
 
     @model_validator(mode="after")
-    def _gram_matrices_fit(self):
+    def _gram_matrices_fit(self) -> Self:
         tokens = self.calibration.batch_size * self.data.prepare.length
-        if self.calibration.pooling == "tokens" and tokens > MOST_TOKENS:
+        if self.calibration.pooling == "tokens" and tokens > MAX_TOKENS:
             raise ValueError(
-                f"calibration.pooling=tokens compares all {tokens} tokens of a batch with each other: make "
-                f"calibration.batch_size times data.prepare.length at most {MOST_TOKENS}"
+                f"calibration.pooling=tokens compares all {tokens} tokens of a batch with each other: "
+                f"calibration.batch_size times data.prepare.length must be at most {MAX_TOKENS}"
             )
         return self
