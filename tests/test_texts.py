@@ -159,9 +159,7 @@ def complaint(call, *arguments) -> str:
 def test_not_enough_text(tmp_path):
     (tmp_path / "short.txt").write_text("the fox\n")
     said = complaint(local, "text", tmp_path / "short.txt")
-    assert said.endswith(
-        "short.txt is too short: it has 7 tokens, and one sequence of data.prepare.length=8 needs 8"
-    )
+    assert said.endswith("short.txt is too short: it has 7 tokens, and one sequence of data.prepare.length=8 needs 8")
     (tmp_path / "some.txt").write_text(prose(40))
     texts = local("text", tmp_path / "some.txt")
     said = complaint(list, causal_lm.calibration_batches(texts, 50, 4, 0))
@@ -193,4 +191,5 @@ def test_a_prompt_that_leaves_no_room():
 
 def test_tokens_that_the_network_does_not_know():
     texts = Texts(TOPICS, {"train": True}, PREPARE, byte_tokenizer())
-    assert "but the network only has tokens 0 to 99" in complaint(causal_lm.check_fit, tiny_llama(vocab_size=100), texts)
+    network = tiny_llama(vocab_size=100)
+    assert "but the network only has tokens 0 to 99" in complaint(causal_lm.check_fit, network, texts)

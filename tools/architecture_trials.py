@@ -38,7 +38,8 @@ class Network(NamedTuple):
         if isinstance(self.factory, str):
             network = sglp.build(self.factory, self.kwargs)
         else:
-            network = self.factory(self.factory.config_class(**self.kwargs))
+            config: Any = self.factory.config_class
+            network = self.factory(config(**self.kwargs))
         with torch.no_grad():
             for parameter in network.parameters():  # norms and scales that do nothing would hide a layer
                 if parameter.numel() > 1 and parameter.min() == parameter.max():

@@ -7,8 +7,8 @@ from sglp.errors import SGLPError
 from sglp.tasks.evaluation import find_evaluation
 from sglp.tasks.schemas import schema_of
 from stages.support.checks import check_params
-from stages.support.schema import Params
 from stages.support.params import check, read_yaml, workload_path
+from stages.support.schema import Params
 from stages.support.userfiles import declared_file
 
 

@@ -6,6 +6,7 @@ Layers are a list of dicts with "status" (a key of `STATUSES`) and "macs"; segme
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,16 +104,18 @@ def draw_scores(path: Path, rows: Scores, layers: Sequence[dict]) -> None:
         rows: rows of scores.csv.
         layers: all layers.
     """
-    if any(isinstance(row, LayerScore) for row in rows):
+    single = [row for row in rows if isinstance(row, LayerScore)]
+    if single:
         with _figure(path, 9, 3) as figure:
             axes = figure.subplots()
-            _bars(axes, layers, [row.layer for row in rows], [row.score for row in rows])
+            _bars(axes, layers, [row.layer for row in single], [row.score for row in single])
             axes.axhline(0, color="#333333", linewidth=0.8)
             axes.set(xlabel="layer", ylabel="score", xlim=(-0.8, len(layers) - 0.2))
             axes.xaxis.set_major_locator(_whole(len(layers), room=30))
             _legend(figure, layers)
         return
-    parts = [[row for row in rows if row.segment == s] for s in sorted({row.segment for row in rows})]
+    sets = [row for row in rows if isinstance(row, SetScore)]
+    parts = [[row for row in sets if row.segment == s] for s in sorted({row.segment for row in sets})]
     parts = [part for part in parts if len(part) > 1]
     more, parts = len(parts) - PANELS, parts[:PANELS]
     columns = min(3, max(1, len(parts)))
@@ -168,7 +171,7 @@ def draw_training(path: Path, rows: pd.DataFrame) -> None:
         path: path of the PNG.
         rows: training.csv; NaN where a value was not measured.
     """
-    measured = [name for name in rows if name.startswith("heldout_") and name != "heldout_loss"]
+    measured = [name for name in map(str, rows) if name.startswith("heldout_") and name != "heldout_loss"]
     measured = [name for name in measured if rows[name].notna().any()]
     with _figure(path, 9, 3.6 + 1.2 * len(measured)) as figure:
         panels = figure.subplots(2 + len(measured), 1, sharex=True, height_ratios=[3, *[1.5] * len(measured), 1])
@@ -224,10 +227,10 @@ def _histogram(axes: Axes, rows: Sequence[SetScore]) -> None:
     scores = np.array([row.score for row in rows])
     axes.hist(scores[np.isfinite(scores)], bins=min(30, int(len(scores) ** 0.5) + 4), color=QUIET)
     axes.set_title(f"segment {rows[0].segment}: {len(rows)} sets of layers")
-    note = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top", "color": CHOSEN}
+    note: dict[str, Any] = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top"}
     for score in (row.score for row in rows if row.best):
         axes.axvline(score, color=CHOSEN, linewidth=2)
-        axes.annotate(f"chosen: {score:#.4g}", (score, 0.99), xycoords=("data", "axes fraction"), **note)
+        axes.annotate(f"chosen: {score:#.4g}", (score, 0.99), xycoords=("data", "axes fraction"), color=CHOSEN, **note)
     axes.margins(y=0.25)
     axes.set(xlabel="score", ylabel="sets of layers")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
