@@ -210,13 +210,13 @@ def test_labels_out_of_range(project):
 
 def test_an_empty_data_set(project):
     use_images(project, 0, 0)
-    assert "train.parquet holds no samples" in complaint("stages.pretrain")
+    assert "train.parquet has no samples" in complaint("stages.pretrain")
 
 
 def test_too_few_samples(project):
     use_images(project, 6, 3)
     run_module("stages.pretrain")
-    assert "64 samples are asked for, but" in complaint("stages.extract")
+    assert "64 samples are needed, but" in complaint("stages.extract")
 
 
 def test_a_stage_writes_one_line_to_stderr(project):
@@ -257,7 +257,10 @@ def test_a_python_without_sglp_is_reported(project, tmp_path):
             {"data": {"prepare": {"mean": [0.1, 0.2]}}},
             "mean and std have 2 and 1 values: each needs 1, one per channel",
         ),
-        ({"finetune": {"augment": [{"RandomCorp": {}}]}}, "'RandomCorp' is no transform of torchvision.transforms.v2"),
+        (
+            {"finetune": {"augment": [{"RandomCorp": {}}]}},
+            "'RandomCorp' is not a transform of torchvision.transforms.v2",
+        ),
         ({"finetune": {"augment": [{"RandomCrop": {}}]}}, "the transform RandomCrop can't take {}"),
         (
             {"finetune": {"augment": [{"RandomErasing": {"value": "random"}}]}},

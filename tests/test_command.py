@@ -137,7 +137,7 @@ REFUSED = {
         "{}",
     ): r"--kwargs needs a factory \(package.module:function\), and nothing is not one",
     ("inspect", "."): "is not a saved network: it has no architecture.json",
-    ("inspect", "broken"): "models/broken.yaml is no workload: with model: broken in params.yaml, 'python -m tools.ch",
+    ("inspect", "broken"): "models/broken.yaml is not a valid workload: set model: broken in params.yaml and run",
     ("export", ".", "--to", "tflite"): "sglp export: a network can't be exported to 'tflite'",
     ("export", ".", "--to", "gguf"): "is not the folder of a language model",
 }

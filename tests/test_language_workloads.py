@@ -159,7 +159,7 @@ def test_not_enough_text(project):
     use_weights(project, project.parent / "weights")
     change(project, {"calibration": {"samples": 10**6}})
     run_module("stages.pretrain")
-    assert "1000000 samples are asked for, but there are only" in complaint("stages.extract")
+    assert "1000000 samples are needed, but there are only" in complaint("stages.extract")
     change(project, {"evaluation": {"tokens": 10**9}})
     assert "evaluation.tokens=1000000000 is too many" in complaint("stages.evaluate", "dense")
 
@@ -181,7 +181,7 @@ def test_a_hub_name_without_a_hub(project, monkeypatch):
     change(project, {"weights": {"source": "factory", "kwargs": kwargs, "train": False}})
     start = time.monotonic()
     sentence = complaint("stages.pretrain")
-    assert "somebody/some-model is no folder here, and can't be had from the hub" in sentence
+    assert "somebody/some-model is not a folder here and can't be downloaded from the hub" in sentence
     assert "name it as files.weights.path, with weights.source: file and weights.kwargs: {}" in sentence
     assert time.monotonic() - start < 20
 
@@ -242,7 +242,7 @@ def test_kwargs_that_would_be_ignored(project):
     content["weights"] = {"source": "random", "kwargs": {}, "train": True}
     content["files"]["weights"] = {"path": None, "sha256": None}
     write_yaml(path, content)
-    assert "make no language model: LlamaConfig knows no hiden_size" in complaint("stages.pretrain")
+    assert "do not make a language model: LlamaConfig has no entry hiden_size" in complaint("stages.pretrain")
 
 
 def test_a_folder_without_weights(project):

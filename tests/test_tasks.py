@@ -125,7 +125,7 @@ def test_calibration_draws_without_replacement_by_its_seed(images):
 
 def test_too_many_calibration_samples(images):
     with pytest.raises(
-        DataError, match=r"2000 samples are asked for, but there are only 1433 images for training in sglp.tasks.digits"
+        DataError, match=r"2000 samples are needed, but there are only 1433 images for training in sglp.tasks.digits"
     ):
         list(calibration_batches(images, 2000, 32, 0))
 
@@ -144,7 +144,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(images):
 
 
 def test_an_unknown_transform_is_named(images):
-    with pytest.raises(DataError, match="'RandomCorp' is no transform"):
+    with pytest.raises(DataError, match="'RandomCorp' is not a transform"):
         images.steps_after([{"RandomCorp": {}}])
 
 
@@ -198,7 +198,7 @@ def test_nothing_is_held_out_that_calibration_has_seen(images, tmp_path, monkeyp
 def test_a_training_that_diverges_ends_at_once_and_leaves_nothing_to_go_on_from(images, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(image_classification, "collate", lambda pairs: (steps.append(1), stack(pairs))[1])
-    with pytest.raises(SGLPError, match="training diverged, its loss is not finite: learning_rate=1e\\+20 is too high"):
+    with pytest.raises(SGLPError, match="training diverged, the loss is not finite: learning_rate=1e\\+20 is too high"):
         train(
             fresh(), image_classification, images, recipe(learning_rate=1e20, epochs=9, holdout=0.0), 0, tmp_path / "r"
         )
@@ -247,5 +247,5 @@ def test_a_task_has_every_function_that_stages_call(name):
 def test_a_recipe_can_take_a_part_of_the_samples(images, tmp_path):
     rows = train(fresh(), image_classification, images, recipe(samples=100, batch_size=10), 0, tmp_path)
     assert rows[-1]["step"] == 8  # 80 of them, a fifth is held out
-    with pytest.raises(DataError, match="5000 samples are asked for, but there are only 1433 samples to train on"):
+    with pytest.raises(DataError, match="5000 samples are needed, but there are only 1433 samples to train on"):
         train(fresh(), image_classification, images, recipe(samples=5000), 0, tmp_path)

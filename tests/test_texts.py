@@ -163,7 +163,7 @@ def test_not_enough_text(tmp_path):
     (tmp_path / "some.txt").write_text(prose(40))
     texts = local("text", tmp_path / "some.txt")
     said = complaint(list, causal_lm.calibration_batches(texts, 50, 4, 0))
-    assert f"50 samples are asked for, but there are only {len(texts)} sequences of data.prepare.length=8" in said
+    assert f"50 samples are needed, but there are only {len(texts)} sequences of data.prepare.length=8" in said
 
 
 def test_a_column_that_is_not_there(tmp_path):

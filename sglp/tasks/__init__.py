@@ -1,1 +1,1 @@
-"""What a network is for: its loss, its data, how it is tuned and how it is evaluated."""
+"""Tasks: the data, the training and the evaluation that a network is for."""

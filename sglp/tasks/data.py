@@ -1,4 +1,4 @@
-"""What a task does with data: splits, examples, calibration batches."""
+"""The data side of a task: splits, examples, calibration batches."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -19,7 +19,7 @@ class TaskData(Protocol):
     """
 
     def processor(self, folder: Any, architecture: dict) -> Any:
-        """Load what was saved with a network to prepare its data (a tokenizer); None if the task needs nothing."""
+        """Load the processor that was saved with a network (a tokenizer); None if the task has none."""
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """Return the precision that networks compute in on a device, or None for the precision they are stored in."""
@@ -42,5 +42,5 @@ class TaskData(Protocol):
 
 
 def find_data(task: str) -> TaskData:
-    """Import what a task does with data."""
+    """Import the data side of a task."""
     return cast(TaskData, import_module(f"sglp.tasks.{task}.data"))

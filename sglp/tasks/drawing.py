@@ -6,17 +6,17 @@ from sglp.errors import DataError
 
 
 def draw(count: int, samples: int, seed: int, what: str) -> list[int]:
-    """Numbers of samples, drawn without replacement.
+    """Draw indices of samples without replacement.
 
     Args:
-        count: how many there are.
-        samples: how many are wanted.
-        seed: of the draw.
-        what: they are, for the error.
+        count: number of samples that exist.
+        samples: number of samples to draw.
+        seed: seed of the draw.
+        what: description of the samples for the error.
 
     Raises:
-        DataError: there are fewer.
+        DataError: there are too few samples.
     """
     if samples > count:
-        raise DataError(f"{samples} samples are asked for, but there are only {count} {what}")
+        raise DataError(f"{samples} samples are needed, but there are only {count} {what}")
     return np.random.default_rng(seed).permutation(count)[:samples].tolist()

@@ -1,4 +1,4 @@
-"""How the networks of a task are evaluated. It is apart from the data, so that training does not depend on it."""
+"""How the networks of a task are evaluated. It is separate from the data, so that training does not depend on it."""
 
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -10,7 +10,7 @@ class Evaluation(Protocol):
     """Functions of the module `sglp.tasks.TASK.evaluation`."""
 
     def check_workload(self, content: dict) -> None:
-        """Raise an error for what the schema of the workload can't check."""
+        """Raise an error for mistakes that the schema of the workload can't detect."""
 
     def evaluate(
         self, network: nn.Module, data: Any, settings: dict, processor: Any = None, tasks: str | None = None

@@ -1,5 +1,4 @@
-"""Brings causal language models of transformers, and their tokenizers: from the hub, a folder, a GGUF file, or a
-configuration alone."""
+"""Factories of causal language models and their tokenizers: from the hub, a folder, a GGUF file or a configuration."""
 
 from pathlib import Path
 
@@ -10,69 +9,71 @@ from sglp.tasks.local_files import CODE, read_local, refuse_code
 
 
 def causal_lm(pretrained: str | None = None, revision: str | None = None, trust_remote_code: bool = False, **config):
-    """The factory of workloads: a pretrained model, or one of random weights from a configuration.
+    """Load a pretrained causal language model, or build one with random weights from a configuration.
 
     Args:
-        pretrained: a name on the hub, a folder of safetensors with config.json, a folder with one GGUF file, or such a
-            file. Weights keep the precision that they are stored in; those of GGUF become float32.
-        revision: the commit on the hub.
+        pretrained: a name on the hub, a folder of safetensors with config.json, a GGUF file, or a folder with one GGUF
+            file. Weights keep their stored precision; GGUF weights become float32.
+        revision: commit on the hub.
         trust_remote_code: whether code that comes with the model may run.
-        config: of a model of random weights, as {"model_type": "llama", "hidden_size": 64, ...}.
+        config: configuration of a model with random weights, such as {"model_type": "llama", "hidden_size": 64, ...}.
 
     Raises:
-        CheckpointError: it can't be had, is broken, or needs code that may not run.
-        ArchitectureError: the configuration makes no model.
+        CheckpointError: the model can't be loaded, or needs code that may not run.
+        ArchitectureError: the configuration is not valid.
     """
     import transformers
 
     if pretrained is None:
-        return configured(transformers.AutoModelForCausalLM, "language model", config)
+        return configured(transformers.AutoModelForCausalLM, "a language model", config)
     refuse(config)
     return dequantized(fetched(transformers.AutoModelForCausalLM, pretrained, revision, trust_remote_code))
 
 
 def configured(kind, what: str, config: dict, *more: str):
-    """What a class of transformers makes from a configuration, with random weights.
+    """Build a Hugging Face model with random weights from a configuration.
 
     Args:
-        kind: the class.
-        what: what it makes, in words.
-        config: the entries of the configuration; others than it has are refused.
-        more: names of entries that it has under another name.
+        kind: Auto class of the model.
+        what: description of the model for errors.
+        config: entries of the configuration; unknown entries are refused.
+        more: entries that the configuration stores under another name.
 
     Raises:
-        ArchitectureError: the configuration makes none.
+        ArchitectureError: the configuration is not valid.
     """
     import transformers
 
     try:
-        made = transformers.AutoConfig.for_model(**config)
-        unknown = sorted(set(config) - {"model_type", *made.attribute_map, *type(made)().to_dict(), *more})
+        configuration = transformers.AutoConfig.for_model(**config)
+        unknown = sorted(
+            set(config) - {"model_type", *configuration.attribute_map, *type(configuration)().to_dict(), *more}
+        )
         if unknown:
-            raise ValueError(f"{type(made).__name__} knows no {', '.join(unknown)}")
-        return kind.from_config(made)
+            raise ValueError(f"{type(configuration).__name__} has no entry {', '.join(unknown)}")
+        return kind.from_config(configuration)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ArchitectureError(f"architecture.kwargs={config} make no {what}: {first_line(error)}") from error
+        raise ArchitectureError(f"architecture.kwargs={config} do not make {what}: {first_line(error)}") from error
 
 
 def refuse(config: dict) -> None:
-    """Refuse a configuration beside pretrained weights, which come with one.
+    """Refuse a configuration besides pretrained weights, which bring their own.
 
     Raises:
-        ArchitectureError: there is one.
+        ArchitectureError: the configuration has entries.
     """
     if config:
         raise ArchitectureError(
-            f"architecture.kwargs has {', '.join(sorted(config))}, but pretrained weights come with a configuration: "
-            f"only {CODE} can stand there"
+            f"architecture.kwargs has {', '.join(sorted(config))}, but pretrained weights bring their own "
+            f"configuration: only {CODE} is allowed"
         )
 
 
 def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool = False):
-    """The tokenizer that goes with a model.
+    """Load the tokenizer of a model.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the tokenizer can't be loaded.
     """
     import transformers
 
@@ -80,17 +81,17 @@ def tokenizer(pretrained, revision: str | None = None, trust_remote_code: bool =
 
 
 def byte_tokenizer():
-    """Every byte is a token: for models that are trained here."""
+    """Create a tokenizer whose tokens are bytes, for models that the pipeline trains from scratch."""
     from transformers import ByT5Tokenizer
 
     return ByT5Tokenizer(extra_ids=0)
 
 
 def fetched(kind, name: str, revision: str | None, trust: bool):
-    """What a class of transformers reads from a folder, a GGUF file or the hub.
+    """Load a model or tokenizer from a folder, a GGUF file or the hub.
 
     Raises:
-        CheckpointError: it can't be had, is broken, or needs code that may not run.
+        CheckpointError: the model can't be loaded, or needs code that may not run.
     """
     if Path(name).exists():
         return read_local(kind, name, trust)
@@ -100,7 +101,7 @@ def fetched(kind, name: str, revision: str | None, trust: bool):
     except Exception as error:  # whatever transformers raises, the user needs one sentence
         refuse_code(name, error)
         raise CheckpointError(
-            f"{name} is no folder here, and can't be had from the hub ({first_line(error)}): without it, fetch the "
-            "model's folder (safetensors) or GGUF file elsewhere and name it as files.weights.path, with "
+            f"{name} is not a folder here and can't be downloaded from the hub ({first_line(error)}): download the "
+            "model's folder (safetensors) or GGUF file elsewhere and set files.weights.path to it, with "
             "weights.source: file and weights.kwargs: {}"
         ) from error

@@ -49,13 +49,13 @@ def refuse_code(name: str, error: Exception) -> None:
 
 
 def _place(path: Path) -> tuple[Path, str | None]:
-    """The folder, and the name of its GGUF file if it is one."""
+    """Return the folder, and the name of its GGUF file if it is read from one."""
     if path.is_file():
         return path.parent, path.name
     if (path / "config.json").exists():
         return path, None
     files = sorted(file.name for file in path.glob("*.gguf"))
     if len(files) != 1:
-        found = ", ".join(files) or "neither"
-        raise CheckpointError(f"{path} must hold config.json and safetensors, or one GGUF file; it holds {found}")
+        held = ", ".join(files) or "neither"
+        raise CheckpointError(f"{path} must hold config.json and safetensors, or one GGUF file; it holds {held}")
     return path, files[0]

@@ -1,8 +1,9 @@
-"""A workload's network and an input for it, of its file alone: for a look at its layers before anything runs."""
+"""Build a workload's network and an example input from its file, for `sglp inspect`."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -22,41 +23,43 @@ def read_workload(path: Path) -> Workload:
     """Read a workload file.
 
     Raises:
-        DataError: it is no workload.
+        DataError: the file is not a workload.
     """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        return schema_of(content).model_validate(content)
+        return cast(Workload, schema_of(content).model_validate(content))
     except (YAMLError, ValidationError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is no workload: with model: {path.stem} in params.yaml, 'python -m tools.check' says why"
+            f"{path} is not a valid workload: set model: {path.stem} in params.yaml and run 'python -m tools.check'"
         ) from error
 
 
 def open_workload(workload: Workload, shape: Sequence[int] | None = None) -> tuple[nn.Module, object]:
-    """A workload's network and one input. Nothing is fetched but a language model that its factory has from the hub.
+    """Build a workload's network and one input. Only language models are downloaded.
 
     Args:
-        workload: what its file says; code that it names runs.
-        shape: of the input; None where the network's config or data that come with their class can tell.
+        workload: the workload; code that it names runs.
+        shape: shape of the input; None if the config of the network or a data-set class gives it.
 
     Raises:
         ArchitectureError: the network can't be built, the shape is needed or is wrong.
         CheckpointError: weights that the network needs can't be read.
-        DataError: they are not there, or the data that come with their class can't be read.
+        DataError: the weights do not exist, or the data can't be read.
     """
-    files, data = workload.files, workload.data
+    files = workload.files
+    data = workload.data
     if files.code.path is not None:
         sys.path.append(str(Path(files.code.path).resolve().parent))
     weights = workload.weights
-    if workload.task == "image_classification":  # whose layers don't depend on what is fetched
+    if workload.task == "image_classification":  # their layers do not depend on the weights
         weights = Weights.model_construct(source="random", kwargs={}, train=False)
     path = files.weights.path if workload.weights.source == "file" else None
     if path is not None and not Path(path).exists():
-        raise DataError(f"files.weights.path={path} is not there, and the network can't be had without it")
+        raise DataError(f"files.weights.path={path} does not exist, and the network can't be built without it")
     network = find_building(workload.task).build(workload.architecture, weights, path, 0)
     if shape is None and is_pretrained(network):
-        shape = getattr(data.prepare, "length", None) and (data.prepare.length,)
+        length = getattr(data.prepare, "length", None)
+        shape = (length,) if length else None
     comes_along = data.source.loader != "datasets" and files.train.path is None
     if shape is None and comes_along and not is_pretrained(network):
         task = find_data(workload.task)

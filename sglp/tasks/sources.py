@@ -1,4 +1,4 @@
-"""Opens what a workload names as the source of its data: a table of `datasets`, or a data-set class."""
+"""Open the data of a workload: a table of `datasets`, or a data-set class."""
 
 import sys
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from sglp.tasks.schemas.workload import Source
 
 
 def open_source(source: Source, arguments: dict, path: str | None, sha256: str | None, columns: list[str]):
-    """A table with these columns, or an object of the data-set class.
+    """Open a table with the given columns, or an object of the data-set class.
 
     Args:
         source: where the data come from.
-        arguments: of the split; for datasets those of `load_dataset` (split, name), else those of the class.
+        arguments: arguments of the split, for `load_dataset` (split, name) or for the class.
         path: the user's file or folder, or None.
-        sha256: its checksum; what `datasets` makes of a file is kept under it, so that no other file's is taken.
-        columns: that the table must have.
+        sha256: checksum of the file; `datasets` caches its tables under it, so that two files are never confused.
+        columns: columns that the table must have.
 
     Raises:
         DataError: the data can't be read, or a column is missing.
@@ -33,7 +33,7 @@ def open_source(source: Source, arguments: dict, path: str | None, sha256: str |
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns whatever a data library raises into one sentence."""
+    """Turn any error of a data library into one sentence."""
     try:
         yield
     except SGLPError:
@@ -43,7 +43,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def name_of(source: Source, path: str | None) -> str:
-    """What to call the data in a sentence."""
+    """Return the name of the data for messages."""
     return path or source.name or source.loader
 
 
@@ -51,20 +51,20 @@ def _table(source: Source, arguments: dict, path: str | None, sha256: str | None
     import datasets
 
     if path is not None:
-        # Named here, so that no part of the path ("test", "val") is taken for the name of a split.
+        # With an explicit split, no part of the path ("test", "val") is mistaken for the name of a split.
         files = {"train": f"{path}/**" if Path(path).is_dir() else path}
         arguments = {"split": "train", "data_files": files, **arguments}
         if sha256:
             arguments["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / sha256)
     if "split" not in arguments:
-        raise DataError(f"which split of {name} is meant? data.train and data.test need the key split")
+        raise DataError(f"data.train and data.test need the key split: which split of {name} should be read?")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(source.name, revision=source.revision, **arguments)
     except ValueError as error:
         if "corresponds to no data" in str(error):
-            raise DataError(f"{name} holds no samples") from error
+            raise DataError(f"{name} has no samples") from error
         raise
     for column in columns:
         if column not in table.column_names:

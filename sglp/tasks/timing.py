@@ -1,4 +1,4 @@
-"""What is timed for the networks of a task."""
+"""The work that the networks of a task are timed on."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +15,7 @@ class BenchmarkTask(NamedTuple):
         run: does the work once.
         units: how many samples or tokens the work has.
         unit: "samples" or "tokens".
-        inputs: what the network is called with, if one call is the whole work.
+        inputs: inputs of the network, if one call is the whole work.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Timing(Protocol):
     """Functions of the module `sglp.tasks.TASK.timing`."""
 
     def work(self, network: nn.Module, data: Any, settings: dict, size: int) -> list[BenchmarkTask]:
-        """Return what is timed at a batch size, the forward pass first."""
+        """Return the work to time at a batch size, the forward pass first."""
 
 
 def find_timing(task: str) -> Timing:
-    """Import what is timed for the networks of a task."""
+    """Import the work that the networks of a task are timed on."""
     return cast(Timing, import_module(f"sglp.tasks.{task}.timing"))

@@ -1,7 +1,7 @@
-"""Python's own help texts: English prose that every Python holds, nothing to download.
+"""Python's own help texts: English prose that comes with every Python, so nothing is downloaded.
 
-They differ from one version of Python to the next, and with them the figures: a team that shares a cache has one
-version of Python, or a text of its own.
+The texts differ between versions of Python, and so do the results: a team that shares a cache should use one version of
+Python, or a text of its own.
 """
 
 from pydoc_data.topics import topics
@@ -10,10 +10,10 @@ TEST_EVERY = 5
 
 
 class Topics:
-    """A split of the help topics, a text each: every fifth of them is for the test.
+    """A split of the help topics, one text each; every fifth topic is in the test split.
 
     Args:
-        train: the training split, or else the test split.
+        train: the training split if true, else the test split.
     """
 
     def __init__(self, train: bool):

@@ -1,4 +1,4 @@
-"""Training images whose augmentation depends on seed and epoch alone, so that a killed run can go on."""
+"""Training images whose augmentation depends only on seed, epoch and index, so that a killed run can resume."""
 
 import numpy as np
 import torch
@@ -9,13 +9,13 @@ from sglp.tasks.image_classification.images import Images
 
 
 class TrainingImages(Dataset):
-    """Samples by (epoch, index): the augmentation depends on seed, epoch and index alone, not on what ran before.
+    """Samples indexed by (epoch, position). Their augmentation does not depend on what ran before.
 
     Args:
         images: the training split.
-        indices: which of its samples.
-        augment: transforms for training, or None for those of evaluation.
-        seed: of the augmentation.
+        indices: indices of the samples to use.
+        augment: transforms for training, or None for the transforms of evaluation.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, images: Images, indices: np.ndarray, augment: list[dict] | None, seed: int):
@@ -34,6 +34,6 @@ class TrainingImages(Dataset):
             return self.images.prepared(index, self.steps), label
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: without a GPU it notes every call, with a traceback, for when there is one.
+            # torch.manual_seed is slow: without a GPU it records a traceback of every call for later.
             torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
             return self.images.prepared(index, self.steps), label

@@ -14,24 +14,24 @@ from sglp.tasks.schemas.workload import Architecture, Weights
 
 
 def build(architecture: Architecture, weights: Weights, path: str | None, seed: int) -> nn.Module:
-    """The network, with weights of its factory or of a file, or without; of a saved network also without its layers.
+    """Build the network, with the weights of its factory, of a file or of a saved network, or with random weights.
 
-    A folder for `from_pretrained` brings its configuration where the workload has none.
+    A saved network may be pruned. A folder for `from_pretrained` brings its configuration if the workload has none.
     """
     if path is not None and (Path(path) / CONFIG).is_file() and not architecture.kwargs:
         network = sglp.build(architecture.factory, seed=seed, weights={"pretrained": path})
-        if (Path(path) / ARCHITECTURE).is_file():  # its layers go by their dense names still
+        if (Path(path) / ARCHITECTURE).is_file():  # layers keep their names in the dense network
             remember(network, saved_architecture(path))
         return network
     network = sglp.build(architecture.factory, architecture.kwargs, seed=seed, weights=weights.kwargs)
     if path is not None and Path(path).is_dir():
         network, fresh = warm_start(network, path)
         if fresh:
-            print(f"{path} has other shapes of {', '.join(fresh)}, which begin at random", file=sys.stderr)
+            print(f"{path} has other shapes for {', '.join(fresh)}: these start from random weights", file=sys.stderr)
     elif path is not None:
         sglp.load_weights(network, path)
     return network
 
 
 def first_processor(architecture: Architecture, weights: Weights, path: str | None, prepare: dict) -> None:
-    """Images need none."""
+    """Return None: images need no processor."""

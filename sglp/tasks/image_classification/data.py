@@ -16,48 +16,48 @@ from sglp.tasks.schemas.workload import Source
 
 
 def processor(folder, architecture: dict) -> None:
-    """Images need none."""
+    """Return None: images need no processor."""
 
 
 def dtype(device: torch.device) -> None:
-    """Networks compute in what they are stored in."""
+    """Return None: networks compute in their stored precision."""
 
 
 def open_split(source: Source, arguments: dict, prepare: dict, path: str | None, sha256: str | None, processor: None):
-    """A split of labelled images; see `Images`."""
+    """Open a split of labelled images; see `Images`."""
     return Images(source, arguments, ImagePreparation.model_validate(prepare), path, sha256)
 
 
 def example(images: Images) -> Tensor:
-    """One input [1, channels, height, width]."""
+    """Return one input [1, channels, height, width]."""
     return images.batch([0])[0]
 
 
 def calibration_batches(
     images: Images, samples: int, batch_size: int, seed: int, part: slice = ALL
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (inputs, labels) of samples drawn without replacement.
+    """Yield pairs (inputs, labels) of samples drawn without replacement.
 
     Args:
-        images: the training split: calibration never sees the test split.
-        samples: how many in all.
-        batch_size: how many a batch at most; see `even_slices`.
-        seed: of the draw.
-        part: which of the batches.
+        images: the training split; calibration never reads the test split.
+        samples: total number of samples.
+        batch_size: largest size of a batch; see `even_slices`.
+        seed: seed of the draw.
+        part: the batches to yield.
 
     Raises:
-        DataError: there are fewer samples.
+        DataError: there are too few samples.
     """
     drawn = draw(len(images), samples, seed, f"images for training in {images.name}")
-    for some in even_slices(samples, batch_size)[part]:
-        yield images.batch(drawn[some])
+    for rows in even_slices(samples, batch_size)[part]:
+        yield images.batch(drawn[rows])
 
 
 def check_fit(network: nn.Module, images: Images) -> None:
     """Check that the network takes the images and has an output for every class.
 
     Raises:
-        DataError: it does not.
+        DataError: the network does not fit the images.
     """
     inputs = example(images)
     try:
@@ -65,7 +65,7 @@ def check_fit(network: nn.Module, images: Images) -> None:
             logits = logits_of(call(network, inputs))
     except Exception as error:  # whatever a network raises, the user needs one sentence
         raise DataError(
-            f"the network can't take inputs of the shape {list(inputs.shape)}, as data.prepare makes them: "
+            f"the network can't take inputs of the shape {list(inputs.shape)}, which data.prepare makes: "
             f"{first_line(error)}"
         ) from error
     if logits.ndim != 2 or logits.shape[1] < images.prepare.classes:

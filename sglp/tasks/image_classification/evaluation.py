@@ -1,4 +1,4 @@
-"""How image classifiers are judged; see `sglp.tasks.evaluation`."""
+"""How image classifiers are evaluated; see `sglp.tasks.evaluation`."""
 
 import math
 
@@ -17,7 +17,7 @@ from sglp.tasks.schemas.image_classification import ImageEvaluation
 
 
 def check_workload(content: dict) -> None:
-    """Check that all transforms can be made."""
+    """Check that all transforms can be created."""
     recipes = (content["pretrain"]["augment"], content["finetune"]["augment"])
     for entries in (content["data"]["prepare"]["transforms"], *recipes):
         make_transforms(entries)
@@ -26,41 +26,41 @@ def check_workload(content: dict) -> None:
 def evaluate(
     network: nn.Module, images: Images, settings: dict, processor: None = None, tasks: str | None = None
 ) -> tuple[dict, list]:
-    """Accuracy (top-1 and top-5, shares of 1) and mean cross-entropy over a whole split, in eval mode.
+    """Compute accuracy (top-1 and top-5, 0 to 1) and mean cross-entropy over a whole split, in eval mode.
 
-    Where the settings ask for it, "robustness" has what `robustness` measures on a part of the split.
+    If the settings include it, "robustness" has the results of `robustness` on a part of the split.
 
     Raises:
         DataError: the outputs are not finite.
     """
-    dials = ImageEvaluation.model_validate(settings)
-    batch_size = dials.batch_size
+    evaluation = ImageEvaluation.model_validate(settings)
+    batch_size = evaluation.batch_size
     network.eval()
     device = device_of(network)
 
-    def judge(first: int) -> tuple[int, int, float]:
+    def evaluate_batch(first: int) -> tuple[int, int, float]:
         inputs, labels = images.batch(range(first, min(first + batch_size, len(images))))
         with torch.no_grad():
             logits = logits_of(call(network, inputs.to(device))).double().cpu()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         return int(best[:, 0].sum()), int(best.sum()), float(F.cross_entropy(logits, labels, reduction="sum"))
 
-    judged = processes.shared_map(judge, range(0, len(images), batch_size), desc="evaluate", unit="batch")
-    top1, top5, loss = (sum(column) for column in zip(*judged, strict=True))
+    results = processes.shared_map(evaluate_batch, range(0, len(images), batch_size), desc="evaluate", unit="batch")
+    top1, top5, loss = (sum(column) for column in zip(*results, strict=True))
     if not math.isfinite(loss):
         raise DataError(f"the loss on {images.name} is {loss}: the network's outputs are not finite")
     count = len(images)
     metrics = {"accuracy": top1 / count, "accuracy_top5": top5 / count, "loss": loss / count, "samples": count}
-    if dials.robustness is not None:
+    if evaluation.robustness is not None:
         from sglp.tasks.image_classification.robustness import (
-            robustness,  # and what corrupts images, which other stages don't need
+            robustness,  # takes time to import, and is needed only here
         )
 
-        metrics["robustness"] = robustness(network, images, dials.robustness, batch_size)
+        metrics["robustness"] = robustness(network, images, evaluation.robustness, batch_size)
     return metrics, []
 
 
 def macs(network: nn.Module, images: Images) -> dict[str, int]:
-    """Multiply-accumulates and floating-point operations of one image."""
+    """Count multiply-accumulates and floating-point operations of one image."""
     count = count_macs(network, example(images).to(device_of(network)))
     return {"macs": count, "flops": 2 * count}

@@ -1,4 +1,4 @@
-"""Labelled images from `datasets` or a data-set class, as one kind of split."""
+"""Splits of labelled images, from `datasets` or from a data-set class."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,21 +13,21 @@ from sglp.tasks.schemas.image_classification import ImagePreparation
 from sglp.tasks.schemas.workload import Source
 from sglp.tasks.sources import name_of, open_source, reading
 
-ROOM = 2**29  # bytes of pixels that a split keeps decoded: a small image takes longer to fetch than to train on
+CACHE_SIZE = 2**29  # bytes of decoded pixels to keep: a small image takes longer to read than to train on
 
 
 class Images:
-    """A split: images and their labels, prepared as tensors one by one.
+    """A split: images and labels, prepared as tensors one by one.
 
     Args:
         source: where the data come from.
-        arguments: of the split; for datasets those of `load_dataset` (split, data_files), else those of the class.
+        arguments: arguments of the split, for `load_dataset` (split, data_files) or for the class.
         prepare: how images become tensors.
         path: the user's file or folder, or None.
-        sha256: its checksum; what `datasets` makes of a file is kept under it, so that no other file's is taken.
+        sha256: checksum of the file; `datasets` caches its tables under it, so that two files are never confused.
 
     Raises:
-        DataError: the data can't be read, are empty, or a label is not one of the classes.
+        DataError: the data can't be read, have no samples, or have a label that is not one of the classes.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Images:
         with reading(self.name):
             self.items, self.labels = self._from_table(data) if source.loader == "datasets" else _from_class(data)
         if not len(self.labels):
-            raise DataError(f"{self.name} holds no samples")
+            raise DataError(f"{self.name} has no samples")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= prepare.classes:
             raise DataError(
@@ -51,7 +51,7 @@ class Images:
                 f"allows 0 to {prepare.classes - 1}"
             )
         self.decoded: dict[int, Tensor] = {}
-        self.room = ROOM
+        self.room = CACHE_SIZE
         self.steps = self.steps_after(prepare.transforms)
 
     def __len__(self) -> int:
@@ -61,14 +61,14 @@ class Images:
         return self.prepared(index, self.steps), int(self.labels[index])
 
     def steps_after(self, transforms: Sequence[dict]) -> list[Callable]:
-        """What makes an image that which the network takes, with these transforms."""
+        """Return the steps that prepare an image for the network: transforms, then normalisation."""
         return [*make_transforms(transforms), self._normalized]
 
     def prepared(self, index: int, steps: Sequence[Callable]) -> Tensor:
-        """One image after steps that take it as it is [channels, height, width].
+        """Apply steps to one image [channels, height, width].
 
         Raises:
-            DataError: the image can't be decoded, or a step can't take it.
+            DataError: the image can't be decoded, or a step fails.
         """
         try:
             image = self.image(index)
@@ -79,7 +79,7 @@ class Images:
             raise DataError(f"image {index} of {self.name} can't be prepared: {first_line(error)}") from error
 
     def image(self, index: int) -> Tensor:
-        """The image itself, in 8 bits, with the channels that the network takes; decoded once, while there is room."""
+        """Return the image in 8 bits, with the channels that the network takes; cache it if there is room."""
         image = self.decoded.get(index)
         if image is None:
             image = pixels(self.items(index).convert("L" if self.prepare.channels == 1 else "RGB"))
@@ -89,7 +89,7 @@ class Images:
         return image.clone()  # a transform may work in place
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs [samples, channels, height, width] and labels [samples]; errors as in `stack`."""
+        """Return inputs [samples, channels, height, width] and labels [samples]; errors as in `stack`."""
         return stack([self[i] for i in indices])
 
     def _normalized(self, image: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _from_class(data):
 
 
 def stack(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Inputs [samples, channels, height, width] and labels [samples] of pairs.
+    """Stack pairs into inputs [samples, channels, height, width] and labels [samples].
 
     Raises:
         DataError: the images differ in size.

@@ -1,7 +1,6 @@
-"""From a picture to the numbers that a network takes: what torchvision's ToImage, ToDtype and Normalize compute.
+"""From an image to the inputs of a network, bit for bit as torchvision's ToImage, ToDtype and Normalize.
 
-To the bit; without their dispatching, which takes longer than the arithmetic of a small image, and without importing
-torchvision, which takes longer than importing torch.
+torchvision dispatches for longer than the arithmetic on a small image takes, and imports more slowly than torch.
 """
 
 from collections.abc import Sequence
@@ -13,25 +12,25 @@ from torch import Tensor
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    """8 bits a channel, [channels, height, width], a copy in memory of its own."""
+    """Return a copy of the pixels as [channels, height, width], 8 bits per channel."""
     array = np.array(picture)
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
 def to_unit_float(values: Tensor) -> Tensor:
-    """Integers as shares of the largest that their kind can be, in float32; fractions stay as they are."""
+    """Scale integers to 0..1 by the largest value of their type, in float32; floats are only cast."""
     if values.is_floating_point():
         return values.to(torch.float32)
     return values.to(torch.float32).mul_(1.0 / torch.iinfo(values.dtype).max)
 
 
 def eight_bits(values: Tensor) -> Tensor:
-    """Shares or integers as 0 to 255."""
+    """Convert floats in 0..1, or integers, to 8 bits."""
     return values if values.dtype == torch.uint8 else to_unit_float(values).mul(256 - 1e-3).to(torch.uint8)
 
 
 def normalized(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Shares [..., channels, height, width] less the mean of each channel, over its standard deviation."""
+    """Normalise [..., channels, height, width] by the mean and standard deviation of each channel."""
     return values.sub(_of_channels(mean, values)).div_(_of_channels(std, values))
 
 

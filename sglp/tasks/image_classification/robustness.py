@@ -1,4 +1,4 @@
-"""Accuracy of an image classifier under attack and under corruption, on the same images for every network."""
+"""Accuracy of an image classifier under attacks and corruptions, on the same images for every network."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,96 +19,96 @@ from sglp.tasks.image_classification.pixels import eight_bits, normalized, to_un
 from sglp.tasks.image_classification.transforms import make_transforms
 from sglp.tasks.schemas.image_classification import Robustness
 
-SEED = 0  # of the draw of images and of PGD's starts, so that all networks meet the same
+SEED = 0  # for the draw of images and the starts of PGD, which are the same for all networks
 
 
-def robustness(network: nn.Module, images: Images, dials: Robustness, batch_size: int) -> dict:
-    """Accuracies as shares of 1, on images drawn without replacement.
+def robustness(network: nn.Module, images: Images, settings: Robustness, batch_size: int) -> dict:
+    """Measure accuracies (0 to 1) on images drawn without replacement.
 
-    Attacked and corrupted are the images after the transforms of evaluation, in 8 bits, before the normalisation, which
-    attacks see through. What becomes of an image depends on its number in the split, not on its batch.
+    Images are attacked and corrupted after the transforms of evaluation, in 8 bits, and before the normalisation, which
+    attacks differentiate through. The result for an image depends on its index in the split, not on its batch.
 
     Args:
         network: runs in eval mode; its parameters get no gradients.
         images: the test split.
-        dials: what to measure.
-        batch_size: how many images at once; attacks need as much memory for them as training does.
+        settings: attacks and corruptions to measure.
+        batch_size: images at a time; attacks need as much memory as training.
 
     Returns:
-        "samples": how many images; "clean": the accuracy on them as they are; "fgsm" and "pgd": by eps; "corruptions":
-        by severity, each by kind and as the "mean" over kinds. The kind "frost" can't be compared with published
-        figures; see `sglp.robustness.corruptions`.
+        "samples": number of images; "clean": accuracy on unchanged images; "fgsm" and "pgd": by eps; "corruptions": by
+        severity, then by kind, with the "mean" over kinds. The kind "frost" can't be compared with published figures;
+        see `sglp.robustness.corruptions`.
 
     Raises:
         DataError: an image can't be prepared or is too small to be corrupted, or the outputs are not finite.
     """
-    samples = min(dials.samples, len(images))
+    samples = min(settings.samples, len(images))
     drawn = draw(len(images), samples, SEED, f"images in {images.name}")
     classifier = _Classifier(network, images)
-    each = 1 + len(dials.fgsm) + len(dials.pgd) + len(dials.severities) * len(KINDS)
+    each = 1 + len(settings.fgsm) + len(settings.pgd) + len(settings.severities) * len(KINDS)
     batches = range(0, samples, batch_size)
     own = batches[processes.part(len(batches))]
     with eval_mode(network), tqdm(total=len(own) * each, desc="robustness", unit="batch", disable=None) as bar:
 
-        def judge(first: int) -> Counter:
-            found: Counter = Counter()
+        def evaluate_batch(first: int) -> Counter:
+            counts: Counter = Counter()
             indices = drawn[first : first + batch_size]
             pictures, labels = classifier.batch(indices)
-            for name, pixels in _variants(classifier, pictures, labels, indices, dials):
+            for name, pixels in _variants(classifier, pictures, labels, indices, settings):
                 with torch.no_grad():
                     logits = classifier(pixels)
                 if not logits.isfinite().all():
                     raise DataError(f"the network's outputs on {images.name} ({' '.join(name)}) are not finite")
-                found[name] += int((logits.argmax(-1) == labels).sum())
+                counts[name] += int((logits.argmax(-1) == labels).sum())
                 bar.update()
-            return found
+            return counts
 
         hits: Counter = Counter()
-        for found in processes.shared_map(judge, batches):
-            hits.update(found)
+        for counts in processes.shared_map(evaluate_batch, batches):
+            hits.update(counts)
     return {"samples": samples} | _nested({name: count / samples for name, count in hits.items()})
 
 
 class _Classifier:
-    """From pixels to logits: the network with the normalisation that `Images` puts in front of it."""
+    """A function from pixels to logits: the normalisation of `Images`, then the network."""
 
     def __init__(self, network: nn.Module, images: Images):
         self.network, self.images, self.device = network, images, device_of(network)
         self.steps = [*make_transforms(images.prepare.transforms), eight_bits]
 
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Pictures of 8 bits [samples, channels, height, width] and labels [samples]."""
+        """Return 8-bit pictures [samples, channels, height, width] and labels [samples]."""
         images = self.images
         pictures, labels = stack([(images.prepared(i, self.steps), int(images.labels[i])) for i in indices])
         return pictures.to(self.device), labels.to(self.device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The logits of pixels in 0..1."""
+        """Compute the logits for pixels in 0..1."""
         prepare = self.images.prepare
         return logits_of(call(self.network, normalized(pixels, prepare.mean, prepare.std)))
 
 
 def _variants(
-    classifier: _Classifier, pictures: Tensor, labels: Tensor, indices: list[int], dials: Robustness
+    classifier: _Classifier, pictures: Tensor, labels: Tensor, indices: list[int], settings: Robustness
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """A batch as it is, attacked and corrupted: names, and pixels in 0..1."""
+    """Yield a batch unchanged, under each attack and under each corruption: names, and pixels in 0..1."""
     pixels = to_unit_float(pictures)
     yield ("clean",), pixels
-    for eps in dials.fgsm:
+    for eps in settings.fgsm:
         yield ("fgsm", str(eps)), fgsm(classifier, pixels, labels, eps)
-    for eps in dials.pgd:
+    for eps in settings.pgd:
         start = random_start(pixels, eps, [(SEED, index) for index in indices])
-        yield ("pgd", str(eps)), pgd(classifier, pixels, labels, eps, dials.pgd_steps, start)
+        yield ("pgd", str(eps)), pgd(classifier, pixels, labels, eps, settings.pgd_steps, start)
     arrays = pictures.permute(0, 2, 3, 1).cpu().numpy()
-    for severity in dials.severities:
+    for severity in settings.severities:
         for kind in KINDS:
-            corrupted = [corrupt(array, kind, severity, index) for array, index in zip(arrays, indices, strict=True)]
-            corrupted = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2).contiguous()
+            pictures_of_kind = [corrupt(array, kind, severity, i) for array, i in zip(arrays, indices, strict=True)]
+            corrupted = torch.from_numpy(np.stack(pictures_of_kind)).permute(0, 3, 1, 2).contiguous()
             yield ("corruptions", str(severity), kind), to_unit_float(corrupted.to(pictures.device))
 
 
 def _nested(accuracies: dict[tuple[str, ...], float]) -> dict:
-    """Accuracies group by group, with the mean over the kinds of corruption."""
+    """Nest accuracies by group, and add the mean over kinds of corruption."""
     nested: dict = {}
     for (*groups, last), accuracy in accuracies.items():
         group = nested

@@ -1,4 +1,4 @@
-"""What is timed of an image classifier; see `sglp.tasks.timing`."""
+"""The work that image classifiers are timed on; see `sglp.tasks.timing`."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from sglp.tasks.timing import BenchmarkTask
 
 
 def work(network: nn.Module, images: Images, settings: dict, size: int) -> list[BenchmarkTask]:
-    """One forward pass of a batch."""
+    """Return the forward pass of a batch."""
     image = example(images).to(device_of(network))
     inputs = image.expand(size, *image.shape[1:]).contiguous()
     return [BenchmarkTask("forward", lambda: network(inputs), size, "samples", inputs)]

@@ -1,4 +1,4 @@
-"""Trains convolutions in the order of memory in which they are fast: a pixel's channels side by side."""
+"""Train convolutions in the memory format in which they are fast: channels_last."""
 
 import copy
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from sglp.running import call, logits_of
 
 @contextmanager
 def channels_last(network: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Inside, a network of convolutions has its weights in channels_last and computes in it; its state looks as ever.
+    """Keep the weights of a convolutional network in channels_last inside a context; its state dict is unaffected.
 
-    A network that can't be trained so stays as it is, such as one that flattens by `view`.
+    A network that can't be trained in this format, for example because it flattens with `view`, is not changed.
 
     Args:
-        network: its parameters stay the same objects.
-        inputs: a batch of two or more, for the trial.
+        network: the network; its parameters stay the same objects.
+        inputs: a batch of at least two samples, for a trial.
     """
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()) or not _can(network, inputs):
         yield
         return
     network.to(memory_format=torch.channels_last)
-    hook = network.register_state_dict_post_hook(_as_ever)
+    hook = network.register_state_dict_post_hook(_contiguous_state)
     try:
         yield
     finally:
@@ -33,18 +33,18 @@ def channels_last(network: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 
 def _can(network: nn.Module, inputs: Tensor) -> bool:
-    """Whether a copy goes through a step of training."""
+    """Try a training step on a copy."""
     try:
-        twin = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
+        trial = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
         with torch.random.fork_rng(), torch.enable_grad():
-            logits_of(call(twin, inputs)).sum().backward()
-    except Exception:  # whatever it is, training says it, if it is not the order of memory
+            logits_of(call(trial, inputs)).sum().backward()
+    except Exception:  # an error with another cause occurs again in training
         return False
     return True
 
 
-def _as_ever(network: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    """The state's tensors in the usual order: safetensors takes no other."""
+def _contiguous_state(network: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Convert the tensors of a state dict to the contiguous format, which safetensors needs."""
     for name, value in state.items():
         if torch.is_tensor(value):
             state[name] = value.contiguous()

@@ -1,4 +1,4 @@
-"""Draws that depend on a seed alone, or on a seed and an epoch, whoever of several processes draws."""
+"""Samplers whose order depends only on seed and epoch, the same in all processes."""
 
 import numpy as np
 from torch.utils.data import BatchSampler, Sampler
@@ -7,13 +7,13 @@ from sglp.distributed import processes
 
 
 class EpochSampler(Sampler):
-    """Pairs (epoch, position) in an order that depends on seed and epoch alone, so that a killed run can go on."""
+    """Pairs (epoch, position) in an order that depends only on seed and epoch, so that a killed run can resume."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed, self.epoch = size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """What the Trainer calls before each epoch."""
+        """Set the epoch; the Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -25,7 +25,7 @@ class EpochSampler(Sampler):
 
 
 class Parts(BatchSampler):
-    """This process's part of every batch; all parts together are the batch that one process would have."""
+    """The part of every batch that belongs to this process; all parts form the batch of a single process."""
 
     def __iter__(self):
         return (batch[processes.part(len(batch))] for batch in super().__iter__())

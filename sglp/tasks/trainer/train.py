@@ -1,12 +1,13 @@
-"""Trains a network with transformers' Trainer; a killed run goes on and ends in the same weights (CPU).
+"""Train a network with transformers' Trainer; a killed run resumes and ends with the same weights (on a CPU).
 
-Several processes take the steps that one would: each has a part of every batch. Only dropout differs, whose masks each
-of them draws for itself.
+Several processes take the same steps as one: each has a part of every batch. Only dropout differs, because every
+process draws its own masks.
 """
 
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +28,21 @@ from sglp.loss import IGNORED, cross_entropy
 from sglp.running import call, device_of, logits_of
 from sglp.tasks.drawing import draw
 from sglp.tasks.schemas.workload import Recipe
-from sglp.tasks.trainer.callbacks import Marks, last_complete
+from sglp.tasks.trainer.callbacks import CompleteCheckpoints, last_complete
 from sglp.tasks.trainer.channels_last import channels_last
 from sglp.tasks.trainer.samplers import EpochSampler, Parts
 from sglp.tasks.trainer.whole_batch import whole_batch
 from sglp.tasks.training import TaskTraining
 
-# The run is logged, saved and (with a held-out share) judged this often, at the same steps, so that what is logged
-# after a resume is what an undisturbed run would have logged.
+# Number of times that a run is logged, saved and (with held-out samples) evaluated. The steps are fixed, so that the
+# log of a resumed run is the log of an undisturbed one.
 LOG_EVENTS = 25
 
 
 def train(
     network: nn.Module,
     task: TaskTraining,
-    data,
+    data: Any,
     recipe: Recipe,
     seed: int,
     resume: Path,
@@ -51,37 +52,87 @@ def train(
 
     Args:
         network: the network; ends in eval mode on the CPU.
-        task: what it is for.
+        task: the training side of the task.
         data: the training split, as the task opens it.
-        recipe: how; with `distillation` and `temperature` where there is a teacher.
-        seed: of the order of samples, augmentation, dropout and the held-out share.
-        resume: folder for checkpoints; what a killed run left there is gone on with. Gone where training diverges.
+        recipe: the recipe; with `distillation` and `temperature` if there is a teacher.
+        seed: seed of the order of samples, augmentation, dropout and the held-out samples.
+        resume: folder for checkpoints, from which a killed run resumes. It is deleted if training diverges.
         teacher: the network to distil from, or None.
 
     Returns:
-        One row a point of the log: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
+        One row per log event: step, epoch, loss, learning_rate, heldout_loss, heldout_accuracy.
 
     Raises:
-        SGLPError: the loss is not finite (told as soon as it is logged), several GPUs are visible to one process, or
-            the processes can't share a batch alike.
-        DataError: a sample can't be prepared, or there are fewer than the recipe asks for.
+        SGLPError: the loss is not finite (raised as soon as it is logged), several GPUs are visible to one process, or
+            the batch can't be divided by the number of processes.
+        DataError: a sample can't be prepared, or there are fewer samples than the recipe needs.
     """
     if recipe.batch_size % processes.count():
         raise SGLPError(
-            f"batch_size={recipe.batch_size} can't be shared alike by {processes.count()} processes: start a number of "
-            "them that divides it"
+            f"batch_size={recipe.batch_size} can't be divided by {processes.count()} processes: start a number of "
+            "processes that divides it"
         )
-    count = len(data) if recipe.samples is None else recipe.samples
-    judging = math.ceil(recipe.holdout * count)
-    chosen = draw(len(data), count, seed, f"samples to train on in {data.name}")[: count - judging]
-    # Held out are the last of all there are: calibration draws the first with the same seed, and what judges may not
-    # have been seen.
-    held = draw(len(data), len(data), seed, "samples")[len(data) - judging :]
+    chosen, held_out = _split(data, recipe, seed)
     samples = task.training_samples(data, np.sort(chosen), recipe, seed)
-    further = task.trainer_arguments(recipe)
-    batches = math.ceil(len(samples) / recipe.batch_size)
-    steps_an_epoch = math.ceil(batches / further.get("gradient_accumulation_steps", 1))
-    every = max(1, math.ceil(recipe.epochs * steps_an_epoch / LOG_EVENTS))
+    arguments = _arguments(task, recipe, seed, resume, len(samples), bool(held_out))
+
+    def collate(items: list) -> dict:
+        inputs, labels = task.collate(items or [samples[0, 0]])
+        labels = labels if items else torch.full_like(labels, IGNORED)  # an empty part runs a placeholder
+        return {"inputs": inputs, "labels": labels, "rows": int((labels != IGNORED).sum())}
+
+    config = vars(network.config) if is_pretrained(network) else {}
+    has_cache = "use_cache" in config
+    trainer = _Trainer(
+        model=network,
+        args=arguments,
+        train_dataset=samples,
+        eval_dataset=task.training_samples(data, np.sort(held_out), None, seed) if held_out else None,
+        data_collator=collate,
+        callbacks=[CompleteCheckpoints()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not has_cache:  # the Trainer adds the entry to every config
+        config.pop("use_cache", None)
+    # The loss is a mean over the batch, so several batches of one step have to be averaged, too.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.recipe = recipe
+    trainer.teacher = teacher
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise SGLPError("the launcher asks for FSDP or DeepSpeed, which divide the network: start it without them")
+    if processes.rank():
+        torch.manual_seed(seed + processes.rank())  # dropout must differ between processes
+    pair, _ = task.collate([samples[0, 0]] * 2)
+    with channels_last(network, to_device(pair, device_of(network))):
+        trainer.train(resume_from_checkpoint=processes.from_rank_zero(lambda: last_complete(resume)))
+    # If the Trainer computes in half precision, it has replaced the network's forward.
+    extract_model_from_parallel(network, keep_fp32_wrapper=False)
+    network.cpu().eval()
+    return _history(trainer.state.log_history)
+
+
+def _split(data: Any, recipe: Recipe, seed: int) -> tuple[list[int], list[int]]:
+    """Draw the indices of the samples to train on, and of the held-out samples."""
+    count = len(data) if recipe.samples is None else recipe.samples
+    num_held_out = math.ceil(recipe.holdout * count)
+    chosen = draw(len(data), count, seed, f"samples to train on in {data.name}")[: count - num_held_out]
+    # The last samples of the same permutation: calibration draws the first ones, and held-out samples must be unseen.
+    held_out = draw(len(data), len(data), seed, "samples")[len(data) - num_held_out :]
+    return chosen, held_out
+
+
+def _arguments(
+    task: TaskTraining, recipe: Recipe, seed: int, resume: Path, num_samples: int, evaluates: bool
+) -> TrainingArguments:
+    """Translate a recipe into the Trainer's arguments.
+
+    Raises:
+        SGLPError: several GPUs are visible to one process.
+    """
+    task_arguments = task.trainer_arguments(recipe)
+    batches = math.ceil(num_samples / recipe.batch_size)
+    steps_per_epoch = math.ceil(batches / task_arguments.get("gradient_accumulation_steps", 1))
+    every = max(1, math.ceil(recipe.epochs * steps_per_epoch / LOG_EVENTS))
     arguments = TrainingArguments(
         output_dir=str(resume),
         per_device_train_batch_size=recipe.batch_size // processes.count(),
@@ -90,7 +141,7 @@ def train(
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=round(recipe.warmup_epochs * steps_an_epoch),
+        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
         optim="sgd" if recipe.optimizer == "sgd" else "adamw_torch",
         optim_args=f"momentum={recipe.momentum}" if recipe.optimizer == "sgd" else None,
         logging_strategy="steps",
@@ -99,7 +150,7 @@ def train(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        eval_strategy="steps" if len(held) else "no",
+        eval_strategy="steps" if evaluates else "no",
         eval_steps=every,
         load_best_model_at_end=recipe.keep == "best",
         seed=seed,
@@ -109,50 +160,23 @@ def train(
         label_names=["labels"],
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
-        **further,
+        **task_arguments,
     )
     if arguments.n_gpu > 1:
         raise SGLPError(
-            f"{arguments.n_gpu} GPUs are visible to one process: choose one with CUDA_VISIBLE_DEVICES, or take all "
-            f"with SGLP_LAUNCH='torchrun --nproc-per-node {arguments.n_gpu}'"
+            f"{arguments.n_gpu} GPUs are visible to one process: choose one with CUDA_VISIBLE_DEVICES, or use all of "
+            f"them with SGLP_LAUNCH='torchrun --nproc-per-node {arguments.n_gpu}'"
         )
-
-    def collate(items: list) -> dict:
-        inputs, labels = task.collate(items or [samples[0, 0]])
-        labels = labels if items else torch.full_like(labels, IGNORED)  # a part that is empty needs something to run
-        return {"inputs": inputs, "labels": labels, "rows": int((labels != IGNORED).sum())}
-
-    entries = vars(network.config) if is_pretrained(network) else {}
-    caches = "use_cache" in entries
-    trainer = _Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=samples,
-        eval_dataset=task.training_samples(data, np.sort(held), None, seed) if len(held) else None,
-        data_collator=collate,
-        callbacks=[Marks()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if not caches:  # the Trainer notes it in any config
-        entries.pop("use_cache", None)
-    # The loss is a mean over the batch: of several batches that make a step, the mean is to be taken too.
-    trainer.model_accepts_loss_kwargs = False
-    trainer.recipe, trainer.teacher = recipe, teacher
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise SGLPError("the launcher asks for FSDP or DeepSpeed, which divide the network: start it without them")
-    if processes.rank():
-        torch.manual_seed(seed + processes.rank())  # of dropout: no two processes the same
-    some, _ = task.collate([samples[0, 0]] * 2)
-    with channels_last(network, to_device(some, device_of(network))):
-        trainer.train(resume_from_checkpoint=processes.from_rank_zero(lambda: last_complete(resume)))
-    # Where the Trainer computes in half precision, it has put another forward into the network.
-    extract_model_from_parallel(network, keep_fp32_wrapper=False)
-    network.cpu().eval()
-    return _history(trainer.state.log_history)
+    return arguments
 
 
 class _Trainer(Trainer):
-    """Trainer with the loss over classes of all tasks, distillation, and weight decay on all parameters."""
+    """Trainer with one loss over classes for all tasks, distillation, and weight decay on all parameters."""
+
+    recipe: Any
+    teacher: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, EpochSampler(len(self.train_dataset), self.args.seed))
@@ -160,11 +184,11 @@ class _Trainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         return self._loader(self.eval_dataset, SequentialSampler(self.eval_dataset))
 
-    def _loader(self, dataset, order: Sampler) -> DataLoader:
+    def _loader(self, dataset: Any, order: Sampler) -> DataLoader:
         parts = Parts(order, self.recipe.batch_size, drop_last=False)
         pin = self.args.dataloader_pin_memory
         loader = DataLoader(dataset, batch_sampler=parts, collate_fn=self.data_collator, pin_memory=pin)
-        # Told that it is the only one: the Trainer's own would fill the last batch up with samples it has had.
+        # With num_processes=1: otherwise the last batch would be filled up with samples that were used already.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def get_decay_parameter_names(self, model) -> list[str]:
@@ -177,19 +201,21 @@ class _Trainer(Trainer):
         labels, rows = inputs["labels"], inputs["rows"]
         with whole_batch(counts=rows > 0):
             logits = logits_of(call(model, inputs["inputs"]))
-        smoothing = self.recipe.label_smoothing if model.training else 0.0  # of held-out samples, the loss itself
+        smoothing = self.recipe.label_smoothing if model.training else 0.0  # held-out samples are evaluated without it
         loss = cross_entropy(logits, labels, smoothing) if rows else 0.0 * logits.float().sum()
         if rows and self.teacher is not None and model.training:
             share = self.recipe.distillation
             loss = (1 - share) * loss + share * self._distance(logits, inputs["inputs"], labels)
         if model.training:
-            # A mean over this process's rows, whose mean over processes is to be the mean over all rows.
+            # Weight this process's mean so that the mean over processes is the mean over all rows.
             loss = loss * (rows * processes.count() / int(all_reduce_sum(torch.tensor(rows))))
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader, description, *_, **__) -> EvalLoopOutput:
-        """Loss and accuracy over all rows with a label, in all processes."""
-        model, sums = self.model.eval(), torch.zeros(3, dtype=torch.float64)
+        """Compute loss and accuracy over all rows with a label, in all processes."""
+        model: Any = self.model
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
         for batch in dataloader:
             with torch.no_grad():
                 loss, outputs = self.compute_loss(model, batch, return_outputs=True)
@@ -197,10 +223,10 @@ class _Trainer(Trainer):
             sums += torch.tensor([float(loss) * batch["rows"], int(hits), batch["rows"]])
         loss, hits, rows = all_reduce_sum(sums).tolist()
         metrics = {"eval_loss": loss / rows, "eval_accuracy": hits / rows}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(self.eval_dataset))
+        return EvalLoopOutput(np.empty(0), None, metrics, num_samples=len(self.eval_dataset))
 
     def _distance(self, logits: Tensor, inputs, labels: Tensor) -> Tensor:
-        """Hinton et al. 2015: Kullback-Leibler divergence from the teacher at a temperature, times its square."""
+        """Compute the divergence (KL) from the teacher at a temperature, times its square (Hinton et al. 2015)."""
         temperature, labelled = self.recipe.temperature, labels != IGNORED
         with torch.no_grad():
             target = logits_of(call(self.teacher.to(labels.device).eval(), inputs))[labelled].float() / temperature
@@ -210,7 +236,7 @@ class _Trainer(Trainer):
 
 
 def _history(log: list[dict]) -> list[dict]:
-    """The log's rows by step, without the times in it."""
+    """Collect the rows of the log by step, without times."""
     names = {
         "loss": "loss",
         "learning_rate": "learning_rate",

@@ -1,7 +1,7 @@
-"""Batch norm by the whole batch, where each of several processes has a part of it.
+"""Batch norm over the whole batch when each of several processes has a part of it.
 
-torch's SyncBatchNorm needs a GPU, and takes the place of modules. Here the function does other things that all modules
-call, those of other libraries too.
+torch's SyncBatchNorm needs a GPU and replaces modules. Here the function that all modules call is intercepted, so that
+modules of other libraries work too.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +16,10 @@ from sglp.distributed.all_reduce import all_reduce_sum
 
 
 def whole_batch(counts: bool = True) -> AbstractContextManager:
-    """While a network runs: batch norm takes the mean and variance over the parts that all processes have.
+    """Make batch norm use the mean and variance over the parts of all processes, inside a context.
 
     Args:
-        counts: whether this process has any of the batch; else its samples only stand in for those that it lacks.
+        counts: whether this process has samples of the batch; if not, its samples are placeholders.
     """
     return _WholeBatch(counts) if processes.count() > 1 else nullcontext()
 
@@ -48,20 +48,21 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Ioffe & Szegedy 2015, algorithm 1; running statistics take the unbiased variance, as torch's do."""
-    over = [dim for dim in range(inputs.ndim) if dim != 1]
+    """Apply Ioffe & Szegedy 2015, algorithm 1; running statistics use the unbiased variance, as in torch."""
+    dims = [dim for dim in range(inputs.ndim) if dim != 1]
     shape = [1, -1] + [1] * (inputs.ndim - 2)
     values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     rows = values.new_tensor([counts * values.numel() / values.shape[1]])
-    sums = all_reduce_sum(torch.cat([counts * values.sum(over), rows]))
-    mean, rows = sums[:-1] / sums[-1], sums[-1].detach()
+    sums = all_reduce_sum(torch.cat([counts * values.sum(dims), rows]))
+    mean = sums[:-1] / sums[-1]
+    rows = sums[-1].detach()
     centred = values - mean.view(shape)
-    variance = all_reduce_sum(counts * centred.square().sum(over)) / rows
-    if running_mean is not None:
+    variance = all_reduce_sum(counts * centred.square().sum(dims)) / rows
+    if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * rows / (rows - 1)).to(running_var.dtype), momentum)
     outputs = centred * (variance + eps).rsqrt().view(shape)
-    if weight is not None:
+    if weight is not None and bias is not None:
         outputs = outputs * weight.view(shape) + bias.view(shape)
     return outputs.to(inputs.dtype)
