@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from architectures import TabularTransformer
 from language import cast, tiny_llama
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
@@ -13,6 +12,7 @@ import sglp
 from sglp.errors import ArchitectureError, CheckpointError
 from sglp.exporting import export as exporting
 from sglp.exporting.export import export
+from tools.architecture_trials import TabularTransformer
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
