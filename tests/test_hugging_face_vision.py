@@ -227,5 +227,7 @@ def test_a_workload_takes_a_configuration_or_a_folder_for_from_pretrained(tmp_pa
 def test_a_configuration_is_checked():
     with pytest.raises(sglp.SGLPError, match="do not make an image classifier: ViTConfig has no entry hidden_sizes"):
         sglp.build(FACTORY, {"model_type": "vit", "hidden_sizes": [3]})
-    with pytest.raises(sglp.SGLPError, match=r"architecture\.kwargs has depths, but pretrained weights come with"):
+    with pytest.raises(
+        sglp.SGLPError, match=r"architecture\.kwargs has depths, but pretrained weights bring their own configuration"
+    ):
         sglp.build(FACTORY, {"depths": [3]}, weights={"pretrained": "somewhere"})

@@ -182,7 +182,7 @@ def test_a_hub_name_without_a_hub(project, monkeypatch):
     start = time.monotonic()
     sentence = complaint("stages.pretrain")
     assert "somebody/some-model is not a folder here and can't be downloaded from the hub" in sentence
-    assert "name it as files.weights.path, with weights.source: file and weights.kwargs: {}" in sentence
+    assert "set files.weights.path to it, with weights.source: file and weights.kwargs: {}" in sentence
     assert time.monotonic() - start < 20
 
 
@@ -235,7 +235,7 @@ def test_kwargs_that_would_be_ignored(project):
     content = read_yaml(path)
     content["architecture"]["kwargs"] = {"hidden_size": 999}
     write_yaml(path, content)
-    assert "architecture.kwargs has hidden_size, but pretrained weights come with a configuration" in complaint(
+    assert "architecture.kwargs has hidden_size, but pretrained weights bring their own configuration" in complaint(
         "stages.pretrain"
     )
     content["architecture"]["kwargs"] = {"model_type": "llama", "hiden_size": 16}

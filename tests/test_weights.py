@@ -96,7 +96,7 @@ def test_with_another_number_of_classes_all_but_the_head_is_loaded(pruned, digit
     architecture = Architecture(factory=RESNET, kwargs={"depth": 20, "in_channels": 1, "num_classes": 7})
     started = image_classification.build(architecture, FILE, str(pruned), seed=5).eval()
     assert capsys.readouterr().err == (
-        f"{pruned} has other shapes of linear.weight, linear.bias, which begin at random\n"
+        f"{pruned} has other shapes for linear.weight, linear.bias: these start from random weights\n"
     )
     saved, fresh = sglp.load(pruned), sglp.build(RESNET, architecture.kwargs, seed=5)
     assert torch.equal(started.linear.weight, fresh.linear.weight)
@@ -234,7 +234,7 @@ def test_the_network_computes_in_float32_after_training_in_bfloat16(project, net
 
 
 @pytest.mark.parametrize(
-    ("bfloat16", "warning"), [(True, ""), (False, "no instructions for bfloat16: float32 is faster")]
+    ("bfloat16", "warning"), [(True, ""), (False, "no instructions for bfloat16, so training uses float32")]
 )
 def test_bfloat16_is_float32_where_the_processor_would_imitate_it(project, monkeypatch, capsys, bfloat16, warning):
     recipe = Finetuning.model_validate(read_yaml(project / "models/tiny.yaml")["finetune"] | {"precision": "bfloat16"})

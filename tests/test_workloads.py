@@ -32,9 +32,10 @@ from stages.support.params import ParameterError, check
 TASKS = {path.stem: read_yaml(path)["task"] for path in sorted((ROOT / "models").glob("*.yaml"))}
 WORKLOADS = [name for name, task in TASKS.items() if task == "image_classification"]
 # Networks and images like those of resnet18-imagenette, but larger.
-SLOW = ("resnet34-imagewoof", "resnet50-imagenet")
-# They differ from resnet20-cifar10 in depth or in the number of classes.
+SLOW: tuple[str, ...] = ("resnet34-imagewoof", "resnet50-imagenet")
+# They differ from resnet20-cifar10 in depth or in the number of classes, or are the network of the tiny project.
 SLOW += tuple(f"resnet{depth}" for depth in ("32-cifar10", "44-cifar10", "56-cifar10", "110-cifar10", "56-cifar100"))
+SLOW += ("resnet56-digits", "resnet20-digits", "resnet56-cifar10-jpeg")
 SAMPLES = 8
 DIALS = {
     "prune_ratio": 0.1,
