@@ -116,7 +116,7 @@ def check_target(target: Mapping[str, float], budget: Sequence[int] | None = Non
     valid = isinstance(target, Mapping) and len(target) == 1 and set(target) <= set(TARGETS)
     if not valid:
         raise BudgetError(
-            f"target={target} is wrong: it must be one of {', '.join(TARGETS)} with a share, such as macs: 0.5"
+            f"target={target} is wrong: it must be one of {', '.join(TARGETS)} with a share, such as {{'macs': 0.5}}"
         )
     ((kind, share),) = target.items()
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:

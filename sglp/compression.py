@@ -1,6 +1,6 @@
 """Compress a trained network in one call: the stages of the pipeline, one after another, as a library function.
 
-Source: SGLP (arXiv 2410.14720). The same parameters and samples give the network of `dvc repro`, bit for bit.
+Source: SGLP (arXiv 2410.14720). The same parameters and samples give the pruned network of `dvc repro`, bit for bit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +75,7 @@ def compress(
     paths: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Compressed:
-    """Remove whole layers, those that similar layers can make up for, from a trained network.
+    """Remove whole layers from a trained network, choosing layers that similar layers can make up for.
 
     Only the first samples of `batches` are read and kept in memory: the largest of the three sample counts below. The
     batch size of `batches` does not affect the result. Use training data in random order.
@@ -83,7 +83,8 @@ def compress(
     Args:
         model: the trained network; left unchanged. It runs on the device of its parameters.
         batches: pairs (inputs, target), for example a DataLoader; inputs are a tensor or a dict of keyword arguments.
-        loss: a function of logits and target. Criteria other than the default pass it the raw output of the network.
+        loss: called as loss(logits, target) by the default criterion. Other criteria pass the network's output as it
+            is, for example the output object of a Hugging Face model.
         k: number of segments, or "auto".
         prune_ratio: share of the removable layers to remove; ignored if there is a target.
         target: the share of the dense network's cost that may remain: {"macs": 0.5}, {"parameters": 0.5} or

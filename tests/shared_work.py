@@ -54,6 +54,7 @@ def everything() -> dict[str, list]:
         "few": processes.shared_map(lambda item: item**2, range(1)),
         "first": [processes.from_rank_zero(lambda: processes.rank())],
         "norm 5": batch_norm(5),
+        "norm without bias": batch_norm(5, bias=False),
         "norm 1": batch_norm(1),
         **trained_images(images),
         **trained_texts(texts),
@@ -64,11 +65,13 @@ def everything() -> dict[str, list]:
     }
 
 
-def batch_norm(samples: int) -> list:
+def batch_norm(samples: int, bias: bool = True) -> list:
     """Compute outputs, gradients and running statistics; each process has a part of the samples, possibly none."""
     generator = torch.Generator().manual_seed(0)
     inputs, pull = (torch.randn(2, samples, 3, 4, 5, generator=generator, dtype=torch.float64) + 3).unbind()
     norm = nn.BatchNorm2d(3).double()
+    if not bias:
+        norm.bias = None
     nn.init.uniform_(norm.weight, generator=generator)
     part = processes.part(samples)
     own = (inputs[part] if len(inputs[part]) else torch.full_like(inputs[:1], 7)).requires_grad_()
@@ -77,7 +80,7 @@ def batch_norm(samples: int) -> list:
     (outputs[: len(pull[part])] * pull[part]).sum().backward()
     own_rows = [outputs.detach()[: len(pull[part])].tolist(), own.grad[: len(pull[part])].tolist()]
     all_rows = processes.shared_map(lambda _: own_rows, range(processes.count()))
-    sums = [all_reduce_sum(p.grad).tolist() for p in (norm.weight, norm.bias)]
+    sums = [all_reduce_sum(p.grad).tolist() for p in norm.parameters()]
     return [[row for rows in column for row in rows] for column in zip(*all_rows, strict=True)] + [
         *sums,
         norm.running_mean.tolist(),

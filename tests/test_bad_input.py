@@ -151,7 +151,7 @@ def test_weights_of_another_architecture(project, checkpoint):
 def test_no_checksum(project, checkpoint):
     change_workload(project, {"files": {"weights": {"sha256": None}}})
     for module in ("tools.check", "stages.pretrain"):
-        assert "models/tiny.yaml: files.weights.sha256 is empty: run" in complaint(module)
+        assert "models/tiny.yaml: files.weights.sha256 is not set: run" in complaint(module)
 
 
 CHAIN = """

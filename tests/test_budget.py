@@ -167,7 +167,7 @@ def test_a_target_is_one_share():
         (
             {},
             None,
-            r"target=\{\} is wrong: it must be one of macs, parameters, latency with a share, such as macs: 0.5",
+            r"target=\{\} is wrong: it must be one of macs, parameters, latency with a share, such as \{'macs': 0.5\}",
         ),
         ({"flops": 0.5}, None, "is wrong: it must be one of"),
         ({"macs": 0.5, "latency": 0.5}, None, "is wrong: it must be one of"),

@@ -77,7 +77,7 @@ def test_a_users_own_processes_share_nothing(monkeypatch):
     assert (processes.count(), processes.rank()) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["norm 5", "norm 1"])
+@pytest.mark.parametrize("name", ["norm 5", "norm 1", "norm without bias"])
 def test_batch_norm_uses_the_whole_batch_forward_and_backward(outputs, name):
     one, two = (numbers(found[name]) for found in outputs)
     assert one == pytest.approx(two, rel=1e-9, abs=1e-12)

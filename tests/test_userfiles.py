@@ -48,5 +48,5 @@ def test_a_link_to_a_parent_folder_is_not_followed(folder):
 
 def test_a_folder_without_files_has_no_checksum(tmp_path):
     (tmp_path / "empty/inside").mkdir(parents=True)
-    with pytest.raises(ParameterError, match="empty is a folder without files, so its checksum would mean nothing"):
+    with pytest.raises(ParameterError, match="empty is a folder without files: add the files"):
         checksum(tmp_path / "empty")

@@ -34,9 +34,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
 
     The folder contains the weights, the factory with its arguments, the names of kept and removed layers as in the
     dense network, the versions of the modules (which `load_state_dict` needs) and a model card. It appears complete or
-    not at all. For a Hugging Face model, the folder loads with plain `from_pretrained`; this is verified bit for bit
-    before the folder appears. If the config of a pruned model that reads images can't describe the model, the folder
-    is for `load` alone, verified in the same way, and a `NotPlainWarning` gives the reason.
+    not at all. For a Hugging Face model, plain `from_pretrained` loads the folder, with one exception: a pruned image
+    model that its config can't describe loads only with `load`, and a `NotPlainWarning` gives the reason. Either way,
+    equality is verified bit for bit before the folder appears.
 
     Args:
         model: the network, on any device.

@@ -9,11 +9,11 @@ of everything that the method draws.
     criterion(network, layers, batches, loss, seed, random_inits) -> score
     score(kept, removed, already_removed) -> float
 
-loss: function of the network's output and the target. random_inits: number of random networks to average over. kept,
-removed: indices of the layers that a segment would keep and lose. already_removed: indices of the layers that other
-segments have lost. Higher scores are better. A criterion sets `criterion.of_segment = True` if its scores compare only
-sets of the same segment, because they do not measure the whole pruned network; it can't be used with the search
-"joint".
+A criterion is called once and returns a scoring function, which is called for every candidate. loss: function of the
+network's output and the target. random_inits: number of random networks to average over. kept, removed: indices of the
+layers that a segment would keep and lose. already_removed: indices of the layers that other segments have lost. Higher
+scores are better. Set `criterion.of_segment = True` if scores are comparable only within one segment, because they do
+not measure the whole pruned network: such a criterion can't be used with the search "joint".
 
 Each docstring states the rule, its source, its cost and its use; docs/methods.md collects them.
 """

@@ -79,7 +79,7 @@ def draw_segmentation(path: Path, losses: Sequence[float], chosen: int, min_loss
         right.axhline(min_loss_drop, color="#555555", linewidth=1, linestyle="--")
         note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right"}
         right.annotate(
-            f"k: auto adds segments above {100 * min_loss_drop:g} %", (len(losses) + 0.5, min_loss_drop), **note
+            f"k: auto: last drop above {100 * min_loss_drop:g} %", (len(losses) + 0.5, min_loss_drop), **note
         )
         left.set_title("loss relative to one segment")
         right.set_title("drop in loss from k - 1 to k segments")

@@ -34,7 +34,7 @@ class Cka(Strict):
 
 
 class Segment(Strict):
-    """How layers are divided into segments, and when `k: auto` stops adding segments."""
+    """How layers are divided into segments, and the threshold of `k: auto`."""
 
     by: Cuts
     feature: Feature

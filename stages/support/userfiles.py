@@ -51,14 +51,14 @@ def declared_file(source: Path, name: str, file: dict) -> Path | None:
     if path is None:
         if sha256 is not None:
             raise ParameterError(
-                f"{source}: files.{name} has a sha256 but no path: set files.{name}.path to the location of the file"
+                f"{source}: files.{name} has a sha256 but no path: set files.{name}.path to the file or folder"
             )
         return None
     resolved = resolve_path(path)
     if resolved is None:
         raise ParameterError(f"{source}: files.{name}.path={path} does not exist: correct the path")
     if sha256 is None:
-        raise ParameterError(f"{source}: files.{name}.sha256 is empty: run 'python -m tools.checksums {source}'")
+        raise ParameterError(f"{source}: files.{name}.sha256 is not set: run 'python -m tools.checksums {source}'")
     return resolved
 
 
@@ -85,7 +85,7 @@ def checksum(path: Path) -> str:
         return _file_checksum(path)
     files = sorted(p for p in _walk(path) if p.is_file() and "__pycache__" not in p.parts)
     if not files:
-        raise ParameterError(f"{path} is a folder without files, so its checksum would mean nothing: add its files")
+        raise ParameterError(f"{path} is a folder without files: add the files, or correct the path")
     stats = [(p.relative_to(path).as_posix(), *_stat(p)) for p in files]
     # Reading a large folder can take longer than the stage, so the checksum is cached until a file changes.
     key = hashlib.sha256(json.dumps([str(path.resolve()), stats]).encode()).hexdigest()

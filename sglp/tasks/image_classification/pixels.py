@@ -31,8 +31,8 @@ def eight_bits(values: Tensor) -> Tensor:
 
 def normalized(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalise [..., channels, height, width] by the mean and standard deviation of each channel."""
-    return values.sub(_of_channels(mean, values)).div_(_of_channels(std, values))
+    return values.sub(_per_channel(mean, values)).div_(_per_channel(std, values))
 
 
-def _of_channels(numbers: Sequence[float], values: Tensor) -> Tensor:
+def _per_channel(numbers: Sequence[float], values: Tensor) -> Tensor:
     return torch.tensor(numbers, dtype=values.dtype, device=values.device).view(-1, 1, 1)

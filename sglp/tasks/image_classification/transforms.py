@@ -23,7 +23,7 @@ def make_transforms(entries: Sequence[dict]) -> list[Callable]:
             raise DataError(f"{name!r} is not a transform of torchvision.transforms.v2")
         if kind is v2.RandomErasing and arguments.get("value") == "random":
             raise DataError(
-                "RandomErasing can't take value: random (noise around 0), as pixels are 0 to 255: use a number"
+                "RandomErasing can't take value: random (noise around 0): pixels are 0 to 255, so use a number"
             )
         try:
             transforms.append(kind(**arguments))

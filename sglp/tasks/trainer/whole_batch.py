@@ -63,6 +63,8 @@ def _batch_norm(
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * rows / (rows - 1)).to(running_var.dtype), momentum)
     outputs = centred * (variance + eps).rsqrt().view(shape)
-    if weight is not None and bias is not None:
-        outputs = outputs * weight.view(shape) + bias.view(shape)
+    if weight is not None:
+        outputs = outputs * weight.view(shape)
+    if bias is not None:
+        outputs = outputs + bias.view(shape)
     return outputs.to(inputs.dtype)
