@@ -76,9 +76,8 @@ def test_a_refitted_layer_is_the_least_squares_solution_for_the_whole_network():
     normal += 0.1 * np.diag(normal).mean() * np.eye(len(normal))
     change = np.linalg.solve(normal, h.T @ (w[:, None] * (target - output))).T
     expected = before.model.layers[1].mlp.down_proj.weight.detach().numpy() + change
-    if found[0].kept:
-        assert np.abs(pruned.model.layers[1].mlp.down_proj.weight.detach().numpy() - expected).max() < 1e-6
     assert found[0].kept
+    assert np.abs(pruned.model.layers[1].mlp.down_proj.weight.detach().numpy() - expected).max() < 1e-6
 
 
 def test_batches_stream():
@@ -183,22 +182,22 @@ def test_a_resnet_regains_what_removal_has_lost(network, digits):
     assert accuracy(pruned) > plain + 0.03
 
 
-def test_the_guard_keeps_a_layer_whose_fit_does_not_generalise():
-    """A single token with a massive activation decides an unweighted fit; its few rows must not spoil the network."""
+def test_the_guard_refuses_weights_that_raise_the_held_out_error(monkeypatch):
     torch.manual_seed(3)
     dense = Listed().eval()
-    layers = sglp.find_layers(dense, noise(4, 5))
-    removal = sglp.Plan.without(layers, [1])
+    removal = sglp.Plan.without(sglp.find_layers(dense, noise(4, 5)), [1])
     pruned = sglp.prune(dense, removal).eval()
     state = copy.deepcopy(pruned.state_dict())
-    batches = [noise(2, 5, seed=seed) * (1e6 if seed == 0 else 1) for seed in range(8)]
-    found = reconstruct(dense, pruned, removal, batches, steps=30)
-    for one in found:
-        assert one.kept == (one.after < one.before)
-    unchanged = {f"blocks.{i}" for i, one in enumerate(found) if not one.kept}
-    for key, value in pruned.state_dict().items():
-        if any(key.startswith(f"{path}.") for path in unchanged):
-            assert torch.equal(value, state[key])
+
+    def spoil(modules, *_):
+        for parameter in modules[0].parameters():
+            parameter.add_(1.0)
+
+    monkeypatch.setattr("sglp.reconstruction.gradient.fit", spoil)
+    found = reconstruct(dense, pruned, removal, [noise(2, 5, seed=seed) for seed in range(8)])
+    assert [one.how for one in found] == ["gradient"] * 4
+    assert all(one.after > one.before and not one.kept for one in found)
+    assert all(torch.equal(value, state[key]) for key, value in pruned.state_dict().items())
 
 
 def test_padding_does_not_count():
@@ -237,7 +236,7 @@ def test_passes_in_lockstep_see_what_plain_hooks_see():
         assert all(one.done for one in passes)
     for remove in removes:
         remove()
-    assert threading.active_count() == 1 or not any(isinstance(t, type(passes[0])) for t in threading.enumerate())
+    assert not any(isinstance(thread, type(passes[0])) for thread in threading.enumerate())
 
 
 def test_an_error_inside_a_pass_is_raised_where_it_is_advanced():

@@ -10,22 +10,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sglp.reconstruction.rows import rows
 from sglp.running import first_tensor
+from sglp.surgery.batchnorm import averaging, norms_of
 
 Batch = tuple[Callable[[], Any], Tensor, Tensor]  # runs the layer; target rows; row weights
 WITH_BATCH_NORM, WITHOUT = 3e-3, 5e-4  # learning rates
 
 
 def fit(modules: Sequence[nn.Module], batches: Sequence[Batch], first: bool, steps: int) -> None:
-    """Fit a layer to targets, in place, with a cosine schedule; one batch a step, in turn.
+    """Fit a layer to targets, in place, with a cosine schedule; each step uses the next batch.
 
-    Batch norm runs in train mode meanwhile; all other modules stay in eval mode.
+    Batch norms run in train mode, all other modules in eval mode. Running statistics are spoilt: refresh them.
     """
-    norms = batch_norms(modules)
+    norms = _batch_norms(modules)
     parameters = [p for module in modules for p in module.parameters() if p.is_floating_point()]
     before = [p.requires_grad for p in parameters]
     optimizer = torch.optim.Adam(parameters, lr=WITH_BATCH_NORM if norms else WITHOUT)
     rate = optimizer.param_groups[0]["lr"]
-    statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         for norm in norms:
             norm.train()
@@ -41,35 +41,20 @@ def fit(modules: Sequence[nn.Module], batches: Sequence[Batch], first: bool, ste
                 loss.backward()
                 optimizer.step()
     finally:
-        for norm, kept in zip(norms, statistics, strict=True):
+        for norm in norms:
             norm.eval()
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(kept[name])
         for parameter, flag in zip(parameters, before, strict=True):
             parameter.grad = None
             parameter.requires_grad_(flag)
 
 
-def batch_norms(modules: Sequence[nn.Module]) -> list[_BatchNorm]:
-    """The batch norms of a layer that keep running statistics."""
-    inner = (m for module in modules for m in module.modules())
-    return [m for m in inner if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
 def refresh_statistics(modules: Sequence[nn.Module], runs: Sequence[Callable[[], Any]]) -> None:
     """Replace the running statistics of a layer's batch norms by their means over batches."""
-    norms = batch_norms(modules)
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    try:
-        for run in runs:
+    norms = _batch_norms(modules)
+    with averaging(norms):
+        for run in runs if norms else ():
             run()
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+
+
+def _batch_norms(modules: Sequence[nn.Module]) -> list[_BatchNorm]:
+    return [norm for module in modules for norm in norms_of(module)]

@@ -242,7 +242,7 @@ def _refit(
             weight = weight_of(found)
             weight.copy_((weight.double() + change).to(weight.dtype))
         else:
-            gradient.fit(goal.modules, [(s.run, s.target, s.weights) for s in seen], first, steps)
+            gradient.fit(goal.modules, seen, first, steps)
             gradient.refresh_statistics(goal.modules, [sample.run for sample in (*seen, *unseen)])
         after = _error(unseen, first)
         kept = after < before

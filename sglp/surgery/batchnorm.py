@@ -1,7 +1,7 @@
 """Running statistics of batch norms, which no longer fit the network after layers are removed."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,7 @@ from sglp.running import call, device_of
 
 def has_statistics(network: nn.Module) -> bool:
     """Check whether a network has batch norms with running statistics."""
-    return bool(_norms(network))
+    return bool(norms_of(network))
 
 
 def recalibrate(network: nn.Module, batches: Iterable) -> None:
@@ -31,18 +31,14 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         ScoringError: there is no batch. After this or any other error, the statistics are unchanged.
     """
     network.eval()
-    norms = _norms(network)
-    momenta = [norm.momentum for norm in norms]
+    norms = norms_of(network)
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # weights all batches equally
-        norm.train()
     device = device_of(network)
     try:
-        for batch in at_least_one(batches, "compute the statistics of batch norms from"):
-            with torch.no_grad():
-                call(network, to_device(inputs_of(batch), device))
+        with averaging(norms):
+            for batch in at_least_one(batches, "compute the statistics of batch norms from"):
+                with torch.no_grad():
+                    call(network, to_device(inputs_of(batch), device))
         for norm, state in zip(norms, before, strict=True):
             if not norm.num_batches_tracked:  # the norm runs only in training, such as in an auxiliary head
                 norm.load_state_dict(state)
@@ -50,16 +46,28 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
         for norm, state in zip(norms, before, strict=True):
             norm.load_state_dict(state)
         raise
+
+
+@contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Make batch norms average their statistics over all batches that run inside a context; in eval mode afterwards."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # weights all batches equally
+        norm.train()
+    try:
+        yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        network.eval()
+            norm.eval()
 
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Let batch norms use the batch's statistics in eval mode inside a context; running statistics are unchanged."""
-    saved = [(norm, norm.running_mean, norm.running_var) for norm in _norms(network)]
+    saved = [(norm, norm.running_mean, norm.running_var) for norm in norms_of(network)]
     try:
         for norm, _, _ in saved:
             norm.running_mean = norm.running_var = None
@@ -70,5 +78,6 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.running_var = variance
 
 
-def _norms(network: nn.Module) -> list[_BatchNorm]:
+def norms_of(network: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms that keep running statistics."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
