@@ -95,7 +95,7 @@ def reconstruct(
         steps: of Adam, for each layer that is fitted by gradient.
 
     Returns:
-        What happened to each layer, in order of depth.
+        One row for each kept layer from the first gap on, in order of depth.
 
     Raises:
         ScoringError: there is no batch.
@@ -160,25 +160,24 @@ def _goals(order: Sequence[str], counterparts: dict[str, nn.Module], plan: Plan,
 
 
 def _counterparts(dense: nn.Module, pruned: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """The modules of the pruned network by their paths in the dense network.
+    """Map the paths of kept modules in the dense network to the modules of the pruned network.
 
-    Surgery keeps the order of all modules: lists are renumbered, and what its parent calls by name becomes an identity.
+    Surgery keeps the order of modules: it renumbers lists, and replaces modules that are called by name by identities.
     """
-    gone = tuple(plan.removed_modules)
-    left = [
-        (path, module)
+    kept = {
+        path: module
         for path, module in dense.named_modules()
-        if not any(path == other or path.startswith(f"{other}.") for other in gone)
-    ]
-    there = [module for module in pruned.modules() if not isinstance(module, PassThrough)]
-    old = [module for _, module in left if not isinstance(module, PassThrough)]
-    if [type(module) for module in old] != [type(module) for module in there]:
+        if not isinstance(module, PassThrough)
+        and not any(path == removed or path.startswith(f"{removed}.") for removed in plan.removed_modules)
+    }
+    counterparts = [module for module in pruned.modules() if not isinstance(module, PassThrough)]
+    if [type(module) for module in kept.values()] != [type(module) for module in counterparts]:
         raise PlanError(f"this {type(pruned).__name__} is not what the plan makes of the dense network: prune it anew")
-    return {path: module for (path, _), module in zip(left, there, strict=True)}
+    return dict(zip(kept, counterparts, strict=True))
 
 
 def _split(inputs: list) -> tuple[list, list]:
-    """Batches to fit on, and the last eighth of the samples, held out."""
+    """Split batches into those to fit on and the held-out last eighth."""
     if len(inputs) < PARTS:
         samples = sum(size_of(one) for one in inputs)
         parts = min(PARTS, samples)
@@ -253,7 +252,7 @@ def _refit(
 
 
 def _equations(linear: nn.Module, sample: _Sample, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(H, R, w) of a batch."""
+    """Return (H, R, w) of a batch for `least_squares`."""
     given: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda module, args: given.append(args[0]))
     try:
@@ -273,7 +272,7 @@ def _error(samples: Sequence[_Sample], first: bool) -> float:
 
 
 def _shared_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """Parameters that several modules have: a change in one layer would change another."""
+    """Find parameters that several modules have: a change in one layer would change another."""
     seen: set[nn.Parameter] = set()
     shared: set[nn.Parameter] = set()
     for _, parameter in network.named_parameters(remove_duplicate=False):
@@ -283,7 +282,7 @@ def _shared_parameters(network: nn.Module) -> set[nn.Parameter]:
 
 @contextmanager
 def _without_cache(network: nn.Module):
-    """A Hugging Face model without its cache of keys and values, to which every run of a layer would add."""
+    """Disable the cache of keys and values of a Hugging Face model: every run of a layer would add to it."""
     config = getattr(network, "config", None)
     uses = getattr(config, "use_cache", None)
     if config is None or uses is None:
