@@ -104,18 +104,19 @@ def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
         for batch in batches:
             length = size_of(batch[0])
             if begin < length and end > 0:
-                parts.append(_part(batch, max(begin, 0), end))
+                parts.append(part_of(batch, max(begin, 0), end))
             begin, end = begin - length, end - length
         yield parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _part(value: Any, first: int, last: int) -> Any:
+def part_of(value: Any, first: int, last: int) -> Any:
+    """Return samples first to last - 1 of a batch, or of its inputs."""
     if isinstance(value, Tensor):
         return value[first:last] if value.ndim else value
     if isinstance(value, Mapping):
-        return {key: _part(item, first, last) for key, item in value.items()}
+        return {key: part_of(item, first, last) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(_part(item, first, last) for item in value)
+        return tuple(part_of(item, first, last) for item in value)
     return value
 
 

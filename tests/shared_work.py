@@ -13,6 +13,7 @@ from torch import nn
 import sglp
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.distributed.whole_batch import whole_batch
 from sglp.tasks.causal_lm import training as causal_lm
 from sglp.tasks.causal_lm.perplexity import perplexity
 from sglp.tasks.causal_lm.texts import Texts
@@ -26,7 +27,6 @@ from sglp.tasks.schemas.image_classification import Finetuning as ImageRecipe
 from sglp.tasks.schemas.image_classification import ImagePreparation
 from sglp.tasks.schemas.workload import Source
 from sglp.tasks.trainer.train import train
-from sglp.tasks.trainer.whole_batch import whole_batch
 
 PREPARE = ImagePreparation(
     image_column="image", label_column="label", classes=10, channels=1, transforms=[], mean=[0.3], std=[0.4]

@@ -226,7 +226,7 @@ def test_passes_in_lockstep_see_what_plain_hooks_see():
             states.append(x)
             x = block(x).detach()
         expected.append(states)
-    removes = [pause_before(block) for block in network.blocks]
+    removes = [pause_before(block, "block") for block in network.blocks]
     with in_lockstep(network, batches) as passes:
         for depth in range(5):
             for one, states in zip(passes, expected, strict=True):
@@ -241,7 +241,7 @@ def test_passes_in_lockstep_see_what_plain_hooks_see():
 
 def test_an_error_inside_a_pass_is_raised_where_it_is_advanced():
     network = nn.Sequential(Block(), Block())
-    remove = pause_after(network[0])
+    remove = pause_after(network[0], "first")
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
         in_lockstep(network, [noise(2, 4)]) as passes,

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from sglp.distributed.all_reduce import all_reduce_sum
+
 
 def least_squares(batches: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float) -> Tensor:
     """The change of a weight that fits residuals best: (H' diag(w) H + lam I)^-1 H' diag(w) R, transposed.
 
-    Sums are taken over rows, so that batches stream.
+    Sums are taken over rows, so that batches stream, and processes add theirs.
 
     Args:
         batches: (H, R, w) for every batch: the map's inputs [rows, in], residuals [rows, out], weights [rows].
@@ -27,6 +29,7 @@ def least_squares(batches: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float
         right = weighted.T @ residuals + (0 if right is None else right)
     if normal is None or right is None:
         raise ValueError("least squares needs a batch")
+    normal, right = all_reduce_sum(normal), all_reduce_sum(right)
     lam = ridge * float(normal.diagonal().mean())
     if lam == 0 and not normal.any():
         return torch.zeros_like(right.T)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.reconstruction.rows import rows
 from sglp.running import first_tensor
 from sglp.surgery.batchnorm import averaging, norms_of
@@ -36,9 +37,13 @@ def fit(modules: Sequence[nn.Module], batches: Sequence[Batch], first: bool, ste
                 run, target, weights = batches[step % len(batches)]
                 optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
                 output = rows(first_tensor(run()), first)
-                loss = ((output - target).float().square().sum(dim=-1) * weights).sum() / (weights > 0).sum()
+                count = all_reduce_sum((weights > 0).sum())
+                loss = ((output - target).float().square().sum(dim=-1) * weights).sum() / count
                 optimizer.zero_grad()
                 loss.backward()
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad = all_reduce_sum(parameter.grad)
                 optimizer.step()
     finally:
         for norm in norms:

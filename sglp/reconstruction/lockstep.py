@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sglp.errors import ScoringError
 from sglp.running import call, eval_mode
 
 _current = threading.local()
@@ -26,6 +27,7 @@ class Pass(threading.Thread):
     """The forward pass of one batch.
 
     Attributes:
+        place: name of the last pause.
         value: what the last pause has passed.
         done: whether the pass has ended.
     """
@@ -34,6 +36,7 @@ class Pass(threading.Thread):
         super().__init__(daemon=True)
         self.network = network
         self.inputs = inputs
+        self.place = ""
         self.value: Any = None
         self.done = False
         self._error: BaseException | None = None
@@ -58,9 +61,9 @@ class Pass(threading.Thread):
             self.value = None
             self._paused.release()
 
-    def pause(self, value: Any) -> None:
+    def pause(self, place: str, value: Any) -> None:
         """Wait inside a hook until `advance` is called again."""
-        self.value = value
+        self.place, self.value = place, value
         self._paused.release()
         self._resume.acquire()
         if self._stopped:
@@ -83,24 +86,38 @@ class Pass(threading.Thread):
         self.join()
 
 
-def pause_before(module: nn.Module) -> Callable[[], None]:
+def advance_to(passes: Sequence[Pass], place: str) -> list[Any]:
+    """Let passes run to a pause, one after another from pause to pause, and return what each passes there.
+
+    Raises:
+        ScoringError: a pass ends before.
+    """
+    while True:
+        values = [one.advance() for one in passes]
+        if any(one.done for one in passes):
+            raise ScoringError(f"{place} does not run for every batch, so that it can't be reconstructed")
+        if all(one.place == place for one in passes):
+            return values
+
+
+def pause_before(module: nn.Module, place: str) -> Callable[[], None]:
     """Pause passes where a module begins, with its (args, kwargs); return how to remove the hook."""
 
     def hook(_, args, kwargs) -> None:
         running = getattr(_current, "running", None)
         if running is not None:
-            running.pause((args, kwargs))
+            running.pause(place, (args, kwargs))
 
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
-def pause_after(module: nn.Module) -> Callable[[], None]:
+def pause_after(module: nn.Module, place: str) -> Callable[[], None]:
     """Pause passes where a module has ended, with its output; return how to remove the hook."""
 
     def hook(_, args, output) -> None:
         running = getattr(_current, "running", None)
         if running is not None:
-            running.pause(output)
+            running.pause(place, output)
 
     return module.register_forward_hook(hook).remove
 

@@ -7,30 +7,26 @@ has a closed form; elsewhere a few steps of Adam on the layer's own parameters f
 error on held-out samples falls.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, rebatch, size_of, to_device
-from sglp.errors import PlanError
+from sglp.batches import at_least_one, inputs_of, part_of, rebatch, size_of, to_device
+from sglp.distributed import processes
+from sglp.distributed.whole_batch import whole_batch
+from sglp.errors import ScoringError
 from sglp.layer import module_paths
 from sglp.plan import Plan
-from sglp.reconstruction import gradient
-from sglp.reconstruction.affine import last_linear_map, weight_of
-from sglp.reconstruction.closed_form import least_squares
-from sglp.reconstruction.lockstep import Pass, in_lockstep, pause_after, pause_before
-from sglp.reconstruction.rows import channels_first, padding_mask, relative_error, row_weights, rows
-from sglp.running import device_of, first_tensor, run_hooked
-from sglp.surgery.prune import PassThrough
+from sglp.reconstruction.goals import Goal, Scope, counterparts_of, goals_of, order_of
+from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
+from sglp.reconstruction.refit import Fit, Method, refit, sample_of
+from sglp.reconstruction.rows import channels_first, padding_mask
+from sglp.running import call, device_of, hooked_eval, run_hooked
+from sglp.surgery.batchnorm import averaging, norms_of
 
-Method = Literal["auto", "closed_form", "gradient"]
-Scope = Literal["all", "gaps"]
 PARTS = 8  # one of which is held out
 
 
@@ -53,22 +49,6 @@ class Reconstructed(NamedTuple):
     kept: bool
 
 
-class _Goal(NamedTuple):
-    """A kept layer: its name, its modules in the pruned network, and the dense layer whose output is the target."""
-
-    name: str
-    modules: list[nn.Module]
-    target: str
-
-
-class _Sample(NamedTuple):
-    """A batch at one layer: how to run the layer on it, target rows, row weights."""
-
-    run: Callable[[], Any]
-    target: Tensor
-    weights: Tensor
-
-
 def reconstruct(
     dense: nn.Module,
     pruned: nn.Module,
@@ -80,7 +60,9 @@ def reconstruct(
     ridge: float = 0.1,
     steps: int = 60,
 ) -> list[Reconstructed]:
-    """Refit the kept layers of a pruned network, in place.
+    """Refit the kept layers of a pruned network, in place, and recompute the statistics of batch norms on the way.
+
+    Several processes share the samples of every batch, and end with the same weights.
 
     Args:
         dense: the network before the removal; left as it was.
@@ -101,79 +83,49 @@ def reconstruct(
         ScoringError: there is no batch.
         PlanError: the pruned network is not what the plan makes of the dense one.
     """
-    counterparts = _counterparts(dense, pruned, plan)
-    device = device_of(pruned)
-    inputs = [to_device(inputs_of(batch), device) for batch in at_least_one(batches, "reconstruct layers with")]
-    goals = _goals(_order(dense, plan, inputs[0]), counterparts, plan, scope)
+    counterparts = counterparts_of(dense, pruned, plan)
+    inputs = [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
+    goals = goals_of(order_of(dense, plan, inputs[0]), counterparts, plan, scope)
     if not goals:
         return []
     fitting, held = _split(inputs)
-    inputs = [*fitting, *held]
+    device = device_of(pruned)
+    inputs = [to_device(_own_part(one), device) for one in (*fitting, *held)]
+    later = _norms_after(goals, pruned, inputs[0])
+    results = [
+        Reconstructed(goal.name, goal.target, *fit)
+        for goal, fit in _refits(dense, pruned, goals, inputs, len(fitting), method=method, ridge=ridge, steps=steps)
+    ]
+    if later:
+        with hooked_eval(pruned, ()), averaging(later), whole_batch():
+            for one in inputs[: len(fitting)]:
+                call(pruned, one)
+    return results
+
+
+def _refits(
+    dense: nn.Module, pruned: nn.Module, goals: Sequence[Goal], inputs: list, fitting: int, **fit: Any
+) -> Iterator[tuple[Goal, Fit]]:
+    """Advance both networks from layer to layer, and refit each; the first `fitting` inputs are fitted on."""
     masks = [padding_mask(one) for one in inputs]
     shared = _shared_parameters(pruned)
-    results = []
     with ExitStack() as stack:
         stack.enter_context(_without_cache(dense))
         stack.enter_context(_without_cache(pruned))
         for goal in goals:
-            stack.callback(pause_before(goal.modules[0]))
+            stack.callback(pause_before(goal.modules[0], goal.name))
         for target in dict.fromkeys(goal.target for goal in goals):
-            stack.callback(pause_after(dense.get_submodule(module_paths(target)[-1])))
+            stack.callback(pause_after(dense.get_submodule(module_paths(target)[-1]), target))
         originals = stack.enter_context(in_lockstep(dense, inputs))
         copies = stack.enter_context(in_lockstep(pruned, inputs))
         for goal in tqdm(goals, desc="reconstruct", unit="layer", disable=None):
             first = channels_first(goal.modules)
-            samples = []
-            for one, other, mask in zip(originals, copies, masks, strict=True):
-                samples.append(_sample(goal, one, other, mask, first))
-            seen, unseen = samples[: len(fitting)], samples[len(fitting) :]
-            results.append(_refit(goal, seen, unseen, first, method, ridge, steps, shared))
-    return results
-
-
-def _order(dense: nn.Module, plan: Plan, inputs: Any) -> list[str]:
-    """Order the layers of a plan as they run."""
-    order: list[str] = []
-    handles = [
-        dense.get_submodule(module_paths(name)[0]).register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for name in (*plan.kept, *plan.removed)
-    ]
-    run_hooked(dense, inputs, handles)
-    return order
-
-
-def _goals(order: Sequence[str], counterparts: dict[str, nn.Module], plan: Plan, scope: str) -> list[_Goal]:
-    """List the kept layers to refit, each with its modules and its target."""
-    removed = set(plan.removed)
-    gap = next((i for i, name in enumerate(order) if name in removed), len(order))
-    goals = []
-    for i, name in enumerate(order):
-        if name in removed:
-            continue
-        last = i
-        while last + 1 < len(order) and order[last + 1] in removed:
-            last += 1
-        if last == i and (i < gap or scope == "gaps"):
-            continue
-        goals.append(_Goal(name, [counterparts[path] for path in module_paths(name)], order[last]))
-    return goals
-
-
-def _counterparts(dense: nn.Module, pruned: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """Map the paths of kept modules in the dense network to the modules of the pruned network.
-
-    Surgery keeps the order of modules: it renumbers lists, and replaces modules that are called by name by identities.
-    """
-    kept = {
-        path: module
-        for path, module in dense.named_modules()
-        if not isinstance(module, PassThrough)
-        and not any(path == removed or path.startswith(f"{removed}.") for removed in plan.removed_modules)
-    }
-    counterparts = [module for module in pruned.modules() if not isinstance(module, PassThrough)]
-    if [type(module) for module in kept.values()] != [type(module) for module in counterparts]:
-        raise PlanError(f"this {type(pruned).__name__} is not what the plan makes of the dense network: prune it anew")
-    return dict(zip(kept, counterparts, strict=True))
+            outputs, arguments = advance_to(originals, goal.target), advance_to(copies, goal.name)
+            samples = [
+                sample_of(goal.modules, *given, output, mask, first)
+                for output, given, mask in zip(outputs, arguments, masks, strict=True)
+            ]
+            yield goal, refit(goal.modules, samples[:fitting], samples[fitting:], first, shared, **fit)
 
 
 def _split(inputs: list) -> tuple[list, list]:
@@ -187,88 +139,27 @@ def _split(inputs: list) -> tuple[list, list]:
     return (inputs[:-count], inputs[-count:]) if len(inputs) > 1 else (inputs, inputs)
 
 
-def _sample(goal: _Goal, one: Pass, other: Pass, mask: Tensor | None, first: bool) -> _Sample:
-    """Advance both networks to a layer."""
-    output = one.advance()
-    args, kwargs = other.advance()
-    # Copies: what follows may work in place.
-    target = rows(first_tensor(output), first).clone()
-    args, kwargs = _detached(args), _detached(kwargs)
-    return _Sample(partial(_run, goal.modules, args, kwargs), target, row_weights(target, mask))
+def _own_part(inputs: Any) -> Any:
+    """Return this process's samples of a batch."""
+    size = size_of(inputs)
+    if size < processes.count():
+        raise ScoringError(
+            f"a batch of {size} samples can't be shared by {processes.count()} processes: reconstruct with larger "
+            "batches or fewer processes"
+        )
+    own = processes.part(size)
+    return inputs if processes.count() == 1 else part_of(inputs, own.start, own.stop)
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_detached(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    return value
-
-
-def _run(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
-    """Run a layer; a run of siblings one after another."""
-    output = modules[0](*_detached(args), **kwargs)  # a layer may work in place
-    for module in modules[1:]:
-        output = module(output)
-    return output
-
-
-def _refit(
-    goal: _Goal,
-    seen: list[_Sample],
-    unseen: list[_Sample],
-    first: bool,
-    method: str,
-    ridge: float,
-    steps: int,
-    shared: set[nn.Parameter],
-) -> Reconstructed:
-    with torch.no_grad():
-        gradient.refresh_statistics(goal.modules, [sample.run for sample in (*seen, *unseen)])
-        before = _error(unseen, first)
-        found = None if method == "gradient" else last_linear_map(goal.modules, seen[0].run)
-        if found is not None and found.get_parameter("weight") in shared:
-            found = None
-        tied = any(p in shared for module in goal.modules for p in module.parameters())
-        how = "closed_form" if found is not None else "" if method == "closed_form" or tied or not steps else "gradient"
-        if not how:
-            return Reconstructed(goal.name, goal.target, "", before, before, False)
-        states = [copy.deepcopy(module.state_dict()) for module in goal.modules]
-        if found is not None:
-            change = least_squares((_equations(found, sample, first) for sample in seen), ridge)
-            weight = weight_of(found)
-            weight.copy_((weight.double() + change).to(weight.dtype))
-        else:
-            gradient.fit(goal.modules, seen, first, steps)
-            gradient.refresh_statistics(goal.modules, [sample.run for sample in (*seen, *unseen)])
-        after = _error(unseen, first)
-        kept = after < before
-        if not kept:
-            for module, state in zip(goal.modules, states, strict=True):
-                module.load_state_dict(state)
-    return Reconstructed(goal.name, goal.target, how, before, after, kept)
-
-
-def _equations(linear: nn.Module, sample: _Sample, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (H, R, w) of a batch for `least_squares`."""
-    given: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    try:
-        output = rows(first_tensor(sample.run()), first)
-    finally:
-        handle.remove()
-    return rows(given[0], False), sample.target.double() - output.double(), sample.weights
-
-
-def _error(samples: Sequence[_Sample], first: bool) -> float:
-    total, count = 0.0, 0.0
-    for sample in samples:
-        error, weighed = relative_error(rows(first_tensor(sample.run()), first), sample.target, sample.weights)
-        total += error
-        count += weighed
-    return total / count if count else 0.0
+def _norms_after(goals: Sequence[Goal], pruned: nn.Module, inputs: Any) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Find the batch norms outside the layers to refit that run after the first of them."""
+    inside = {norm for goal in goals for module in goal.modules for norm in norms_of(module)}
+    order: list[nn.Module] = []
+    watched = [goals[0].modules[0], *(norm for norm in norms_of(pruned) if norm not in inside)]
+    handles = [module.register_forward_pre_hook(lambda module, _: order.append(module)) for module in watched]
+    run_hooked(pruned, inputs, handles)
+    after = set(order[order.index(watched[0]) :])
+    return [norm for norm in norms_of(pruned) if norm in after and norm not in inside]
 
 
 def _shared_parameters(network: nn.Module) -> set[nn.Parameter]:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sglp.distributed.all_reduce import all_reduce_sum
+
 FLOOR = 1e-2  # a row counts as at least this share of the mean row: a position that is all zeros has no scale
 
 
@@ -29,7 +31,8 @@ def row_weights(target: Tensor, mask: Tensor | None) -> Tensor:
     of all others.
     """
     squares = target.float().square().sum(dim=-1)
-    weights = 1 / squares.clamp_min(FLOOR * float(squares.mean()) + torch.finfo(torch.float32).tiny)
+    total, count = all_reduce_sum(torch.tensor([float(squares.sum()), len(squares)], dtype=torch.float64)).tolist()
+    weights = 1 / squares.clamp_min(FLOOR * total / max(count, 1) + torch.finfo(torch.float32).tiny)
     if mask is not None and mask.numel() == len(weights):
         weights = weights * mask.reshape(-1).to(weights)
     return weights

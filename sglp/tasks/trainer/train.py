@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from sglp.batches import to_device
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.distributed.whole_batch import whole_batch
 from sglp.errors import SGLPError
 from sglp.hugging_face.networks import is_pretrained
 from sglp.loss import IGNORED, cross_entropy
@@ -31,7 +32,6 @@ from sglp.tasks.schemas.workload import Recipe
 from sglp.tasks.trainer.callbacks import CompleteCheckpoints, last_complete
 from sglp.tasks.trainer.channels_last import channels_last
 from sglp.tasks.trainer.samplers import EpochSampler, Parts
-from sglp.tasks.trainer.whole_batch import whole_batch
 from sglp.tasks.training import TaskTraining
 
 # Number of times that a run is logged, saved and (with held-out samples) evaluated. The steps are fixed, so that the

@@ -1,0 +1,80 @@
+"""Which kept layers are refitted, in which order, and to which activation of the dense network."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from sglp.errors import PlanError
+from sglp.layer import module_paths
+from sglp.plan import Plan
+from sglp.running import run_hooked
+from sglp.surgery.prune import PassThrough
+
+Scope = Literal["all", "gaps"]
+
+
+class Goal(NamedTuple):
+    """A kept layer to refit.
+
+    Attributes:
+        name: of the layer in the dense network.
+        modules: of the layer in the pruned network, in the order in which they run.
+        target: name of the dense layer after which the activation is the target.
+    """
+
+    name: str
+    modules: list[nn.Module]
+    target: str
+
+
+def order_of(dense: nn.Module, plan: Plan, inputs: Any) -> list[str]:
+    """Return the names of a plan's layers in the order in which they run."""
+    order: list[str] = []
+    handles = [
+        dense.get_submodule(module_paths(name)[0]).register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name in (*plan.kept, *plan.removed)
+    ]
+    run_hooked(dense, inputs, handles)
+    return order
+
+
+def goals_of(order: Sequence[str], counterparts: dict[str, nn.Module], plan: Plan, scope: Scope) -> list[Goal]:
+    """List the kept layers from the first gap on, or with the scope "gaps" those right before gaps.
+
+    The target is the dense activation after the last of the removed layers that directly follow, or after the layer
+    itself if there are none. A gap before the first kept layer has no layer to refit: the next one gets its own target.
+    """
+    removed = set(plan.removed)
+    gap = next((i for i, name in enumerate(order) if name in removed), len(order))
+    goals = []
+    for i, name in enumerate(order):
+        if name in removed:
+            continue
+        last = i
+        while last + 1 < len(order) and order[last + 1] in removed:
+            last += 1
+        if last == i and (i < gap or scope == "gaps"):
+            continue
+        goals.append(Goal(name, [counterparts[path] for path in module_paths(name)], order[last]))
+    return goals
+
+
+def counterparts_of(dense: nn.Module, pruned: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """Map the paths of kept modules in the dense network to the modules of the pruned network.
+
+    Surgery keeps the order of modules: it renumbers lists, and replaces modules that are called by name by identities.
+
+    Raises:
+        PlanError: the pruned network is not what the plan makes of the dense one.
+    """
+    kept = {
+        path: module
+        for path, module in dense.named_modules()
+        if not isinstance(module, PassThrough)
+        and not any(path == removed or path.startswith(f"{removed}.") for removed in plan.removed_modules)
+    }
+    counterparts = [module for module in pruned.modules() if not isinstance(module, PassThrough)]
+    if [type(module) for module in kept.values()] != [type(module) for module in counterparts]:
+        raise PlanError(f"this {type(pruned).__name__} is not what the plan makes of the dense network: prune it anew")
+    return dict(zip(kept, counterparts, strict=True))

@@ -1,0 +1,161 @@
+"""Refit one layer to targets: in closed form where it is affine in its last linear map, else by gradient.
+
+New weights are kept only if the error on samples that the fit has not seen falls.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sglp.distributed import processes
+from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.distributed.whole_batch import whole_batch
+from sglp.reconstruction import gradient
+from sglp.reconstruction.affine import last_linear_map, weight_of
+from sglp.reconstruction.closed_form import least_squares
+from sglp.reconstruction.rows import relative_error, row_weights, rows
+from sglp.running import first_tensor
+
+Method = Literal["auto", "closed_form", "gradient"]
+
+
+class Sample(NamedTuple):
+    """A batch at one layer.
+
+    Attributes:
+        run: runs the layer on its input.
+        target: [rows, channels].
+        weights: [rows], 0 for rows that do not count.
+    """
+
+    run: Callable[[], Any]
+    target: Tensor
+    weights: Tensor
+
+
+class Fit(NamedTuple):
+    """What happened to a layer; see `Reconstructed`."""
+
+    how: str
+    before: float
+    after: float
+    kept: bool
+
+
+def sample_of(
+    modules: Sequence[nn.Module], args: tuple, kwargs: dict, output: Any, mask: Tensor | None, first: bool
+) -> Sample:
+    """Make a sample from what the pruned network gives a layer and what the dense network has at its place.
+
+    Args:
+        modules: of the layer.
+        args, kwargs: what the pruned network calls the layer with.
+        output: what the target's layer returns.
+        mask: the attention mask of the batch.
+        first: whether channels are in dimension 1.
+    """
+    # Copies: what follows may work in place.
+    target = rows(first_tensor(output), first).clone()
+    args, kwargs = _detached(args), _detached(kwargs)
+    return Sample(partial(_run, modules, args, kwargs), target, row_weights(target, mask))
+
+
+def refit(
+    modules: Sequence[nn.Module],
+    seen: Sequence[Sample],
+    unseen: Sequence[Sample],
+    first: bool,
+    fixed: set[nn.Parameter],
+    *,
+    method: Method,
+    ridge: float,
+    steps: int,
+) -> Fit:
+    """Refit a layer in place.
+
+    Args:
+        modules: of the layer.
+        seen: samples to fit on.
+        unseen: held-out samples.
+        first: whether channels are in dimension 1.
+        fixed: parameters that must not change, as other layers have them too.
+        method, ridge, steps: see `reconstruct`.
+    """
+    with torch.no_grad(), whole_batch():
+        gradient.refresh_statistics(modules, [sample.run for sample in seen])
+        before = _error(unseen, first)
+        found = None if method == "gradient" else _last_map(modules, seen[0])
+        if found is not None and found.get_parameter("weight") in fixed:
+            found = None
+        tied = any(p in fixed for module in modules for p in module.parameters())
+        how = "closed_form" if found is not None else "" if method == "closed_form" or tied or not steps else "gradient"
+        if not how:
+            return Fit("", before, before, False)
+        states = [copy.deepcopy(module.state_dict()) for module in modules]
+        if found is not None:
+            change = least_squares((_equations(found, sample, first) for sample in seen), ridge)
+            weight = weight_of(found)
+            weight.copy_((weight.double() + change).to(weight.dtype))
+        else:
+            gradient.fit(modules, seen, first, steps)
+            gradient.refresh_statistics(modules, [sample.run for sample in seen])
+        after = _error(unseen, first)
+        kept = after < before
+        if not kept:
+            for module, state in zip(modules, states, strict=True):
+                module.load_state_dict(state)
+    return Fit(how, before, after, kept)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(_detached(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    return value
+
+
+def _run(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
+    """Run a layer; a run of siblings one after another."""
+    output = modules[0](*_detached(args), **kwargs)  # a layer may work in place
+    for module in modules[1:]:
+        output = module(output)
+    return output
+
+
+def _last_map(modules: Sequence[nn.Module], sample: Sample) -> nn.Module | None:
+    """Find the last linear map on the first process's samples: all processes must take the same."""
+    inside = [inner for module in modules for inner in module.modules()]
+
+    def place() -> int | None:
+        found = last_linear_map(modules, sample.run)
+        return None if found is None else inside.index(found)
+
+    found = processes.from_rank_zero(place)
+    return None if found is None else inside[found]
+
+
+def _equations(linear: nn.Module, sample: Sample, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (H, R, w) of a batch for `least_squares`."""
+    given: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    try:
+        output = rows(first_tensor(sample.run()), first)
+    finally:
+        handle.remove()
+    return rows(given[0], False), sample.target.double() - output.double(), sample.weights
+
+
+def _error(samples: Sequence[Sample], first: bool) -> float:
+    """Return the mean relative squared error over the rows that count, of all processes."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for sample in samples:
+        sums += torch.tensor(relative_error(rows(first_tensor(sample.run()), first), sample.target, sample.weights))
+    total, count = all_reduce_sum(sums).tolist()
+    return total / count if count else 0.0
