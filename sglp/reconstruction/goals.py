@@ -1,17 +1,16 @@
 """Which kept layers are refitted, in which order, and to which activation of the dense network."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from sglp.choices import Scope
 from sglp.errors import PlanError
 from sglp.layer import module_paths
 from sglp.plan import Plan
 from sglp.running import run_hooked
 from sglp.surgery.prune import PassThrough
-
-Scope = Literal["all", "gaps"]
 
 
 class Goal(NamedTuple):

@@ -9,21 +9,25 @@ error on held-out samples falls.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 from tqdm import tqdm
 
 from sglp.batches import at_least_one, inputs_of, part_of, rebatch, size_of, to_device
+from sglp.choices import Reconstruction, Scope
 from sglp.distributed import processes
 from sglp.distributed.whole_batch import whole_batch
 from sglp.errors import ScoringError
 from sglp.layer import module_paths
 from sglp.plan import Plan
-from sglp.reconstruction.goals import Goal, Scope, counterparts_of, goals_of, order_of
+from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, order_of
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
-from sglp.reconstruction.refit import Fit, Method, refit, sample_of
+from sglp.reconstruction.refit import refit, sample_of
 from sglp.reconstruction.rows import channels_first, padding_mask
+from sglp.reconstruction.saved_fits import Fit, fit_once
 from sglp.running import call, device_of, hooked_eval, run_hooked
 from sglp.surgery.batchnorm import averaging, norms_of
 
@@ -55,10 +59,11 @@ def reconstruct(
     plan: Plan,
     batches: Iterable,
     *,
-    method: Method = "auto",
+    method: Reconstruction = "auto",
     scope: Scope = "all",
     ridge: float = 0.1,
     steps: int = 60,
+    folder: Path | None = None,
 ) -> list[Reconstructed]:
     """Refit the kept layers of a pruned network, in place, and recompute the statistics of batch norms on the way.
 
@@ -75,6 +80,7 @@ def reconstruct(
         scope: "all" kept layers from the first gap on, or only those right before "gaps".
         ridge: see `least_squares`.
         steps: of Adam, for each layer that is fitted by gradient.
+        folder: where refitted layers are written, so that a killed call with the same arguments goes on from them.
 
     Returns:
         One row for each kept layer from the first gap on, in order of depth.
@@ -94,7 +100,9 @@ def reconstruct(
     later = _norms_after(goals, pruned, inputs[0])
     results = [
         Reconstructed(goal.name, goal.target, *fit)
-        for goal, fit in _refits(dense, pruned, goals, inputs, len(fitting), method=method, ridge=ridge, steps=steps)
+        for goal, fit in _refits(
+            dense, pruned, goals, inputs, len(fitting), folder, method=method, ridge=ridge, steps=steps
+        )
     ]
     if later:
         with hooked_eval(pruned, ()), averaging(later), whole_batch():
@@ -104,7 +112,13 @@ def reconstruct(
 
 
 def _refits(
-    dense: nn.Module, pruned: nn.Module, goals: Sequence[Goal], inputs: list, fitting: int, **fit: Any
+    dense: nn.Module,
+    pruned: nn.Module,
+    goals: Sequence[Goal],
+    inputs: list,
+    fitting: int,
+    folder: Path | None,
+    **options: Any,
 ) -> Iterator[tuple[Goal, Fit]]:
     """Advance both networks from layer to layer, and refit each; the first `fitting` inputs are fitted on."""
     masks = [padding_mask(one) for one in inputs]
@@ -125,7 +139,8 @@ def _refits(
                 sample_of(goal.modules, *given, output, mask, first)
                 for output, given, mask in zip(outputs, arguments, masks, strict=True)
             ]
-            yield goal, refit(goal.modules, samples[:fitting], samples[fitting:], first, shared, **fit)
+            fit = partial(refit, goal.modules, samples[:fitting], samples[fitting:], first, shared, **options)
+            yield goal, fit_once(folder, goal.name, goal.modules, fit)
 
 
 def _split(inputs: list) -> tuple[list, list]:

@@ -6,11 +6,12 @@ New weights are kept only if the error on samples that the fit has not seen fall
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sglp.choices import Reconstruction
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.distributed.whole_batch import whole_batch
@@ -18,9 +19,8 @@ from sglp.reconstruction import gradient
 from sglp.reconstruction.affine import last_linear_map, weight_of
 from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.rows import relative_error, row_weights, rows
+from sglp.reconstruction.saved_fits import Fit
 from sglp.running import first_tensor
-
-Method = Literal["auto", "closed_form", "gradient"]
 
 
 class Sample(NamedTuple):
@@ -35,15 +35,6 @@ class Sample(NamedTuple):
     run: Callable[[], Any]
     target: Tensor
     weights: Tensor
-
-
-class Fit(NamedTuple):
-    """What happened to a layer; see `Reconstructed`."""
-
-    how: str
-    before: float
-    after: float
-    kept: bool
 
 
 def sample_of(
@@ -71,7 +62,7 @@ def refit(
     first: bool,
     fixed: set[nn.Parameter],
     *,
-    method: Method,
+    method: Reconstruction,
     ridge: float,
     steps: int,
 ) -> Fit:
