@@ -21,6 +21,8 @@ from sglp.errors import ScoringError, SGLPError, first_line
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
+from sglp.reconstruction.reconstruct import Reconstructed
+from sglp.reconstruction.reconstruct import reconstruct as refit_layers
 from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
@@ -45,6 +47,7 @@ class Compressed(NamedTuple):
         similarity: [layers, layers] CKA.
         segments: inclusive (first, last) layer indices.
         scores: the sets of layers, or single layers, that the method scored.
+        reconstructed: what happened to each kept layer from the first gap on; empty without reconstruction.
         left: the remaining share of the target's cost; None without a target.
     """
 
@@ -54,6 +57,7 @@ class Compressed(NamedTuple):
     similarity: np.ndarray
     segments: list[tuple[int, int]]
     scores: list[SetScore] | list[LayerScore]
+    reconstructed: list[Reconstructed]
     left: float | None
 
 
@@ -71,14 +75,16 @@ def compress(
     calibration: tuple[int, int] = (512, 128),
     scoring: tuple[int, int] = (64, 64),
     recalibration: tuple[int, int] = (512, 128),
+    reconstruct: bool = True,
+    reconstruction: tuple[int, int] = (512, 64),
     pooling: Pooling = "flatten",
     paths: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Compressed:
     """Remove whole layers from a trained network, choosing layers that similar layers can make up for.
 
-    Only the first samples of `batches` are read and kept in memory: the largest of the three sample counts below. The
-    batch size of `batches` does not affect the result. Use training data in random order.
+    Only the first samples of `batches` are read and kept in memory: the largest of the sample counts below. The batch
+    size of `batches` does not affect the result. Use training data in random order.
 
     Args:
         model: the trained network; left unchanged. It runs on the device of its parameters.
@@ -97,6 +103,9 @@ def compress(
         scoring: (number of samples, batch size) to score plans on; most of the time is spent on these.
         recalibration: (number of samples, batch size) to recompute batch-norm statistics from; 0 samples keeps the old
             statistics. Ignored for networks without batch norm.
+        reconstruct: whether the kept layers are refitted to the dense network's activations; see `sglp.reconstruct`,
+            which has further parameters.
+        reconstruction: (number of samples, batch size) to refit layers on; an eighth of them is held out.
         pooling: how activations are pooled before they are compared; see `gram_matrices`. "mean" is usual for texts.
         paths: of the modules that are layers; see `find_layers`.
         options: `search`, `budget`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width` of the
@@ -108,9 +117,13 @@ def compress(
     run_method = find_method(method)
     cost_limit = None if target is None else check_target(target, options.get("budget"))
     options = _method_options(method, criterion, loss, options)
-    sizes = _check_sizes(calibration=calibration, scoring=scoring, recalibration=recalibration)
+    sizes = _check_sizes(
+        calibration=calibration, scoring=scoring, recalibration=recalibration, reconstruction=reconstruction
+    )
     if not has_statistics(model):
         del sizes["recalibration"]
+    if not reconstruct:
+        del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
         samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
@@ -151,7 +164,10 @@ def compress(
         check_pruned(model, plan, network, example)
         if sizes.get("recalibration", (0,))[0]:
             recalibrate(network, rebatch(samples, *sizes["recalibration"]))
-    return Compressed(network, plan, layers, similarity, segments, scores, remaining)
+        reconstructed = []
+        if reconstruct:
+            reconstructed = refit_layers(model, network, plan, rebatch(samples, *sizes["reconstruction"]))
+    return Compressed(network, plan, layers, similarity, segments, scores, reconstructed, remaining)
 
 
 def _method_options(method: str, criterion: str, loss: Loss, options: dict[str, Any]) -> dict[str, Any]:

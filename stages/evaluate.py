@@ -1,4 +1,4 @@
-"""Evaluate a network on the test split: ``python -m stages.evaluate NETWORK`` (dense, pruned or finetuned)."""
+"""Evaluate a network on the test split: ``python -m stages.evaluate NETWORK`` (dense, pruned, reconstructed or finetuned)."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from stages.support.tables import write_json
 from stages.support.userfiles import verified_path
 from stages.support.workloads import load_network, load_split
 
-NETWORKS = ("dense", "pruned", "finetuned")
+NETWORKS = ("dense", "pruned", "reconstructed", "finetuned")
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tune the pruned network."""
+"""Fine-tune the reconstructed network."""
 
 import sglp
 from sglp.distributed import processes
@@ -21,9 +21,11 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     task = find_data(workload.task)
     training = find_training(workload.task)
     recipe = recipe_of(workload.task, "finetune", workload.finetune)
-    processor = task.processor("data/pruned", workload.architecture)
+    processor = task.processor("data/reconstructed", workload.architecture)
     data = load_split("train", params, workload, processor)
-    trained, merge = training.adapt(load_network("data/pruned", params, workload, stored=True), recipe, params.seed)
+    trained, merge = training.adapt(
+        load_network("data/reconstructed", params, workload, stored=True), recipe, params.seed
+    )
     teacher = load_network("data/dense", params, workload) if workload.finetune["distillation"] else None
     with processes.entered_by_rank_zero(resumable("finetune", params, workload)) as folder:
         rows = train(trained.to(device()), training, data, recipe, params.seed, folder, teacher)

@@ -16,6 +16,7 @@ from stages.support.card import complete_card
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
 from stages.support.params import DeclaredParams, flat
+from stages.support.reconstruction import read_reconstructed, summary
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.scores import Scores, read_scores
 from stages.support.tables import read_json, read_similarity, write_json
@@ -29,6 +30,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     metrics = {name: read_json(f"reports/metrics/{name}.json") for name in NETWORKS}
     benchmark = read_json("reports/benchmark.json")
     losses = pd.read_csv("reports/segmentation.csv")["loss"].tolist()
+    reconstructed = read_reconstructed()
     training = pd.read_csv("reports/training.csv")
     scoring = read_json("reports/scoring.json")
     target = {"target": scoring["target"]} if "target" in scoring else {}
@@ -40,6 +42,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
             folder / "segmentation.png", losses, len(segments), flat(params)["segment.min_loss_drop"]
         )
         figures.draw_scores(folder / "scores.png", scores, layers)
+        if reconstructed:
+            figures.draw_reconstruction(folder / "reconstruction.png", reconstructed)
         figures.draw_training(folder / "training.png", training)
     content = {
         "outcome": outcome(layers, metrics, benchmark),
@@ -49,6 +53,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         "measured": measured_on(metrics["dense"]),
         "examples": _examples(),
         "benchmark": benchmark,
+        "reconstruction": summary(reconstructed),
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
         "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
@@ -64,7 +69,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     _write("report.md", content | {"picture": lambda name: f"plots/{name}.png"})
     _write("report.html", content | {"picture": _embedded})
     with new_file("reports/model_card.md") as new:
-        text = complete_card(params, workload, metrics, benchmark, content["measured"], content["command"])
+        described = (content[name] for name in ("measured", "command", "reconstruction"))
+        text = complete_card(params, workload, metrics, benchmark, *described)
         new.write_text(text, encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ class Figures:
         measured: the part of the data, in words, such as "450 test samples", or "".
         metrics: the exact values for the saved network, by name.
         rows: label, dense network, saved network and change, as text.
+        notes: sentences about how the network was made.
     """
 
     task: str
@@ -28,6 +29,7 @@ class Figures:
     measured: str
     metrics: Mapping[str, float]
     rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
 
 def card_of(folder: str | Path, parameters: int | None, figures: Figures | None = None, command: str = "") -> str:
@@ -85,6 +87,7 @@ def model_card(
     else:
         lines += [f"This is {origin} with all its layers.", ""]
     lines += [*([] if parameters is None else [f"- Parameters: {parameters:,}"]), ""]
+    lines += [line for note in (figures.notes if figures else ()) for line in (note, "")]
     if figures:
         lines += [
             "## Results",

@@ -132,7 +132,7 @@ def _refits(
             stack.callback(pause_after(dense.get_submodule(module_paths(target)[-1]), target))
         originals = stack.enter_context(in_lockstep(dense, inputs))
         copies = stack.enter_context(in_lockstep(pruned, inputs))
-        for goal in tqdm(goals, desc="reconstruct", unit="layer", disable=None):
+        for number, goal in enumerate(tqdm(goals, desc="reconstruct", unit="layer", disable=None)):
             first = channels_first(goal.modules)
             outputs, arguments = advance_to(originals, goal.target), advance_to(copies, goal.name)
             samples = [
@@ -140,7 +140,7 @@ def _refits(
                 for output, given, mask in zip(outputs, arguments, masks, strict=True)
             ]
             fit = partial(refit, goal.modules, samples[:fitting], samples[fitting:], first, shared, **options)
-            yield goal, fit_once(folder, goal.name, goal.modules, fit)
+            yield goal, fit_once(folder and folder / f"{number}.safetensors", goal.modules, fit)
 
 
 def _split(inputs: list) -> tuple[list, list]:

@@ -21,18 +21,16 @@ class Fit(NamedTuple):
     kept: bool
 
 
-def fit_once(folder: Path | None, name: str, modules: list[nn.Module], fit: Callable[[], Fit]) -> Fit:
-    """Fit a layer, or take its weights and statistics from a file that an earlier run wrote.
+def fit_once(path: Path | None, modules: list[nn.Module], fit: Callable[[], Fit]) -> Fit:
+    """Fit a layer, or take its state from the file that an earlier run wrote.
 
     Args:
-        folder: of the files, one for each layer; None fits and writes nothing.
-        name: of the layer.
+        path: of the file; None fits without one.
         modules: of the layer, changed in place.
         fit: fits the layer.
     """
-    if folder is None:
+    if path is None:
         return fit()
-    path = folder / f"{name}.safetensors"
     layer = nn.ModuleList(modules)
     if processes.from_rank_zero(path.exists):
         content = path.read_bytes()

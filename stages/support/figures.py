@@ -164,6 +164,31 @@ def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) ->
         _legend(figure, layers)
 
 
+def draw_reconstruction(path: Path, rows: Sequence[dict]) -> None:
+    """Draw the error of every kept layer on held-out samples, before and after it was refitted.
+
+    Args:
+        path: path of the PNG.
+        rows: "layer", "before", "after" and "kept", in order of depth.
+    """
+    with _figure(path, 9, 3.4) as figure:
+        axes = figure.subplots()
+        places = np.arange(len(rows))
+        before, after = (np.array([row[name] for row in rows]) for name in ("before", "after"))
+        kept = np.array([row["kept"] for row in rows])
+        axes.vlines(places, before, after, color=QUIET, linewidth=1.5, zorder=0)
+        axes.plot(places, before, "o", color="#d97b00", markerfacecolor="white", label="before")
+        axes.plot(places[kept], after[kept], "o", color="#0a5c8f", label="after")
+        if not kept.all():
+            axes.plot(places[~kept], after[~kept], "x", color=CHOSEN, label="not better, so left as it was")
+        if (np.concatenate([before, after]) > 0).all():
+            axes.set_yscale("log")
+        few = len(rows) <= CROWDED
+        axes.set_xticks(places if few else [], [row["layer"] for row in rows] if few else [], rotation=90)
+        axes.set(xlabel="kept layer", ylabel="relative squared error", xlim=(-0.8, len(rows) - 0.2))
+        figure.legend(loc="outside upper right", ncols=3)
+
+
 def draw_training(path: Path, rows: pd.DataFrame) -> None:
     """Draw loss, metrics on held-out samples, and learning rate over epochs.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from stages.support.params import flat
 
-NETWORKS = ("dense", "pruned", "finetuned")
+NETWORKS = ("dense", "pruned", "reconstructed", "finetuned")
 
 
 class Metric(NamedTuple):
@@ -79,7 +79,7 @@ def target_met(target: dict, benchmark: dict) -> str:
 
 
 def metric_rows(metrics: dict) -> list[list[str]]:
-    """Return rows of the table: label, dense, pruned, its change, fine-tuned, its change. Unknown metrics come last.
+    """Return rows of the table: label, dense network, then each other network and its change. Unknown metrics come last.
 
     "samples" and "tokens" have no row: they are the amount of test data. Accuracies of question tasks are named
     TASK_acc and TASK_acc_norm, their number of questions TASK_questions. "robustness" has rows of its own.
@@ -98,7 +98,7 @@ def metric_rows(metrics: dict) -> list[list[str]]:
 
 
 def benchmark_rows(benchmark: dict) -> list[list[str]]:
-    """Return rows in the form of `metric_rows` for every batch size; the pruned network is not timed."""
+    """Return rows in the form of `metric_rows` for every batch size; only the dense and the last network are timed."""
     rows = []
     for size in _sizes(benchmark):
         measured = benchmark["batch"][size]
@@ -106,7 +106,7 @@ def benchmark_rows(benchmark: dict) -> list[list[str]]:
             where = f"batch {size}" if task["name"] == "forward" else f"{task['name']}, batch {size}"
             rows += [_timed(key, task[key], where) for key in METRICS if key in task]
             value = "{median:.2f} ({quartile_1:.2f}-{quartile_3:.2f})".format(**task["speedup"])
-            rows.append([f"speedup, {where}", "", "", "", value, ""])
+            rows.append([f"speedup, {where}", *[""] * (2 * len(NETWORKS) - 3), value, ""])
         rows.append(_timed("peak_memory_bytes", measured["peak_memory_bytes"], f"batch {size}"))
     return rows
 

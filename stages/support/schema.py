@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sglp.choices import Cuts, Estimator, Feature, Kernel, Search
+from sglp.choices import Cuts, Estimator, Feature, Kernel, Reconstruction, Scope, Search
 from sglp.tasks.schemas.workload import Positive, Seed, Share, Strict
 
 CostShare = Annotated[float, Field(gt=0, lt=1)]
@@ -60,6 +60,15 @@ class Prune(Strict):
     recalibration_samples: Annotated[int, Field(ge=0)]
 
 
+class Reconstruct(Strict):
+    """How the kept layers are refitted to the dense network's activations."""
+
+    method: Reconstruction | Literal["none"]
+    scope: Scope
+    ridge: Annotated[float, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+
+
 class Benchmark(Strict):
     """How networks are timed."""
 
@@ -79,4 +88,5 @@ class Params(Strict):
     segment: Segment
     score: Score
     prune: Prune
+    reconstruct: Reconstruct
     benchmark: Benchmark

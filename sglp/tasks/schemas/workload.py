@@ -251,6 +251,18 @@ class Scoring(Strict):
     max_combinations: Annotated[int, Field(ge=0)]
 
 
+class ReconstructionSamples(Strict):
+    """The training samples that kept layers are refitted on; labels are not used.
+
+    Attributes:
+        samples: number of samples, drawn with the seed; an eighth of them is held out to check each layer.
+        batch_size: the largest batch; each step of a fit by gradient takes one.
+    """
+
+    samples: Annotated[int, Field(ge=2)]
+    batch_size: Positive
+
+
 class Workload(Strict):
     """A workload file in models/. Each task adds `pretrain`, `finetune`, `evaluation` and `benchmark`.
 
@@ -264,6 +276,7 @@ class Workload(Strict):
         files: the user's files, with checksums.
         calibration: the samples on which similarity is measured.
         scoring: the work per scored set of layers.
+        reconstruction: the samples that kept layers are refitted on.
     """
 
     task: TaskName
@@ -274,6 +287,7 @@ class Workload(Strict):
     files: Files
     calibration: Calibration
     scoring: Scoring
+    reconstruction: ReconstructionSamples
 
     @field_validator("layers", mode="before")
     @classmethod
