@@ -1,4 +1,4 @@
-"""Evaluate a network on the test split: ``python -m stages.evaluate NETWORK`` (dense, pruned, reconstructed or finetuned)."""
+"""Evaluate a network on the test split: ``python -m stages.evaluate NETWORK``, with a name from `NETWORKS`."""
 
 import sys
 from pathlib import Path

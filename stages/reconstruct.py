@@ -18,9 +18,11 @@ from stages.support.workloads import device, load_network, load_split
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
-    """Reconstruct, or copy the pruned network where nothing is to be reconstructed."""
-    method = params.reconstruct.method
-    if method == "none" or params.prune.weights == "random":  # a control that is trained from scratch stays one
+    """Reconstruct, or resume a killed run; copy the pruned network if there is nothing to reconstruct."""
+    options = params.reconstruct
+    if (
+        options["method"] == "none" or params.prune.weights == "random"
+    ):  # a control that is trained from scratch stays one
         if processes.rank() == 0:
             with new_folder("data/reconstructed") as new:
                 shutil.copytree("data/pruned", new, copy_function=shutil.copyfile, dirs_exist_ok=True)
@@ -33,7 +35,6 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     data = load_split("train", params, workload, processor)
     dense, pruned = (_computing(load_network(f"data/{name}", params, workload)) for name in ("dense", "pruned"))
     batches = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
-    options = {name: getattr(params.reconstruct, name) for name in ("method", "scope", "ridge", "steps")}
     plan = sglp.Plan.load("data/plan.json")
     with processes.entered_by_rank_zero(resumable("reconstruct", params, workload)) as folder:
         rows = sglp.reconstruct(dense, pruned, plan, batches, folder=folder, **options)
