@@ -81,8 +81,9 @@ def target_met(target: dict, benchmark: dict) -> str:
 def metric_rows(metrics: dict) -> list[list[str]]:
     """Return rows of the table: label, dense network, then each other network and its change.
 
-    Unknown metrics come last. "samples" and "tokens" have no row: they are the amount of test data. Accuracies of question tasks are named
-    TASK_acc and TASK_acc_norm, their number of questions TASK_questions. "robustness" has rows of its own.
+    Unknown metrics come last. "samples" and "tokens" have no row: they are the amount of test data. Accuracies of
+    question tasks are named TASK_acc and TASK_acc_norm, their number of questions TASK_questions. "robustness" has rows
+    of its own.
     """
     values = {name: flat({key: v for key, v in metrics[name].items() if key != "robustness"}) for name in NETWORKS}
     counts = ("samples", "tokens")
