@@ -22,6 +22,7 @@ TINY_WORKLOAD = {
     "architecture": {"kwargs": {"depth": 20}},
     "calibration": {"samples": 64, "batch_size": 32},
     "scoring": {"batch_size": 16},
+    "reconstruction": {"samples": 64, "batch_size": 16},
     "pretrain": {"epochs": 1, "warmup_epochs": 0},
     "finetune": {
         "epochs": 2,

@@ -62,6 +62,7 @@ def everything() -> dict[str, list]:
         "perplexity": list(perplexity(tiny_llama(), texts.tokens[:500], 48, 20, 3).values()),
         "calibration": calibrated(images),
         "scores": scored(images),
+        **reconstructed(images),
     }
 
 
@@ -165,6 +166,24 @@ def scored(images: Images) -> list:
         )]
         for search in ("joint", "sequential", "independent")
     ]  # fmt: skip
+
+
+def reconstructed(images: Images) -> dict[str, list]:
+    """Reconstruct a convolutional network by gradient and a language model in closed form, in float64."""
+    resnet = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).double().eval()
+    pixels = [batch.double() for batch, _ in image_data.calibration_batches(images, 40, 5, 0)]
+    ids = torch.randint(259, (16, 8), generator=torch.Generator().manual_seed(3))
+    texts = [{"input_ids": part, "use_cache": False} for part in ids.split(2)]
+    results: dict[str, list] = {}
+    for name, dense, batches in (("resnet", resnet, pixels), ("llama", tiny_llama(4).double().eval(), texts)):
+        layers = sglp.find_layers(dense, batches[0])
+        plan = sglp.Plan.without(layers, [2, 3])
+        pruned = sglp.prune(dense, plan).eval()
+        rows = sglp.reconstruct(dense, pruned, plan, batches, steps=3)
+        results[f"reconstructed {name}"] = [value.tolist() for value in pruned.state_dict().values()]
+        results[f"reconstructed {name}: how"] = [[row.layer, row.how, row.kept] for row in rows]
+        results[f"reconstructed {name}: errors"] = [[row.before, row.after] for row in rows]
+    return results
 
 
 def _source(loader: str) -> Source:

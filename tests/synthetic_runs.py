@@ -55,6 +55,7 @@ def record(name="run", size=10, removed=None, quality=0.9, dense=0.95, pruned=0.
         for network, value, cost in (
             ("dense", dense, macs),
             ("pruned", pruned, macs - 1000 * len(removed)),
+            ("reconstructed", (pruned + quality) / 2, macs - 1000 * len(removed)),
             ("finetuned", quality, macs - 1000 * len(removed)),
         )
     }

@@ -22,8 +22,14 @@ from sglp.cost import count_macs
 from sglp.errors import SGLPError
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Source
+from stages.support.reconstruction import read_reconstructed
 
-SMALL = {"calibration": (64, 32), "scoring": (16, 16), "recalibration": (64, 128)}  # the sizes of the tiny project
+SMALL = {  # the sizes of the tiny project
+    "calibration": (64, 32),
+    "scoring": (16, 16),
+    "recalibration": (64, 128),
+    "reconstruction": (64, 16),
+}
 
 
 @pytest.fixture(scope="session")
@@ -80,17 +86,18 @@ def test_the_same_parameters_give_the_pipelines_network_bit_for_bit(
     if params:
         changed = pipeline.merged(pipeline.read_yaml(project / "params.yaml"), params)
         pipeline.write_yaml(project / "params.yaml", changed)
-        for out in ("data/pruned", "data/plan.json"):
+        for out in ("data/reconstructed", "data/pruned", "data/plan.json"):
             shutil.rmtree(project / out, ignore_errors=True)
-        pipeline.run_stages(project, ["segment", "score", "prune"])
+        pipeline.run_stages(project, ["segment", "score", "prune", "reconstruct"])
     network, batches = tiny
     result = sglp.compress(network, batches, **SMALL, **arguments)
     assert result.plan == sglp.Plan.load("data/plan.json")
     assert result.plan.removed
     assert [list(segment) for segment in result.segments] == json.loads((project / "data/segments.json").read_text())
-    tensors, ours = load_file("data/pruned/model.safetensors"), result.network.state_dict()
+    tensors, ours = load_file("data/reconstructed/model.safetensors"), result.network.state_dict()
     assert tensors.keys() == ours.keys()
     assert all(torch.equal(value, ours[name]) for name, value in tensors.items())
+    assert [row["layer"] for row in read_reconstructed()] == [one.layer for one in result.reconstructed]
     scoring = json.loads((project / "reports/scoring.json").read_text())
     assert scoring.get("target", {}).get("reached") == result.left
 
@@ -163,7 +170,9 @@ def test_batch_norm_has_the_statistics_of_the_samples(mlp, data):
     norm = result.network[1].inner[1]
     inputs = result.network[1].inner[0](result.network[0](data[:64][0]))
     torch.testing.assert_close(norm.running_mean, inputs.mean(dim=0))
-    unchanged = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)})
+    unchanged = sglp.compress(
+        mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)}, reconstruct=False
+    )
     assert torch.equal(unchanged.network[1].inner[1].running_mean, torch.zeros(24))
 
 
@@ -211,8 +220,11 @@ def test_language_models_and_dicts():
     case = cases.llama(6)
     ids = torch.randint(259, (20, 9), generator=torch.Generator().manual_seed(2))
     batches = [({"input_ids": part, "use_cache": False}, part.roll(-1, 1)) for part in ids.split(3)]
-    result = sglp.compress(case.network, batches, k="auto", calibration=(16, 8), scoring=(8, 8), pooling="mean")
+    result = sglp.compress(
+        case.network, batches, k="auto", calibration=(16, 8), scoring=(8, 8), reconstruction=(20, 4), pooling="mean"
+    )
     assert len(result.plan.removed) == 3
+    assert any(one.kept and one.how == "closed_form" for one in result.reconstructed)
     assert result.network.config.num_hidden_layers == 3
     assert result.network(**batches[0][0]).logits.shape == (3, 9, 259)
 

@@ -128,6 +128,12 @@ def test_one_dial_of_the_recipe_runs_finetune_and_what_follows(team, clone):
     assert team.asked(clone, {"finetune": {"label_smoothing": 0.0}}, file="models/tiny.yaml") == set()
 
 
+def test_without_reconstruction_its_parameters_change_nothing_after_it(team, clone):
+    assert team.asked(clone, {"reconstruct": {"method": "none"}}, "finetune") == {"reconstruct", "finetune"}
+    assert team.asked(clone, {"reconstruct": {"steps": 3}}, "finetune") == {"reconstruct"}
+    assert team.asked(clone, {"reconstruct": {"method": "auto", "steps": 60}}) == set()
+
+
 def test_the_run_cache_in_a_remote_saves_a_colleague_every_stage(team, clone):
     team.run(clone, f"dvc remote add --local -d team {team.folder / 'remote'}")
     team.run(clone, "dvc push --run-cache")
@@ -148,6 +154,6 @@ def test_two_cold_runs_give_the_same_outputs(clone, finished):
     files = {path: md5 for path, md5 in outputs(clone).items() if not md5.endswith(".dir") and path != timed}
     assert len(files) >= 9
     assert files == {path: hashlib.md5((finished / path).read_bytes()).hexdigest() for path in files}
-    for folder in ("dense", "grams", "pruned", "finetuned"):
+    for folder in ("dense", "grams", "pruned", "reconstructed", "finetuned"):
         ours = {p.name: p.read_bytes() for p in (clone / "data" / folder).iterdir()}
         assert ours == {p.name: p.read_bytes() for p in (finished / "data" / folder).iterdir()}

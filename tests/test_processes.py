@@ -67,6 +67,16 @@ def test_shared_work_gives_the_same_results_bit_for_bit(outputs, name):
     assert one[name] == two[name]
 
 
+@pytest.mark.parametrize("name", ["resnet", "llama"])
+def test_reconstruction_gives_the_same_weights(outputs, name):
+    one, two = outputs
+    assert one[f"reconstructed {name}: how"] == two[f"reconstructed {name}: how"]
+    assert any(kept for _, _, kept in one[f"reconstructed {name}: how"])
+    for key in (f"reconstructed {name}", f"reconstructed {name}: errors"):
+        # The weights of rows are float32, and so are the errors that they weigh.
+        assert numbers(one[key]) == pytest.approx(numbers(two[key]), rel=1e-5, abs=1e-6)
+
+
 def test_a_users_own_processes_share_nothing(monkeypatch):
     """A user's processes may call the library out of step, so they must not wait for each other."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
@@ -192,7 +202,7 @@ def test_a_launcher_that_sets_no_rank_is_refused(monkeypatch):
 @pytest.mark.slow
 def test_every_shared_stage_does_the_same_in_two_processes(finished, tmp_path):
     outs = {}
-    for name in ("pretrain", "extract", "score", "finetune"):
+    for name in ("pretrain", "extract", "score", "reconstruct", "finetune"):
         outs[name] = isolated(finished, name, tmp_path / name)
         running = start_stage(outs[name], tmp_path / "cache", name)
         message = ended(running)

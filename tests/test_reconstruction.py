@@ -16,6 +16,7 @@ from vision_families import made
 import sglp
 from sglp.cost import count_parameters
 from sglp.errors import PlanError, ScoringError
+from sglp.reconstruction import gradient
 from sglp.reconstruction.affine import last_linear_map
 from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.lockstep import in_lockstep, pause_after, pause_before
@@ -198,6 +199,34 @@ def test_the_guard_refuses_weights_that_raise_the_held_out_error(monkeypatch):
     assert [one.how for one in found] == ["gradient"] * 4
     assert all(one.after > one.before and not one.kept for one in found)
     assert all(torch.equal(value, state[key]) for key, value in pruned.state_dict().items())
+
+
+def test_an_interrupted_reconstruction_goes_on_from_the_layers_that_it_has_refitted(monkeypatch, tmp_path):
+    torch.manual_seed(3)
+    dense = Listed().eval()
+    removal = sglp.Plan.without(sglp.find_layers(dense, noise(4, 5)), [1])
+    batches = [noise(2, 5, seed=seed) for seed in range(8)]
+    expected = sglp.prune(dense, removal).eval()
+    rows = reconstruct(dense, expected, removal, batches, steps=3)
+    calls = []
+    fit = gradient.fit
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        fit(*arguments)
+
+    monkeypatch.setattr("sglp.reconstruction.gradient.fit", interrupted)
+    pruned = sglp.prune(dense, removal).eval()
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(dense, pruned, removal, batches, steps=3, folder=tmp_path)
+    again = sglp.prune(dense, removal).eval()
+    assert reconstruct(dense, again, removal, batches, steps=3, folder=tmp_path) == rows
+    assert len(calls) == 3 + len(rows) - 2
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
 
 
 def test_padding_does_not_count():

@@ -60,7 +60,7 @@ FILES = {
                 ],
             },
             "evaluate": {
-                "foreach": ["dense", "pruned", "finetuned"],
+                "foreach": ["dense", "pruned", "reconstructed", "finetuned"],
                 "do": {
                     "cmd": "python stage.py evaluate ${item}",
                     "deps": ["data/plan.json", "stage.py"],

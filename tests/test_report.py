@@ -27,6 +27,11 @@ SCORES = [  # of the layers 0 to 6, 0 and 4 can't be removed; 2 and 6 are remove
     (1, "4 6", 7.0, "beam 4", 0),
 ]
 TRAINING = [(10, 1.0, 0.9, 0.1, "", ""), (20, 2.0, 0.5, 0.05, "", "")]
+RECONSTRUCTION = [
+    ("block.1", "block.2", "gradient", 0.5, 0.2, True),
+    ("block.3", "block.3", "closed_form", 0.25, 0.1, True),
+    ("block.4", "block.4", "gradient", 0.1, 0.3, False),
+]
 
 
 def views() -> tuple[DeclaredParams, DeclaredParams]:
@@ -49,6 +54,7 @@ def write_inputs(
     segments=SEGMENTS,
     scores=SCORES,
     training=TRAINING,
+    reconstruction=RECONSTRUCTION,
     dense=DENSE,
     tuned=TUNED,
     work=("forward",),
@@ -67,6 +73,7 @@ def write_inputs(
     columns = "segment,kept,score,search,best" if isinstance(scores[0][1], str) else "segment,layer,score,search,kept"
     write_csv("data/scores.csv", columns, scores)
     write_csv("reports/segmentation.csv", "k,loss", [(k, 8 * (1 / k - 1 / count)) for k in range(1, count + 1)])
+    write_csv("reports/reconstruction.csv", "layer,target,how,before,after,kept", reconstruction)
     write_csv("reports/training.csv", "step,epoch,loss,learning_rate,heldout_loss,heldout_accuracy", training)
     plan = {
         status: [f"block.{i}" for i in range(count) if (i in removed) == (status == "removed")]
@@ -82,7 +89,7 @@ def write_inputs(
     scoring = {"seconds": 1.25, "forward_passes": 1234, "backward_passes": 7, "samples_a_pass": 64}
     files = {"data/plan": plan, "data/segments": segments, "reports/benchmark": benchmark, "reports/scoring": scoring}
     files["data/finetuned/architecture"] = plan | {"factory": "toys:net", "kwargs": {}, "shared": {}, "versions": {}}
-    files |= {"reports/metrics/dense": dense, "reports/metrics/pruned": tuned, "reports/metrics/finetuned": tuned}
+    files |= {f"reports/metrics/{name}": dense if name == "dense" else tuned for name in NETWORKS}
     files |= {
         f"reports/examples/{name}": [row | {"continuation": f"{name} & on"} for row in examples] for name in NETWORKS
     }
@@ -138,7 +145,7 @@ def test_the_outcome_comes_first(toy):
 def test_the_table_has_units_and_changes(toy):
     markdown, _, _ = toy
     assert row_of(markdown, "accuracy (top-1)")[0] == "90.00 ± 3.00 %"
-    assert row_of(markdown, "accuracy (top-1)")[3:] == ["80.00 ± 4.00 %", "-10.00 points"]
+    assert row_of(markdown, "accuracy (top-1)")[-2:] == ["80.00 ± 4.00 %", "-10.00 points"]
     assert row_of(markdown, "loss") == ["0.5000", "0.6000", "+20.0 %", "0.6000", "+20.0 %"]
     assert row_of(markdown, "parameters")[::3] == ["4.000 k", "3.000 k"]
     assert row_of(markdown, "latency, batch 16") == ["4.000 ms", "", "", "2.000 ms", "-50.0 %"]
@@ -152,7 +159,7 @@ def test_a_task_without_accuracy():
     write_inputs(dense={"perplexity": 10.0, "lambada": 0.5}, tuned=tuned)
     markdown, _ = made()
     assert "removed: perplexity 10.00 → 12.00 (+20.0 %), 2.0 times" in markdown
-    assert row_of(markdown, "lambada") == ["0.5000", "0.2500", "-50.0 %", "0.2500", "-50.0 %"]
+    assert row_of(markdown, "lambada") == ["0.5000", *["0.2500", "-50.0 %"] * 3]
 
 
 def test_segments_and_layers(toy):
@@ -186,12 +193,12 @@ def test_every_parameter_and_the_command(toy):
 
 def test_the_page_stands_alone(toy):
     markdown, html, folder = toy
-    assert html.count("data:image/png;base64,iVBOR") == 5
+    assert html.count("data:image/png;base64,iVBOR") == 6
     assert not re.search(r"https?:|<script|<link|@import|url\(", html)
     linked = re.findall(r"\(<(plots/\w+\.png)>\)", markdown)
     assert sorted(linked) == sorted(f"plots/{p.name}" for p in (folder / "reports/plots").iterdir())
     metrics = json.loads((folder / "reports/metrics.json").read_text())
-    assert metrics == {"dense": DENSE, "pruned": TUNED, "finetuned": TUNED}
+    assert metrics == {name: DENSE if name == "dense" else TUNED for name in NETWORKS}
 
 
 def test_the_model_card_has_the_figures_of_the_metrics(toy):
@@ -205,6 +212,23 @@ def test_the_model_card_has_the_figures_of_the_metrics(toy):
     assert "- Removed layers: `block.2`, `block.6`\n" in card.text
     assert "```\ndvc exp run -S model=toy -S k=2 -S 'method=a b'\n```" in card.text
     assert 'sglp.load("this folder", trust=["toys:net"])' in card.text
+
+
+def test_reconstructed_layers_are_summed_up(toy):
+    markdown, html, folder = toy
+    sentence = (
+        "2 of 3 layers from the first gap on were refitted to the dense network's activations in closed form and by "
+        "gradient, without labels: the mean relative squared error on held-out samples changed from 0.283 to 0.133."
+    )
+    card = (folder / "reports/model_card.md").read_text()
+    assert all(sentence in text.replace("&#39;", "'") for text in (markdown, html, card))
+
+
+def test_a_report_without_reconstruction():
+    write_inputs(reconstruction=())
+    markdown, html = made()
+    assert "refitted" not in markdown + html + Path("reports/model_card.md").read_text()
+    assert not Path("reports/plots/reconstruction.png").exists()
 
 
 def test_the_model_card_names_what_chose_the_layers():
@@ -264,10 +288,10 @@ def test_a_language_model(tmp_path):
         "prefill at batch 2, 2.0 times as fast in decode at batch 2."
     ) in markdown
     assert row_of(markdown, "piqa accuracy")[0] == "80.00 ± 4.00 %"  # sqrt(0.8 * 0.2 / 100)
-    assert row_of(markdown, "piqa accuracy")[3:] == ["70.00 ± 4.58 %", "-10.00 points"]
+    assert row_of(markdown, "piqa accuracy")[-2:] == ["70.00 ± 4.58 %", "-10.00 points"]
     assert row_of(markdown, "piqa accuracy, by length")[0] == "50.00 ± 5.00 %"
-    assert row_of(markdown, "MACs per token")[::3] == ["2.000 k", "1.500 k"]
-    assert row_of(markdown, "speedup, decode, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert row_of(markdown, "MACs per token")[::5] == ["2.000 k", "1.500 k"]
+    assert row_of(markdown, "speedup, decode, batch 2")[-2] == "2.04 (1.90-2.20)"
     assert "Measured on 5,000 test tokens, 100 piqa questions" in markdown
     assert "> **Say | <b>this</b> and**" in markdown
     assert "- fine-tuned: finetuned & on" in markdown

@@ -18,7 +18,7 @@ from sglp.tasks.image_classification.images import Images
 from sglp.tasks.image_classification.robustness import SEED, robustness
 from sglp.tasks.schemas.image_classification import ImageEvaluation, ImagePreparation
 from sglp.tasks.schemas.workload import Source
-from stages.support.outcome import metric_rows
+from stages.support.outcome import NETWORKS, metric_rows
 from stages.support.robustness import corruption_rows, robustness_rows
 
 EPS = 0.1
@@ -178,7 +178,7 @@ def report_metrics() -> dict:
         "corruptions": {"3": {"fog": 0.5, "glass_blur": 0.7, "mean": 0.6}},
     }
     worse = merged(measured, {"clean": 0.8, "corruptions": {"3": {"fog": 0.4}}})
-    names = {"dense": measured, "pruned": measured, "finetuned": worse}
+    names = {"dense": measured, "pruned": measured, "reconstructed": measured, "finetuned": worse}
     return {name: dense | {"robustness": values} for name, values in names.items()}
 
 
@@ -188,6 +188,8 @@ def test_rows_of_the_report():
     assert rows[0] == [
         "accuracy, 1,000 clean images",
         "90.00 ± 0.95 %",
+        "90.00 ± 0.95 %",
+        "+0.00 points",
         "90.00 ± 0.95 %",
         "+0.00 points",
         "80.00 ± 1.26 %",
@@ -201,10 +203,10 @@ def test_rows_of_the_report():
     ]
     kinds = corruption_rows(report_metrics())
     assert [cells[0] for cells in kinds] == ["fog, severity 3", "glass blur, severity 3"]
-    assert kinds[0][4:] == ["40.00 ± 1.55 %", "-10.00 points"]
+    assert kinds[0][6:] == ["40.00 ± 1.55 %", "-10.00 points"]
     assert [cells[0] for cells in metric_rows(report_metrics())] == ["accuracy (top-1)"]
 
 
 def test_a_report_without_robustness():
-    metrics = {name: {"perplexity": 20.0} for name in ("dense", "pruned", "finetuned")}
+    metrics = {name: {"perplexity": 20.0} for name in NETWORKS}
     assert robustness_rows(metrics) == corruption_rows(metrics) == []

@@ -1,13 +1,18 @@
 """Each stage declares everything that it reads."""
 
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from pipeline import (
     ROOT,
+    command_environment,
     isolated,
     kill_and_run_again,
+    merged,
     out_path,
     read_yaml,
     run_isolated,
@@ -140,6 +145,35 @@ def test_a_killed_finetune_resumes_to_the_same_weights(finished, tmp_path):
     assert not [path for path in cache.glob("sglp/resume/*") if path.is_dir()], (
         "checkpoints are deleted when the stage succeeds"
     )
+
+
+def test_without_reconstruction_the_pruned_network_is_copied(finished, tmp_path):
+    folder = isolated(finished, "reconstruct", tmp_path / "reconstruct")
+    for change in ({"reconstruct": {"method": "none"}}, {"prune": {"weights": "random"}}):
+        params = merged(read_yaml(finished / "params.yaml"), change)
+        write_yaml(folder / "params.yaml", params)
+        run_python(folder, "-m", "stages.reconstruct")
+        copied, pruned = (
+            {p.name: p.read_bytes() for p in (folder / "data" / name).iterdir()} for name in ("reconstructed", "pruned")
+        )
+        assert copied == pruned
+        assert (folder / "reports/reconstruction.csv").read_text() == "layer,target,how,before,after,kept\n"
+
+
+@pytest.mark.slow
+def test_a_killed_reconstruction_resumes_to_the_same_weights(finished, tmp_path):
+    folder, cache = isolated(finished, "reconstruct", tmp_path / "reconstruct"), tmp_path / "cache"
+    command = [sys.executable, "-m", "stages.reconstruct"]
+    process = subprocess.Popen(command, cwd=folder, env=command_environment(cache), stderr=subprocess.DEVNULL)
+    while len(list(cache.glob("sglp/resume/reconstruct-*/*.safetensors"))) < 2:
+        assert process.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (folder / "data/reconstructed").exists()
+    run_python(folder, *command[1:], cache=cache)
+    for out in ("data/reconstructed/model.safetensors", "reports/reconstruction.csv"):
+        assert (folder / out).read_bytes() == (finished / out).read_bytes()
 
 
 def test_the_log_reaches_the_last_step(finished):
