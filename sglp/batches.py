@@ -54,6 +54,12 @@ def size_of(inputs: Inputs) -> int:
     return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
 
 
+def padding_mask(inputs: Any) -> Tensor | None:
+    """Return the attention mask [samples, tokens] of a batch's inputs, or None if there is none."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch with all its tensors on a device."""
     if isinstance(batch, Tensor):

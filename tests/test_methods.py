@@ -22,7 +22,9 @@ from sglp.scoring.ranking import keep_best, remove_one_by_one
 
 WITHOUT_DATA = ("cka_adjacent", "magnitude", "random", "tail")
 METHODS = pytest.mark.parametrize("name", method_names())
-ONE_BY_ONE = pytest.mark.parametrize("name", [n for n in method_names() if n not in ("sglp", "angular")])
+NOT_BY_SCORE = ("sglp", "angular", "lorp")  # what they remove does not have the lowest scores
+ONE_BY_ONE = pytest.mark.parametrize("name", [n for n in method_names() if n not in NOT_BY_SCORE])
+GREEDY = ("block_influence_rescored", "cka_greedy", "loss_greedy")
 
 
 @pytest.fixture(params=["cnn", "llama"])
@@ -73,6 +75,42 @@ def test_greedy_methods_repeatedly_remove_the_least_harmful_layer(case, name, ha
     assert case.removed_by(plan) == set(removed)
 
 
+def influence_of_each(case, removed):
+    """Return 1 - mean cosine between input and output of each removable layer of a pruned copy."""
+    small = case.without(removed)
+    left = [i for i in range(len(case.layers)) if i not in removed]
+    is_llama = len(case.layers) == 5
+    blocks = list(small.model.layers) if is_llama else [*small.layer1, *small.layer2, *small.layer3]
+    pairs = {i: [] for i in case.removable if i not in removed}
+    for i, block in zip(left if is_llama else left[1:], blocks, strict=True):
+        if i in pairs:
+            block.register_forward_hook(
+                lambda m, args, kwargs, out, i=i: pairs[i].append(
+                    [t if is_llama else t.flatten(1) for t in (args[0], out)]
+                ),
+                with_kwargs=True,
+            )
+    for inputs, _ in case.batches:
+        cases.run(small, inputs)
+    return {
+        i: 1 - torch.cat([F.cosine_similarity(*p, dim=-1).flatten() for p in seen]).mean().item()
+        for i, seen in pairs.items()
+    }
+
+
+def test_rescored_block_influence_is_measured_in_the_network_pruned_so_far(case):
+    removed, expected = [], {}
+    for _ in range(3):
+        scores = influence_of_each(case, removed)
+        expected |= scores
+        removed.append(min(scores, key=scores.get))
+    plan, rows = case.run("block_influence_rescored", len(case.layers) - 3)
+    scores = by_layer(rows)
+    assert {i: scores[i] for i in case.removable} == pytest.approx(expected, abs=1e-9)
+    assert [row.layer for row in rows if not row.kept] == [row.layer for row in rows][:3] == removed
+    assert case.removed_by(plan) == set(removed)
+
+
 def test_only_one_of_two_layers_that_can_replace_each_other_is_removed():
     layers = [Layer(f"layer{i}", True, "", 1, 1) for i in range(4)]
     harms = {(0,): 1, (1,): 1, (2,): 5, (3,): 9, (0, 1): 20, (0, 2): 6, (0, 3): 10}
@@ -92,7 +130,7 @@ def test_only_one_of_two_layers_that_can_replace_each_other_is_removed():
 
 
 def test_a_layer_that_is_never_tested_has_score_0(case):
-    for name in ("cka_greedy", "loss_greedy"):
+    for name in GREEDY:
         plan, rows = case.run(name, len(case.layers))
         assert plan.removed == ()
         assert [(row.layer, row.score, row.kept) for row in rows] == [(i, 0, True) for i in range(len(rows))]
@@ -333,7 +371,7 @@ def test_a_removed_layer_has_no_higher_score_than_a_kept_one(cnn, name):
     kept_scores = [scores[i] for i in cnn.removable if i not in removed]
     last = [row.layer for row in rows if not row.kept][-1]
     # A greedy method tested the layers that it removed earlier in other networks.
-    assert max(scores[i] for i in ([last] if name.endswith("greedy") else removed)) <= min(kept_scores)
+    assert max(scores[i] for i in ([last] if name in GREEDY else removed)) <= min(kept_scores)
 
 
 @METHODS

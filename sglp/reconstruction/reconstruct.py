@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, part_of, rebatch, size_of, to_device
+from sglp.batches import at_least_one, inputs_of, padding_mask, part_of, rebatch, size_of, to_device
 from sglp.choices import Reconstruction, Scope
 from sglp.distributed import processes
 from sglp.distributed.whole_batch import whole_batch
@@ -26,7 +26,7 @@ from sglp.plan import Plan
 from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, order_of
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.refit import refit, sample_of
-from sglp.reconstruction.rows import channels_first, padding_mask
+from sglp.reconstruction.rows import channels_first
 from sglp.reconstruction.saved_fits import Fit, fit_once
 from sglp.running import call, device_of, hooked_eval, run_hooked
 from sglp.surgery.batchnorm import averaging, norms_of

@@ -1,8 +1,5 @@
 """Activations as rows: one row of channels for each token or position, and the weight of each row."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -36,12 +33,6 @@ def row_weights(target: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and mask.numel() == len(weights):
         weights = weights * mask.reshape(-1).to(weights)
     return weights
-
-
-def padding_mask(inputs: Any) -> Tensor | None:
-    """The attention mask [samples, tokens] of a batch's inputs, where there is one."""
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def relative_error(output: Tensor, target: Tensor, weights: Tensor) -> tuple[float, float]:
