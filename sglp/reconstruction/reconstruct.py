@@ -40,9 +40,9 @@ class Reconstructed(NamedTuple):
     Attributes:
         layer: its name in the dense network.
         target: the dense layer after which the activation is the target.
-        how: "closed_form" or "gradient", or "" where nothing can be fitted.
+        how: "closed_form", "gradient" or "replace_me", or "" where nothing can be fitted.
         before, after: mean relative squared error on held-out samples, with the old and the new weights.
-        kept: whether the new weights are kept.
+        kept: whether the new weights are kept; always true for "replace_me".
     """
 
     layer: str
@@ -76,8 +76,12 @@ def reconstruct(
         batches: calibration data: inputs, or pairs (inputs, target) whose target is not used. An eighth is held out.
             Padding tokens do not count where the inputs have an attention mask.
         method: "closed_form" fits only layers that are affine in their last linear map, "gradient" fits all layers by
-            gradient, "auto" fits each layer by the closed form where there is one.
-        scope: "all" kept layers from the first gap on, or only those right before "gaps".
+            gradient, "auto" fits each layer by the closed form where there is one. "replace_me" is the baseline of
+            ReplaceMe (arXiv 2505.02819) for layers right before gaps: unweighted least squares for a transform of the
+            last linear map's output. As in the paper, new weights are kept even if the held-out error rises; the paper
+            has a single gap.
+        scope: "all" kept layers from the first gap on, or only those right before "gaps", as always with
+            "replace_me".
         ridge: see `least_squares`.
         steps: of Adam, for each layer that is fitted by gradient.
         folder: where refitted layers are written, so that a killed call with the same arguments goes on from them.
@@ -91,7 +95,7 @@ def reconstruct(
     """
     counterparts = counterparts_of(dense, pruned, plan)
     inputs = [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
-    goals = goals_of(order_of(dense, plan, inputs[0]), counterparts, plan, scope)
+    goals = goals_of(order_of(dense, plan, inputs[0]), counterparts, plan, "gaps" if method == "replace_me" else scope)
     if not goals:
         return []
     fitting, held = _split(inputs)

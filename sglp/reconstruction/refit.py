@@ -1,6 +1,6 @@
 """Refit one layer to targets: in closed form where it is affine in its last linear map, else by gradient.
 
-New weights are kept only if the error on samples that the fit has not seen falls.
+New weights are kept only if the error on samples that the fit has not seen falls. ReplaceMe keeps them in any case.
 """
 
 import copy
@@ -15,7 +15,7 @@ from sglp.choices import Reconstruction
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.distributed.whole_batch import whole_batch
-from sglp.reconstruction import gradient
+from sglp.reconstruction import gradient, replace_me
 from sglp.reconstruction.affine import last_linear_map, weight_of
 from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.rows import relative_error, row_weights, rows
@@ -83,19 +83,26 @@ def refit(
         if found is not None and found.get_parameter("weight") in fixed:
             found = None
         tied = any(p in fixed for module in modules for p in module.parameters())
-        how = "closed_form" if found is not None else "" if method == "closed_form" or tied or not steps else "gradient"
+        if found is not None:
+            how = "replace_me" if method == "replace_me" else "closed_form"
+        else:
+            how = "" if method in ("closed_form", "replace_me") or tied or not steps else "gradient"
         if not how:
             return Fit("", before, before, False)
         states = [copy.deepcopy(module.state_dict()) for module in modules]
-        if found is not None:
-            change = least_squares((_equations(found, sample, first) for sample in seen), ridge)
+        if found is not None and how == "replace_me":
+            observed = (_observe(found, sample, first) for sample in seen)
+            replace_me.fold(found, replace_me.transform((m, r, w) for _, m, r, w in observed))
+        elif found is not None:
+            observed = (_observe(found, sample, first) for sample in seen)
+            change = least_squares(((h, r, w) for h, _, r, w in observed), ridge)
             weight = weight_of(found)
             weight.copy_((weight.double() + change).to(weight.dtype))
         else:
             gradient.fit(modules, seen, first, steps)
             gradient.refresh_statistics(modules, [sample.run for sample in seen])
         after = _error(unseen, first)
-        kept = after < before
+        kept = after < before or how == "replace_me"  # the paper has no guard
         if not kept:
             for module, state in zip(modules, states, strict=True):
                 module.load_state_dict(state)
@@ -132,15 +139,16 @@ def _last_map(modules: Sequence[nn.Module], sample: Sample) -> nn.Module | None:
     return None if found is None else inside[found]
 
 
-def _equations(linear: nn.Module, sample: Sample, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (H, R, w) of a batch for `least_squares`."""
-    given: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+def _observe(linear: nn.Module, sample: Sample, first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return rows of a batch: a linear map's inputs and outputs, targets minus the layer's outputs, and weights."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = linear.register_forward_hook(lambda module, args, output: seen.append((args[0], output.clone())))
     try:
         output = rows(first_tensor(sample.run()), first)
     finally:
         handle.remove()
-    return rows(given[0], False), sample.target.double() - output.double(), sample.weights
+    residuals = sample.target.double() - output.double()
+    return rows(seen[0][0], False), rows(seen[0][1], False), residuals, sample.weights
 
 
 def _error(samples: Sequence[Sample], first: bool) -> float:
