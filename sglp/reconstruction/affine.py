@@ -25,7 +25,7 @@ def last_linear_map(modules: Sequence[nn.Module], run: Callable[[], Any]) -> nn.
         An `nn.Linear` or a `Conv1D` of transformers, or None if there is no such map.
     """
     calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-    candidates = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
+    candidates = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
     handles = [
         m.register_forward_hook(lambda m, args, out: calls.setdefault(m, []).append((args[0].clone(), out.clone())))
         for m in candidates
@@ -46,10 +46,10 @@ def last_linear_map(modules: Sequence[nn.Module], run: Callable[[], Any]) -> nn.
 def weight_of(module: nn.Module) -> Tensor:
     """Return the weight of a linear map as [out, in]: a view, so that it can be changed in place."""
     weight: Tensor = module.get_parameter("weight").data
-    return weight.T if _is_conv1d(module) else weight
+    return weight.T if is_conv1d(module) else weight
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """Recognise the linear map of GPT-2, which stores its weight as [in, out]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 

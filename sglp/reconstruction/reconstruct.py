@@ -25,6 +25,7 @@ from sglp.layer import module_paths
 from sglp.plan import Plan
 from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, order_of
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
+from sglp.reconstruction.prune_comp import prune_comp
 from sglp.reconstruction.refit import refit, sample_of
 from sglp.reconstruction.rows import channels_first
 from sglp.reconstruction.saved_fits import Fit, fit_once
@@ -32,17 +33,19 @@ from sglp.running import call, device_of, hooked_eval, run_hooked
 from sglp.surgery.batchnorm import averaging, norms_of
 
 PARTS = 8  # one of which is held out
+IMPLIED: dict[str, Scope] = {"replace_me": "gaps", "prune_comp": "all"}  # the scope of methods that have only one
 
 
 class Reconstructed(NamedTuple):
     """What happened to a kept layer.
 
     Attributes:
-        layer: its name in the dense network.
+        layer: its name in the dense network; "" with "prune_comp" for a gap before all kept layers.
         target: the dense layer after which the activation is the target.
-        how: "closed_form", "gradient" or "replace_me", or "" where nothing can be fitted.
-        before, after: mean relative squared error on held-out samples, with the old and the new weights.
-        kept: whether the new weights are kept; always true for "replace_me".
+        how: "closed_form", "gradient", "replace_me" or "prune_comp", or "" where nothing can be fitted.
+        before, after: mean relative squared error on held-out samples, with the old and the new weights; for
+            "prune_comp" see `Scale`.
+        kept: whether the new weights are kept; always true for "replace_me" and "prune_comp".
     """
 
     layer: str
@@ -79,28 +82,35 @@ def reconstruct(
             gradient, "auto" fits each layer by the closed form where there is one. "replace_me" is the baseline of
             ReplaceMe (arXiv 2505.02819) for layers right before gaps: unweighted least squares for a transform of the
             last linear map's output. As in the paper, new weights are kept even if the held-out error rises; the paper
-            has a single gap.
+            has a single gap. "prune_comp" is the baseline of Prune&Comp (arXiv 2507.18212) for pre-norm transformers:
+            see `sglp.reconstruction.prune_comp`.
         scope: "all" kept layers from the first gap on, or only those right before "gaps", as always with
-            "replace_me".
+            "replace_me" and "prune_comp".
         ridge: see `least_squares`.
         steps: of Adam, for each layer that is fitted by gradient.
         folder: where refitted layers are written, so that a killed call with the same arguments goes on from them.
 
     Returns:
-        One row for each kept layer from the first gap on, in order of depth.
+        One row for each kept layer from the first gap on, or right before gaps, in order of depth.
 
     Raises:
-        ScoringError: there is no batch.
+        ScoringError: there is no batch, or "prune_comp" can't scale this network.
         PlanError: the pruned network is not what the plan makes of the dense one.
     """
     counterparts = counterparts_of(dense, pruned, plan)
     inputs = [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
-    goals = goals_of(order_of(dense, plan, inputs[0]), counterparts, plan, "gaps" if method == "replace_me" else scope)
+    order = order_of(dense, plan, inputs[0])
+    goals = goals_of(order, counterparts, plan, IMPLIED.get(method, scope))
     if not goals:
         return []
     fitting, held = _split(inputs)
     device = device_of(pruned)
     inputs = [to_device(_own_part(one), device) for one in (*fitting, *held)]
+    if method == "prune_comp":
+        kept = {name: [counterparts[path] for path in module_paths(name)] for name in plan.kept}
+        with _without_cache(dense), _without_cache(pruned):
+            scaled = prune_comp(dense, pruned, order, kept, inputs, len(fitting))
+        return [Reconstructed(name, target, *fit) for name, target, fit in scaled]
     later = _norms_after(goals, pruned, inputs[0])
     results = [
         Reconstructed(goal.name, goal.target, *fit)

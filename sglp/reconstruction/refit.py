@@ -51,8 +51,8 @@ def sample_of(
     """
     # Copies: what follows may work in place.
     target = rows(first_tensor(output), first).clone()
-    args, kwargs = _detached(args), _detached(kwargs)
-    return Sample(partial(_run, modules, args, kwargs), target, row_weights(target, mask))
+    args, kwargs = detached(args), detached(kwargs)
+    return Sample(partial(run_layer, modules, args, kwargs), target, row_weights(target, mask))
 
 
 def refit(
@@ -109,19 +109,20 @@ def refit(
     return Fit(how, before, after, kept)
 
 
-def _detached(value: Any) -> Any:
+def detached(value: Any) -> Any:
+    """Copy all tensors in the arguments of a layer."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_detached(item) for item in value)
+        return type(value)(detached(item) for item in value)
     if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
+        return {key: detached(item) for key, item in value.items()}
     return value
 
 
-def _run(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
+def run_layer(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
     """Run a layer; a run of siblings one after another."""
-    output = modules[0](*_detached(args), **kwargs)  # a layer may work in place
+    output = modules[0](*detached(args), **kwargs)  # a layer may work in place
     for module in modules[1:]:
         output = module(output)
     return output
