@@ -31,7 +31,7 @@ class Record(NamedTuple):
         segments: inclusive (first, last).
         scores: what the method scored.
         removed: indices of the removed layers, in order.
-        metrics: {network: {metric: value}} for dense, pruned and finetuned.
+        metrics: {network: {metric: value}} for the networks in `NETWORKS`.
         benchmark: content of benchmark.json; None if the run did not get that far.
         cost: content of scoring.json (seconds, passes); None if the run has none.
     """

@@ -32,7 +32,8 @@ def rows(splits: dict[str, Comparison]) -> Table:
     qualities = [f"{label}, {WORDS[split]}" for split in splits]
     columns = ["setting", "runs", *qualities]
     columns += [f"against {other}, {WORDS[last]}" for other in ("random", "the best")]
-    columns += [f"before tuning, {WORDS[first]}", "MACs", "parameters", "passes", "removed layers (seed 0)"]
+    columns += [f"{network}, {WORDS[first]}" for network in ("pruned", "reconstructed")]
+    columns += ["MACs", "parameters", "passes", "removed layers (seed 0)"]
     cells = {"setting": "dense network", "MACs": amount(_macs(dense)), "parameters": amount(dense["params"])}
     cells |= {name: dense_networks(each, each.quality) for name, each in zip(qualities, splits.values(), strict=True)}
     table = pd.concat([pd.DataFrame([cells]), table]).reindex(columns=columns).astype(object).fillna("")
@@ -54,7 +55,7 @@ def _columns(comparison: Comparison, split: str, dense: dict[str, Any]) -> pd.Da
             "setting": comparison.points["setting"].drop(0),
             f"runs, {split}": groups.size(),
             f"{comparison.quality.label}, {split}": comparison.qualities().apply(show),
-            f"before tuning, {split}": comparison.qualities("pruned").apply(show),
+            **{f"{name}, {split}": comparison.qualities(name).apply(show) for name in ("pruned", "reconstructed")},
         }
     )
     for label, key in (("MACs", cost_of(dense)[0]), ("parameters", "params")):

@@ -59,12 +59,12 @@ def run_chain(params: dict[str, object], snapshot: Snapshot, rounds: int, layers
         folder = chain.network(run, snapshot)
         architecture = saved_architecture(folder)
         content = json.loads(runs.read(run, "reports/metrics.json", snapshot.baseline))
-        dense, pruned, tuned = (flat(content[name]) for name in ("dense", "pruned", "finetuned"))
+        dense, rebuilt, tuned = (flat(content[name]) for name in ("dense", "reconstructed", "finetuned"))
         left, removed = len(architecture.kept), architecture.removed[-layers:]
         if not rows:
             rows.append({"round": 0, "experiment": run, "removed": "", "layers_left": left + len(removed)} | dense)
         row = {"round": index + 1, "experiment": run, "removed": " ".join(removed), "layers_left": left}
-        rows.append(row | tuned | {f"before_tuning.{key}": value for key, value in pruned.items()})
+        rows.append(row | tuned | {f"before_tuning.{key}": value for key, value in rebuilt.items()})
         start = chain.start_from(folder, model, snapshot, train=False)
     return rows
 

@@ -42,7 +42,8 @@ def tables_of(comparison: Comparison) -> dict[str, Table]:
     base["runs"] = comparison.qualities().size().astype(str)
     base[comparison.quality.label] = comparison.qualities().apply(partial(with_spread, comparison.quality))
     base["s.e."] = comparison.qualities().apply(partial(error, comparison.quality))
-    base["before tuning"] = comparison.qualities("pruned").apply(partial(with_spread, comparison.quality))
+    for network in ("pruned", "reconstructed"):
+        base[network] = comparison.qualities(network).apply(partial(with_spread, comparison.quality))
     tables = {
         "outcome": _outcome(comparison, base.copy()),
         "metrics": metrics(comparison, also_measured(comparison)),
@@ -148,7 +149,7 @@ def _correlation(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     """How well each setting's scores rank the plans that were tried."""
     quality = comparison.quality
     rows = [prediction(setting, comparison.records, quality.key, quality.sign) for setting in comparison.settings]
-    columns = ["correlation, fine-tuned", "correlation, before tuning", "plans", "without a score"]
+    columns = ["correlation, fine-tuned", "correlation, pruned", "plans", "without a score"]
     numbers = pd.DataFrame(rows, table.index).set_axis(columns, axis=1)
     numbers[columns[:2]] = numbers[columns[:2]].map("{:+.2f}".format, na_action="ignore")
     return table.join(numbers[columns[2:] + columns[:2]])
@@ -164,7 +165,8 @@ def _cost(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
 def _runs(comparison: Comparison) -> pd.DataFrame:
     runs, show = comparison.runs, partial(number, comparison.quality)
     table = runs[["experiment"]].assign(setting=runs["#"].map(comparison.points["setting"]), seed=runs["seed"])
-    for label, network in ((comparison.quality.label, "finetuned"), ("before tuning", "pruned")):
+    columns = {comparison.quality.label: "finetuned", "pruned": "pruned", "reconstructed": "reconstructed"}
+    for label, network in columns.items():
         table[label] = runs[f"{network}.{comparison.quality.key}"].map(show)
     return table.assign(**{"removed layers": runs["removed"].map(ranges)})
 

@@ -126,7 +126,7 @@ def test_every_split_has_its_number_of_runs():
     assert (row["accuracy, held out"], row["accuracy, test"]) == ("82.00 ± 2.00 %", "60.00 %")
     _, row = table(test=test)
     assert row["runs"] == "1"
-    assert row["before tuning, test"]
+    assert row["pruned, test"]
 
 
 def test_runs_of_another_dense_network_are_not_compared():
