@@ -19,7 +19,8 @@ class SegmentationTable:
     """The optimal segmentations of one sequence, for each number of segments.
 
     Attributes:
-        losses: [layers], `losses[k - 1]` is the smallest sum of diameters of k segments.
+        losses: [layers], `losses[k - 1]` is the smallest sum of diameters of k segments: infinite if each cut into k
+            segments has an infinite diameter, NaN if the table was made for fewer segments.
         starts: [layers, layers], `starts[k - 1, j]` is the first element of the last segment in the optimal k segments
             of elements 0..j (the smallest such index in a tie).
     """
@@ -31,12 +32,19 @@ class SegmentationTable:
         """Return the optimal k segments as inclusive (first, last) pairs.
 
         Raises:
-            SegmentationError: k is not between 1 and the number of layers, or larger than the table was made for.
+            SegmentationError: k is not between 1 and the number of layers, or larger than the table was made for, or
+                each cut into k segments has an infinite diameter.
         """
         _check_k(k, len(self.losses))
-        if not np.isfinite(self.losses[k - 1]):
-            max_k = int(np.isfinite(self.losses).sum())
+        if np.isnan(self.losses[k - 1]):
+            max_k = int((~np.isnan(self.losses)).sum())
             raise SegmentationError(f"k={k} is not in this table, which was made for up to {max_k} segments")
+        if np.isinf(self.losses[k - 1]):
+            possible = ", ".join(str(i + 1) for i in np.flatnonzero(np.isfinite(self.losses)))
+            raise SegmentationError(
+                f"k={k} segments can't be made of these {len(self.losses)} layers, as each cut has a segment that is "
+                f"not allowed: k can be {possible or 'no number'}"
+            )
         segments, last = [], len(self.losses) - 1
         for row in range(k - 1, -1, -1):
             first = int(self.starts[row, last])
@@ -68,9 +76,27 @@ def segmentation_table(similarity: ArrayLike, feature: Feature = "rows", max_k: 
 
     Arguments and errors are as in `fisher_segmentation`.
     """
-    values = _features(np.asarray(similarity, dtype=np.float64), feature)
-    diameter = _diameters(values)
-    layers = len(values)
+    return table_of(_diameters(_features(np.asarray(similarity, dtype=np.float64), feature)), max_k)
+
+
+def table_of(diameters: ArrayLike, max_k: int | None = None) -> SegmentationTable:
+    """Compute the segmentations with the smallest sum of any diameters, in O(max_k layers^2).
+
+    Args:
+        diameters: [layers, layers], the diameter of the segment i..j at [i, j]; infinite if it is not allowed. Entries
+            below the diagonal are ignored.
+        max_k: the largest number of segments in the table; default: one per layer.
+
+    Raises:
+        SegmentationError: the array is not square, or a diameter is NaN.
+    """
+    diameter = np.asarray(diameters, dtype=np.float64)
+    if diameter.ndim != 2 or diameter.shape[0] != diameter.shape[1] or not diameter.size:
+        raise SegmentationError(f"diameters must be a square array, but this one has the shape {diameter.shape}")
+    layers = len(diameter)
+    diameter = np.where(np.tri(layers, k=-1, dtype=bool), np.inf, diameter)
+    if np.isnan(diameter).any():
+        raise SegmentationError("a diameter is NaN: it must be a number, or infinite if the segment is not allowed")
     rows = layers if max_k is None else min(max(max_k, 1), layers)
     starts = np.zeros((layers, layers), dtype=np.int64)
     losses = np.full(layers, np.nan)

@@ -8,7 +8,7 @@ import ruptures
 
 from sglp import fisher_segmentation
 from sglp.errors import SegmentationError
-from sglp.segmentation import choose_k, segmentation_table
+from sglp.segmentation import choose_k, segmentation_table, table_of
 
 FEATURES = pytest.mark.parametrize("feature", ["rows", "row_sum"])
 
@@ -124,3 +124,36 @@ def test_a_table_knows_how_many_segments_it_was_made_for():
         table.segments(5)
     with pytest.raises(SegmentationError, match="k=9 segments can't be made of 8 layers: k must be 1 to 8"):
         table.segments(9)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 7, 9])
+def test_any_diameters_are_cut_as_by_brute_force(layers):
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        diameters = generator.random((layers, layers))
+        diameters[generator.random((layers, layers)) < seed / 10] = np.inf
+        table = table_of(diameters)
+        for k in range(1, layers + 1):
+            loss, segments = min((sum(diameters[s] for s in cut), cut) for cut in all_segmentations(layers, k))
+            assert table.losses[k - 1] == pytest.approx(loss)
+            if np.isfinite(loss):
+                assert table.segments(k) == segments
+            else:
+                with pytest.raises(SegmentationError, match=f"^k={k} segments can't be made of these {layers} layers"):
+                    table.segments(k)
+
+
+def test_the_error_says_which_numbers_of_segments_are_possible():
+    diameters = np.full((4, 4), np.inf)
+    diameters[0, 1] = diameters[2, 3] = diameters[2, 2] = diameters[3, 3] = 1
+    with pytest.raises(SegmentationError, match=r"as each cut has a segment that is not allowed: k can be 2, 3$"):
+        table_of(diameters).segments(4)
+    with pytest.raises(SegmentationError, match=r"k can be no number$"):
+        table_of(np.full((3, 3), np.inf)).segments(2)
+
+
+def test_diameters_that_are_no_numbers_are_refused():
+    with pytest.raises(SegmentationError, match=r"must be a square array, but this one has the shape \(2, 3\)"):
+        table_of(np.ones((2, 3)))
+    with pytest.raises(SegmentationError, match="a diameter is NaN"):
+        table_of(np.full((3, 3), np.nan))
