@@ -8,7 +8,7 @@ error on held-out samples falls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +16,22 @@ from typing import Any, NamedTuple
 from torch import nn
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, padding_mask, part_of, rebatch, size_of, to_device
+from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
 from sglp.choices import Reconstruction, Scope
-from sglp.distributed import processes
 from sglp.distributed.whole_batch import whole_batch
-from sglp.errors import ScoringError
 from sglp.layer import module_paths
 from sglp.plan import Plan
 from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, order_of
+from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.prune_comp import prune_comp
 from sglp.reconstruction.refit import refit, sample_of
 from sglp.reconstruction.rows import channels_first
+from sglp.reconstruction.safeguards import shared_parameters, without_cache
 from sglp.reconstruction.saved_fits import Fit, fit_once
 from sglp.running import call, device_of, hooked_eval, run_hooked
 from sglp.surgery.batchnorm import averaging, norms_of
 
-PARTS = 8  # one of which is held out
 IMPLIED: dict[str, Scope] = {"replace_me": "gaps", "prune_comp": "all"}  # the scope of methods that have only one
 
 
@@ -103,12 +102,12 @@ def reconstruct(
     goals = goals_of(order, counterparts, plan, IMPLIED.get(method, scope))
     if not goals:
         return []
-    fitting, held = _split(inputs)
+    fitting, held = split(inputs)
     device = device_of(pruned)
-    inputs = [to_device(_own_part(one), device) for one in (*fitting, *held)]
+    inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
     if method == "prune_comp":
         kept = {name: [counterparts[path] for path in module_paths(name)] for name in plan.kept}
-        with _without_cache(dense), _without_cache(pruned):
+        with without_cache(dense), without_cache(pruned):
             scaled = prune_comp(dense, pruned, order, kept, inputs, len(fitting))
         return [Reconstructed(name, target, *fit) for name, target, fit in scaled]
     later = _norms_after(goals, pruned, inputs[0])
@@ -136,10 +135,10 @@ def _refits(
 ) -> Iterator[tuple[Goal, Fit]]:
     """Advance both networks from layer to layer, and refit each; the first `fitting` inputs are fitted on."""
     masks = [padding_mask(one) for one in inputs]
-    shared = _shared_parameters(pruned)
+    shared = shared_parameters(pruned)
     with ExitStack() as stack:
-        stack.enter_context(_without_cache(dense))
-        stack.enter_context(_without_cache(pruned))
+        stack.enter_context(without_cache(dense))
+        stack.enter_context(without_cache(pruned))
         for goal in goals:
             stack.callback(pause_before(goal.modules[0], goal.name))
         for target in dict.fromkeys(goal.target for goal in goals):
@@ -157,29 +156,6 @@ def _refits(
             yield goal, fit_once(folder and folder / f"{number}.safetensors", goal.modules, fit)
 
 
-def _split(inputs: list) -> tuple[list, list]:
-    """Split batches into those to fit on and the held-out last eighth."""
-    if len(inputs) < PARTS:
-        samples = sum(size_of(one) for one in inputs)
-        parts = min(PARTS, samples)
-        size = -(-samples // parts)
-        inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, size)]
-    count = max(1, len(inputs) // PARTS)
-    return (inputs[:-count], inputs[-count:]) if len(inputs) > 1 else (inputs, inputs)
-
-
-def _own_part(inputs: Any) -> Any:
-    """Return this process's samples of a batch."""
-    size = size_of(inputs)
-    if size < processes.count():
-        raise ScoringError(
-            f"a batch of {size} samples can't be shared by {processes.count()} processes: reconstruct with larger "
-            "batches or fewer processes"
-        )
-    own = processes.part(size)
-    return inputs if processes.count() == 1 else part_of(inputs, own.start, own.stop)
-
-
 def _norms_after(goals: Sequence[Goal], pruned: nn.Module, inputs: Any) -> list[nn.modules.batchnorm._BatchNorm]:
     """Find the batch norms outside the layers to refit that run after the first of them."""
     inside = {norm for goal in goals for module in goal.modules for norm in norms_of(module)}
@@ -189,27 +165,3 @@ def _norms_after(goals: Sequence[Goal], pruned: nn.Module, inputs: Any) -> list[
     run_hooked(pruned, inputs, handles)
     after = set(order[order.index(watched[0]) :])
     return [norm for norm in norms_of(pruned) if norm in after and norm not in inside]
-
-
-def _shared_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """Find parameters that several modules have: a change in one layer would change another."""
-    seen: set[nn.Parameter] = set()
-    shared: set[nn.Parameter] = set()
-    for _, parameter in network.named_parameters(remove_duplicate=False):
-        (shared if parameter in seen else seen).add(parameter)
-    return shared
-
-
-@contextmanager
-def _without_cache(network: nn.Module):
-    """Disable the cache of keys and values of a Hugging Face model: every run of a layer would add to it."""
-    config = getattr(network, "config", None)
-    uses = getattr(config, "use_cache", None)
-    if config is None or uses is None:
-        yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        config.use_cache = uses

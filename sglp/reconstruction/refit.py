@@ -79,7 +79,7 @@ def refit(
     with torch.no_grad(), whole_batch():
         gradient.refresh_statistics(modules, [sample.run for sample in seen])
         before = _error(unseen, first)
-        found = None if method == "gradient" else _last_map(modules, seen[0])
+        found = None if method == "gradient" else last_map(modules, seen[0])
         if found is not None and found.get_parameter("weight") in fixed:
             found = None
         tied = any(p in fixed for module in modules for p in module.parameters())
@@ -128,7 +128,7 @@ def run_layer(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
     return output
 
 
-def _last_map(modules: Sequence[nn.Module], sample: Sample) -> nn.Module | None:
+def last_map(modules: Sequence[nn.Module], sample: Sample) -> nn.Module | None:
     """Find the last linear map on the first process's samples: all processes must take the same."""
     inside = [inner for module in modules for inner in module.modules()]
 

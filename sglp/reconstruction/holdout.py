@@ -1,0 +1,32 @@
+"""Calibration data: which batches are fitted on, which are held out, and which samples each process has."""
+
+from typing import Any
+
+from sglp.batches import part_of, rebatch, size_of
+from sglp.distributed import processes
+from sglp.errors import ScoringError
+
+PARTS = 8  # one of which is held out
+
+
+def split(inputs: list) -> tuple[list, list]:
+    """Split batches into those to fit on and the held-out last eighth."""
+    if len(inputs) < PARTS:
+        samples = sum(size_of(one) for one in inputs)
+        parts = min(PARTS, samples)
+        size = -(-samples // parts)
+        inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, size)]
+    count = max(1, len(inputs) // PARTS)
+    return (inputs[:-count], inputs[-count:]) if len(inputs) > 1 else (inputs, inputs)
+
+
+def own_part(inputs: Any) -> Any:
+    """Return this process's samples of a batch."""
+    size = size_of(inputs)
+    if size < processes.count():
+        raise ScoringError(
+            f"a batch of {size} samples can't be shared by {processes.count()} processes: reconstruct with larger "
+            "batches or fewer processes"
+        )
+    own = processes.part(size)
+    return inputs if processes.count() == 1 else part_of(inputs, own.start, own.stop)
