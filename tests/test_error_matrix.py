@@ -146,5 +146,14 @@ def test_a_layer_that_shares_its_parameters_is_not_fitted():
 
 def test_a_batch_is_needed():
     network = Listed().eval()
-    with pytest.raises(ScoringError, match="there is no batch to measure reconstruction errors with"):
+    with pytest.raises(ScoringError, match="there is no batch to score layers with"):
         reconstruction_errors(network, sglp.find_layers(network, noise(2, 5)), [])
+
+
+def test_activations_that_are_not_finite_are_refused():
+    network = Listed().eval()
+    layers = sglp.find_layers(network, noise(2, 5))
+    with torch.no_grad():
+        network.blocks[2].fc.bias.fill_(torch.inf)
+    with pytest.raises(ScoringError, match=r"after blocks\.2 are not finite: no layer can be fitted to them"):
+        reconstruction_errors(network, layers, [noise(8, 5)])

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from sglp.batches import at_least_one, inputs_of, to_device
+from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
@@ -28,7 +29,7 @@ def reconstruction_errors(
     *,
     longest: int = 7,
     ridge: float = 0.1,
-    steps: int = 20,
+    steps: int = 8,
 ) -> np.ndarray:
     """Measure how well each layer, refitted, produces the activation after the layers that follow it.
 
@@ -55,12 +56,12 @@ def reconstruction_errors(
         where one of the layers i+1..j can't be removed, and where the activations after i and j differ in shape.
 
     Raises:
-        ScoringError: there is no batch, or a layer does not run for every batch.
+        ScoringError: there is no batch, a layer does not run for every batch, or activations are not finite.
     """
     errors = np.full((len(layers), len(layers)), np.inf)
     np.fill_diagonal(errors, 0)
     ends = _ends([layer.removable for layer in layers], longest)
-    fitting, held = split([inputs_of(batch) for batch in at_least_one(batches, "measure reconstruction errors with")])
+    fitting, held = split([inputs_of(batch) for batch in at_least_one(batches)])
     device = device_of(network)
     inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
     masks = [padding_mask(one) for one in inputs]
@@ -83,6 +84,8 @@ def reconstruction_errors(
             results = advance_to(passes, layer.name)
             if begun:
                 outputs[j] = [_copied(first_tensor(one)) for one in results]
+                if not all(one.isfinite().all() for one in outputs[j]):
+                    raise ScoringError(f"activations after {layer.name} are not finite: no layer can be fitted to them")
             while begun and ends[begun[0]] == j:
                 i = begun.popleft()
                 calls = LayerCalls(modules[i], given.pop(i), outputs[i], masks, len(fitting))

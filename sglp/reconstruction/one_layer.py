@@ -71,14 +71,16 @@ def _by_closed_form(
     def equations(batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (H, R, w) of a batch; R has the residuals of all targets side by side."""
         own = layer.sample(batch, layer.outputs[batch], first)
-        residuals = [rows(target[batch], first).double() - own.target.double() for target in targets]
-        return rows(_input_of(linear, own.run), False), torch.cat(residuals, dim=1), own.weights
+        residuals = torch.cat([rows(target[batch], first) - own.target for target in targets], dim=1)
+        precision = torch.promote_types(residuals.dtype, torch.float32)  # float64 would take twice as long
+        return rows(_input_of(linear, own.run), False), residuals.to(precision), own.weights
 
     change = least_squares((equations(batch) for batch in range(layer.fitting)), ridge)
 
     def fitted(batch: int) -> Tensor:
         own = layer.sample(batch, layer.outputs[batch], first)
-        return rows(_input_of(linear, own.run), False).double() @ change.T
+        inputs = rows(_input_of(linear, own.run), False)
+        return inputs @ change.T.to(inputs)
 
     return torch.minimum(_held_out(layer, targets, first, fitted), _held_out(layer, targets, first)).tolist()
 
