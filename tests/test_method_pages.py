@@ -63,8 +63,9 @@ def test_a_docstring_without_a_part_is_refused(missing):
         method_pages.page("mine", text + "Source: me.\nCost: little.\nUse: never.\n")
 
 
+# `reconstruction_error` cuts so few batches into smaller ones; tests/test_error_matrix.py counts its passes.
 @pytest.mark.parametrize(("count", "num_removed"), [(1, 3), (2, 1)])
-@pytest.mark.parametrize("name", [name for name in method_names() if name != "sglp"])
+@pytest.mark.parametrize("name", [name for name in method_names() if name not in ("sglp", "reconstruction_error")])
 def test_a_method_costs_what_its_page_says(case, name, count, num_removed):
     with count_passes() as passes:
         case.run(name, len(case.layers) - num_removed, batches=case.batches[:count])

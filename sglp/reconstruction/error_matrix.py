@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, to_device
+from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
 from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.one_layer import LayerCalls, errors_of_layer
-from sglp.reconstruction.rows import padding_mask
 from sglp.reconstruction.safeguards import shared_parameters, without_cache
 from sglp.running import device_of, first_tensor
 

@@ -1,0 +1,175 @@
+"""The method reconstruction_error: its plans against brute force over all plans, and measurements made once."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+from networks import Listed, noise
+
+import sglp
+from sglp.errors import BudgetError
+from sglp.layer import Layer
+from sglp.scoring.baselines import reconstruction_error as module
+from sglp.scoring.baselines.reconstruction_error import best_kept, reconstruction_error, shortest_run
+from sglp.shared_measurements import measured, shared_measurements
+
+
+def layers_of(removable):
+    return [Layer(f"layer{i}", one, "" if one else "changes the shape", 1, 1) for i, one in enumerate(removable)]
+
+
+def segments_of(kept, layers):
+    starts = [*sorted(kept), layers]
+    return [(a, b - 1) for a, b in pairwise(starts)]
+
+
+def random_errors(layers, seed, longest):
+    errors = np.random.default_rng(seed).random((layers, layers))
+    errors[~np.tri(layers, k=longest, dtype=bool) | np.tri(layers, k=-1, dtype=bool)] = np.inf
+    np.fill_diagonal(errors, 0)
+    return errors
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_plan_is_the_best_of_all_plans(seed):
+    layers, longest = 9, 3
+    removable = (np.random.default_rng(seed).random(layers) < 0.8).tolist()
+    errors = random_errors(layers, seed, longest)
+    fixed = {0, *(i for i in range(layers) if not removable[i])}
+    for keep in range(len(fixed), layers + 1):
+        sums = {}
+        for free in combinations(sorted(set(range(layers)) - fixed), keep - len(fixed)):
+            kept = fixed | set(free)
+            sums[frozenset(kept)] = sum(errors[segment] for segment in segments_of(kept, layers))
+        best = min(sums, key=sums.__getitem__)
+        if np.isfinite(sums[best]):
+            assert best_kept(errors, removable, keep) == best
+
+
+def plan_with(monkeypatch, errors, removable, keep, **options):
+    """The plan for an error matrix of which entries beyond `longest` are hidden, and the `longest` that was used."""
+    used = []
+
+    def fake(network, layers, batches, *, longest):
+        used.append(longest)
+        hidden = ~np.tri(len(layers), k=longest, dtype=bool)
+        return np.where(hidden, np.inf, errors)
+
+    monkeypatch.setattr(module, "reconstruction_errors", fake)
+    layers = layers_of(removable)
+    plan, rows = reconstruction_error(None, layers, [], np.eye(len(layers)), [], keep, 0, **options)
+    assert [row.layer for row in rows] == list(range(len(layers)))
+    assert [layers[row.layer].name for row in rows if row.kept] == list(plan.kept)
+    return [int(name.removeprefix("layer")) for name in plan.removed], used, [row.score for row in rows]
+
+
+def test_a_known_best_plan(monkeypatch):
+    errors = random_errors(8, 0, 7) + 10
+    np.fill_diagonal(errors, 0)
+    errors[1, 3] = errors[5, 6] = 0.1
+    removed, _, scores = plan_with(monkeypatch, errors, [True] * 8, 5)
+    assert removed == [2, 3, 6]
+    assert scores == [0, *(errors[i - 1, i] for i in range(1, 8))]
+
+
+def test_a_layer_that_can_not_be_removed_begins_a_segment(monkeypatch):
+    errors = random_errors(8, 0, 7) + 10
+    np.fill_diagonal(errors, 0)
+    errors[1, 3] = errors[5, 6] = 0.1
+    errors[3, 4] = 0.2
+    removable = [False, True, False, True, True, True, True, True]
+    removed, _, _ = plan_with(monkeypatch, errors, removable, 6)
+    assert removed == [4, 6]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_possible_number_of_layers_is_reached(seed, monkeypatch):
+    generator = np.random.default_rng(seed)
+    removable = (generator.random(10) < 0.8).tolist()
+    errors = random_errors(10, seed, 9)
+    errors[generator.random((10, 10)) < 0.2] = np.inf  # of different shapes
+    np.fill_diagonal(errors, 0)
+    fewest = max(1, 10 - sum(removable))
+    for keep in range(fewest, 11):
+        removed, _, scores = plan_with(monkeypatch, errors, removable, keep, longest_run=2)
+        assert len(removed) == 10 - keep
+        assert all(removable[i] for i in removed)
+        assert np.isfinite(scores).all()
+        assert 0 not in removed or keep == 10 - sum(removable)
+    for keep in (fewest - 1, 11):
+        with pytest.raises(BudgetError, match=f"can't keep {keep} layers"):
+            plan_with(monkeypatch, errors, removable, keep)
+
+
+@pytest.mark.parametrize(
+    ("removable", "keep", "longest"),
+    [
+        ([True] * 10, 5, 3),
+        ([True] * 10, 3, 3),  # 0, 4, 8
+        ([True] * 10, 2, 4),  # 0, 5
+        ([True] * 10, 1, 9),
+        ([False, True, True, True, True, True, False, True, True, True], 3, 3),  # 0, 4, 6
+        ([False, True, True, True, True, True, False, True, True, True], 2, 5),
+    ],
+)
+def test_runs_are_longer_only_where_the_number_of_layers_needs_it(removable, keep, longest):
+    assert shortest_run(removable, keep, 3) == longest
+
+
+def test_a_real_plan_has_the_smallest_sum_of_errors(network, layers, digits):
+    images, targets = digits
+    sglp.recalibrate(network, [images[:256]])
+    batches = [(images[:64], targets[:64])]
+    fit_on = list(images[64:192].split(16))
+    with shared_measurements():
+        plans = {
+            keep: reconstruction_error(
+                network, layers, [(0, 9)], np.eye(10), batches, keep, 0, reconstruction_batches=fit_on
+            )[0]
+            for keep in (5, 7)
+        }
+        errors = measured(module.reconstruction_errors, network, layers, fit_on, longest=7)
+    free = [i for i, layer in enumerate(layers) if layer.removable]
+    for keep, plan in plans.items():
+        best = min(
+            combinations(free, 10 - keep),
+            key=lambda removed: sum(errors[s] for s in segments_of(set(range(10)) - set(removed), 10)),
+        )
+        assert plan.removed == tuple(layers[i].name for i in best)
+
+
+def test_errors_are_measured_once_for_a_target(monkeypatch):
+    torch.manual_seed(0)
+    calls = []
+    original = module.reconstruction_errors
+
+    def counted(*args, **options):
+        calls.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, "reconstruction_errors", counted)
+    batches = [(noise(64, 5), torch.zeros(64, dtype=torch.int64))]
+    options = {"method": "reconstruction_error", "calibration": (64, 32), "scoring": (64, 16)}
+    found = sglp.compress(Listed(), batches, target={"parameters": 0.5}, **options)
+    assert len(found.plan.kept) == 2
+    assert calls == [{"longest": 7}]
+    sglp.compress(Listed(), batches, prune_ratio=0.4, **options)
+    assert len(calls) == 2
+
+
+def test_measurements_are_shared_only_inside_the_context_and_for_the_same_objects():
+    calls = []
+
+    def measure(network, *, longest):
+        calls.append((network, longest))
+        return len(calls)
+
+    one, other = [1], [1]
+    assert [measured(measure, one, longest=1) for _ in range(2)] == [1, 2]
+    with shared_measurements():
+        assert [measured(measure, one, longest=1) for _ in range(2)] == [3, 3]
+        assert measured(measure, other, longest=1) == 4
+        assert measured(measure, one, longest=2) == 5
+        assert measured(measure, one, longest=1) == 3
+    assert measured(measure, one, longest=1) == 6
