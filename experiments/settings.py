@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 
 from experiments.records import Record
-from sglp.segmentation import uses_segments
+from sglp.segmentation import runs_sglp, uses_segments
 
 # Parameters and groups of parameters. Baselines use no segments unless they say so, and of the score parameters only
 # the number of batches (see stages.score). A target replaces prune_ratio. Every method may use similarity.
@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 def used(params: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters that the method uses: runs that differ only in others are the same."""
     method, has_target = params["method"], any(key.startswith("target.") for key in params)
-    unused = () if method == "sglp" else SGLP_PARAMS if uses_segments(method) else (*SGLP_PARAMS, *SEGMENT_PARAMS)
+    unused = () if runs_sglp(method) else SGLP_PARAMS if uses_segments(method) else (*SGLP_PARAMS, *SEGMENT_PARAMS)
     unused = (*unused, "prune_ratio" if has_target else "target")
     return {key: value for key, value in params.items() if not within(key, unused) or within(key, SHARED_PARAMS)}
 

@@ -26,8 +26,8 @@ from sglp.reconstruction.reconstruct import reconstruct as refit_layers
 from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
-from sglp.scoring.methods import check_search_budget, find_criterion, find_method
-from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
+from sglp.scoring.methods import RECONSTRUCTION_BATCHES, check_search_budget, find_criterion, find_method, takes
+from sglp.segmentation import equal_segments, number_of_segments, runs_sglp, segmentation_table
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
 from sglp.surgery.prune import prune
@@ -122,13 +122,16 @@ def compress(
     )
     if not has_statistics(model):
         del sizes["recalibration"]
-    if not reconstruct:
+    if not (reconstruct or takes(run_method, RECONSTRUCTION_BATCHES)):
         del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
         samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
-        if criterion == CRITERION and method == "sglp":
+        if criterion == CRITERION and runs_sglp(method):
             _check_loss(model, scoring_batches[0], loss)
+
+        if takes(run_method, RECONSTRUCTION_BATCHES):
+            options[RECONSTRUCTION_BATCHES] = list(rebatch(samples, *sizes["reconstruction"]))
 
         example = to_device(first_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
@@ -175,7 +178,7 @@ def _method_options(method: str, criterion: str, loss: Loss, options: dict[str, 
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise SGLPError(f"compress has no parameter {unknown[0]}; the options of method=sglp are {', '.join(OPTIONS)}")
-    if method == "sglp":
+    if runs_sglp(method):
         search, criterion_class = options.get("search", SEARCH), find_criterion(criterion)
         check_search(search, criterion_class)
         check_search_budget(options.get("budget"), search)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sglp.files import new_file, new_folder
 from sglp.scores import LayerScore
+from sglp.segmentation import runs_sglp
 from stages.support import figures, stage
 from stages.support.card import complete_card
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
@@ -56,7 +57,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         "reconstruction": summary(reconstructed),
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),
-        "criterion": flat(params)["score.criterion"] if params.method == "sglp" else params.method,
+        "criterion": flat(params)["score.criterion"] if runs_sglp(params.method) else params.method,
         "cost": scoring_cost(scoring),
         "joint": any(row.search == "joint" for row in scores),
         "one_by_one": any(isinstance(row, LayerScore) for row in scores),

@@ -1,6 +1,7 @@
 """Score layers with the chosen method and write the pruning plan."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -10,10 +11,11 @@ from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.plan import Plan
 from sglp.running import count_passes
 from sglp.scores import LayerScore, SetScore
-from sglp.scoring.methods import find_criterion, find_method
+from sglp.scoring.methods import RECONSTRUCTION_BATCHES, find_criterion, find_method, takes
+from sglp.segmentation import runs_sglp
 from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
-from sglp.tasks.schemas.workload import Scoring
+from sglp.tasks.schemas.workload import ReconstructionSamples, Scoring
 from stages.support import launch
 from stages.support.layers import read_layers
 from stages.support.params import DeclaredParams
@@ -33,9 +35,9 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     score = params.score
     scoring = Scoring.model_validate(workload.scoring)
     target = None if params.target is None else check_target(params.target, score.budget)
-    options = {}
-    if params.method == "sglp":
-        options = {
+    options: dict[str, Any] = {}
+    if runs_sglp(params.method):
+        options |= {
             "criterion": find_criterion(score.criterion),
             "search": score.search,
             "budget": score.budget,
@@ -48,6 +50,10 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     samples = scoring.batch_size * score.batches
     batches = list(task.calibration_batches(data, samples, scoring.batch_size, params.seed))
+    if takes(method, RECONSTRUCTION_BATCHES):
+        size = ReconstructionSamples.model_validate(workload.reconstruction)
+        fit_on = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
+        options[RECONSTRUCTION_BATCHES] = list(fit_on)
     similarity = read_similarity("data/similarity.csv")
 
     def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:

@@ -4,7 +4,8 @@
 
 network: the trained network. layers: as returned by `find_layers`. segments: inclusive (first, last) pairs. similarity:
 array [layers, layers]. batches: pairs (inputs, target) of calibration data. keep: number of layers to keep. seed: seed
-of everything that the method draws.
+of everything that the method draws. A method with the keyword argument `reconstruction_batches` also gets the batches
+that kept layers are refitted on afterwards.
 
     criterion(network, layers, batches, loss, seed, random_inits) -> score
     score(kept, removed, already_removed) -> float
@@ -18,6 +19,7 @@ not measure the whole pruned network: such a criterion can't be used with the se
 Each docstring states the rule, its source, its cost and its use; docs/methods.md collects them.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from sglp.plan import Plan
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, best_plan, score_combinations
 
+RECONSTRUCTION_BATCHES = "reconstruction_batches"
+
 
 def find_method(name: str) -> Callable:
     """Find a method by name: "sglp", a file in `sglp.scoring.baselines`, or a user's "package.module:function".
@@ -43,6 +47,11 @@ def find_method(name: str) -> Callable:
     if name == "sglp":
         return sglp
     return _find("method", name, method_names(), "sglp.scoring.baselines.{0}:{0}")
+
+
+def takes(method: Callable, option: str) -> bool:
+    """Check whether a method has a keyword argument."""
+    return option in inspect.signature(method).parameters
 
 
 def find_criterion(name: str) -> Callable:

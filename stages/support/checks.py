@@ -3,6 +3,7 @@
 from sglp.budget import check_target
 from sglp.scoring.combinations import check_search
 from sglp.scoring.methods import check_search_budget, find_criterion, find_method
+from sglp.segmentation import runs_sglp
 
 
 def check_params(params: dict) -> None:
@@ -13,9 +14,9 @@ def check_params(params: dict) -> None:
     for name, find in ((params["method"], find_method), (params["score"]["criterion"], find_criterion)):
         if ":" not in name:
             find(name)
-    if params["method"] == "sglp" and ":" not in params["score"]["criterion"]:
+    if runs_sglp(params["method"]) and ":" not in params["score"]["criterion"]:
         check_search(params["score"]["search"], find_criterion(params["score"]["criterion"]))
     if params["target"] is not None:
         check_target(params["target"], params["score"]["budget"])
-    if params["method"] == "sglp":  # baselines have no budget per segment
+    if runs_sglp(params["method"]):  # baselines have no budget per segment
         check_search_budget(params["score"]["budget"], params["score"]["search"])

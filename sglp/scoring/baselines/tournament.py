@@ -1,0 +1,113 @@
+"""Tournament: let three methods propose a plan each, reconstruct each plan, and take the one with the lowest loss.
+
+The methods are `sglp`, `reconstruction_error` and `block_influence`. Each proposed plan is carried out and its kept
+layers are refitted on three quarters of the batches (see `sglp.reconstruct`); a layer that has no closed form takes 20
+steps. The score of a plan is minus the loss on the last quarter, which needs targets. In scores.csv, the column search
+names the method, and every segment has the score of the whole plan. Equal plans are tried once.
+
+Source: this project. Candidates that are compared after a cheap repair are also in EvoPress (arXiv 2410.14649), without
+the repair.
+Cost: forward `C * B + 2 * B + 1`, backward `0` for the proposals, with C as for `sglp`. Each different plan takes a
+reconstruction on top: a forward pass of the network and of the pruned one on the batches, the refits, and the loss.
+Use: where a single method is not known to be good for the network, and some minutes are affordable. It can be no worse
+than its methods but for the noise of the loss on the last quarter.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sglp.batches import at_least_one, inputs_of, rebatch, size_of, to_device
+from sglp.errors import ScoringError
+from sglp.layer import Layer
+from sglp.loss import Loss, cross_entropy
+from sglp.plan import Plan
+from sglp.reconstruction.reconstruct import reconstruct
+from sglp.running import call, device_of, eval_mode
+from sglp.scores import SetScore
+from sglp.scoring.methods import find_method
+from sglp.surgery.prune import prune
+
+PROPOSALS = ("sglp", "reconstruction_error", "block_influence")
+PARTS = 4  # one of which measures the loss
+STEPS = 20
+
+
+def tournament(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    segments: Sequence[tuple[int, int]],
+    similarity: np.ndarray,
+    batches: Iterable,
+    keep: int,
+    seed: int,
+    *,
+    reconstruction_batches: Iterable | None = None,
+    loss: Loss = cross_entropy,
+    **options: Any,
+) -> tuple[Plan, list[SetScore]]:
+    """Return the proposed plan with the lowest loss after reconstruction.
+
+    Args:
+        network, layers, segments, similarity, batches, keep, seed: as for every method; see `sglp.scoring.methods`.
+        reconstruction_batches: pairs (inputs, target) to refit layers on and to measure the loss on; default:
+            `batches`.
+        loss: called as loss(output, target).
+        options: of the method sglp.
+
+    Raises:
+        ScoringError: there are fewer than two samples, or no loss is finite.
+    """
+    batches = list(batches)
+    fitting, held = _split(batches if reconstruction_batches is None else list(reconstruction_batches))
+    own_options = {"sglp": options | {"loss": loss}, "reconstruction_error": {"reconstruction_batches": fitting}}
+    proposed: dict[frozenset[str], tuple[str, Plan]] = {}
+    for name in PROPOSALS:
+        method = find_method(name)
+        plan, _ = method(network, layers, segments, similarity, batches, keep, seed, **own_options.get(name, {}))
+        proposed.setdefault(frozenset(plan.removed), (name, plan))
+    losses = {}
+    for name, plan in tqdm(proposed.values(), desc="tournament", unit="plan", disable=None):
+        pruned = prune(network, plan).eval()
+        reconstruct(network, pruned, plan, fitting, steps=STEPS)
+        losses[name] = _mean_loss(pruned, held, loss)
+    best = min(losses, key=lambda name: losses[name])
+    if not np.isfinite(losses[best]):
+        raise ScoringError(f"no plan has a finite loss after reconstruction: {losses}")
+    rows = [
+        SetScore(
+            segment,
+            tuple(i for i in range(first, last + 1) if layers[i].name in set(plan.kept)),
+            -losses[name],
+            name,
+            name == best,
+        )
+        for segment, (first, last) in enumerate(segments)
+        for name, plan in proposed.values()
+    ]
+    return next(plan for name, plan in proposed.values() if name == best), rows
+
+
+def _split(batches: list) -> tuple[list, list]:
+    """Split batches, or their samples where there are few, into those to fit on and those to measure the loss on."""
+    batches = list(at_least_one(batches))
+    if len(batches) < PARTS:
+        samples = sum(size_of(inputs_of(batch)) for batch in batches)
+        if samples < 2:
+            raise ScoringError("a tournament needs at least two samples: some to fit on, others to measure the loss on")
+        batches = list(rebatch(batches, samples, -(-samples // min(PARTS, samples))))
+    count = max(1, len(batches) // PARTS)
+    return batches[:-count], batches[-count:]
+
+
+def _mean_loss(network: nn.Module, batches: list, loss: Loss) -> float:
+    device = device_of(network)
+    losses = []
+    with eval_mode(network), torch.no_grad():
+        for inputs, target in (to_device(batch, device) for batch in batches):
+            losses.append(float(loss(call(network, inputs), target)))
+    return sum(losses) / len(losses)
