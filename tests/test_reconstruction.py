@@ -288,3 +288,42 @@ def test_what_can_not_be_reconstructed_is_refused_or_left(digits, network):
         reconstruct(network, network, removal, [digits[0][:8]])
     with pytest.raises(ScoringError, match="there is no batch to reconstruct layers with"):
         reconstruct(network, sglp.prune(network, removal), removal, [])
+
+
+def with_a_massive_activation(size: float, layer: int = 3, token: int = 7):
+    """A Llama in which one layer writes a huge value for one token, as in real language models (arXiv 2402.17762)."""
+    network = tiny_llama(8)
+    with torch.no_grad():
+        network.model.embed_tokens.weight[token] *= 20
+        direction = torch.nn.functional.normalize(network.model.embed_tokens.weight[token], dim=0)
+        mlp = network.model.layers[layer].mlp
+        mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = 2 * direction
+        mlp.down_proj.weight[:, 0] = 0
+        mlp.down_proj.weight[5, 0] = size
+    return network
+
+
+@pytest.mark.parametrize("where", [slice(None), slice(0, 2), slice(43, 48), slice(0, 0)])
+@pytest.mark.parametrize("removed", [[3], [2, 3], [3, 4], [4, 5], [1, 3, 5]])
+@pytest.mark.parametrize("size", [10.0, 1000.0])
+def test_a_massive_activation_does_not_make_the_network_worse(size, removed, where):
+    """The token is in all sequences, in two that are fitted on, in the held-out ones, or in none of them."""
+    dense = with_a_massive_activation(size)
+    ids = tokens(length=24, batch=64, seed=6) % 200 + 20
+    ids[where, 0] = ids[48:, 0] = 7
+    batches = [{"input_ids": part, "use_cache": False} for part in ids[:48].split(6)]
+    unseen = {"input_ids": ids[48:], "use_cache": False}
+    with torch.no_grad():
+        states = dense(**unseen, output_hidden_states=True).hidden_states[4].abs()
+    assert float(states.max()) > 100 * float(states.median())
+    plan = sglp.Plan.without(sglp.find_layers(dense, batches[0]), removed)
+    pruned = sglp.prune(dense, plan).eval()
+
+    def error():
+        with torch.no_grad():
+            expected, logits = dense(**unseen).logits, pruned(**unseen).logits
+        return float(((logits - expected).square().sum(-1) / expected.square().sum(-1)).mean())
+
+    before = error()
+    reconstruct(dense, pruned, plan, batches)
+    assert error() < 1.001 * before
