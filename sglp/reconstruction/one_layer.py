@@ -107,7 +107,9 @@ def _held_out(
     sums = torch.zeros(len(targets), 2, dtype=torch.float64)
     for batch in range(layer.fitting, len(layer.outputs)):
         output = rows(layer.outputs[batch], first).double()
-        changes = [0.0] * len(targets) if added is None else added(batch).chunk(len(targets), dim=1)
+        changes: Sequence[Tensor | float] = (
+            [0.0] * len(targets) if added is None else added(batch).chunk(len(targets), dim=1)
+        )
         for i, (target, change) in enumerate(zip(targets, changes, strict=True)):
             wanted = rows(target[batch], first)
             weights = row_weights(wanted, layer.masks[batch])
