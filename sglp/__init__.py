@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sglp.exporting.export import export
     from sglp.layer import Layer
     from sglp.plan import Plan
+    from sglp.reconstruction.error_matrix import reconstruction_errors
     from sglp.reconstruction.reconstruct import reconstruct
     from sglp.record import Architecture
     from sglp.scores import LayerScore, SetScore
@@ -54,6 +55,7 @@ _MODULES = {
     "prune_folder": "checkpoints.prune_folder",
     "recalibrate": "surgery.batchnorm",
     "reconstruct": "reconstruction.reconstruct",
+    "reconstruction_errors": "reconstruction.error_matrix",
     "save": "checkpoints.checkpoint",
     "score_combinations": "scoring.combinations",
 }
@@ -82,6 +84,7 @@ __all__ = [
     "prune_folder",
     "recalibrate",
     "reconstruct",
+    "reconstruction_errors",
     "save",
     "score_combinations",
 ]

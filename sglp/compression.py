@@ -21,12 +21,13 @@ from sglp.errors import ScoringError, SGLPError, first_line
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
+from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import Reconstructed
 from sglp.reconstruction.reconstruct import reconstruct as refit_layers
 from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
-from sglp.scoring.methods import RECONSTRUCTION_BATCHES, check_search_budget, find_criterion, find_method, takes
+from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, check_search_budget, find_criterion, find_method, takes
 from sglp.segmentation import equal_segments, number_of_segments, runs_sglp, segmentation_table
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
@@ -122,16 +123,13 @@ def compress(
     )
     if not has_statistics(model):
         del sizes["recalibration"]
-    if not (reconstruct or takes(run_method, RECONSTRUCTION_BATCHES)):
+    if not (reconstruct or takes(run_method, RECONSTRUCTION_BATCHES) or takes(run_method, ERRORS)):
         del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
         samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
         if criterion == CRITERION and runs_sglp(method):
             _check_loss(model, scoring_batches[0], loss)
-
-        if takes(run_method, RECONSTRUCTION_BATCHES):
-            options[RECONSTRUCTION_BATCHES] = list(rebatch(samples, *sizes["reconstruction"]))
 
         example = to_device(first_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
@@ -146,6 +144,11 @@ def compress(
 
         table = segmentation_table(similarity)
         segments = table.segments(number_of_segments(k, table.losses, method))
+
+        if takes(run_method, RECONSTRUCTION_BATCHES):
+            options[RECONSTRUCTION_BATCHES] = list(rebatch(samples, *sizes["reconstruction"]))
+        if takes(run_method, ERRORS):
+            options[ERRORS] = reconstruction_errors(model, layers, rebatch(samples, *sizes["reconstruction"]))
 
         def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
             try:

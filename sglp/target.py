@@ -22,7 +22,6 @@ from sglp.latency import seconds_in_turn
 from sglp.layer import Layer
 from sglp.plan import Plan
 from sglp.running import call, device_of, eval_mode
-from sglp.shared_measurements import shared_measurements
 from sglp.surgery.bypass import Bypass
 from sglp.surgery.prune import prune
 
@@ -129,11 +128,10 @@ def search_keep_count(share: float, cost: RemainingCost, plan_for: PlanFor, segm
         return shares[keep] <= share
 
     fewest, sure, possible = _bracket(share, cost, segments)
-    with shared_measurements():
-        reached = _bisect(sure, possible, meets) or (fewest < sure and _bisect(fewest, sure - 1, meets))
-        # Rare: plans with fewer layers cost more. Try every other number, the largest first.
-        if not reached and not any(meets(keep) for keep in range(possible, fewest - 1, -1) if keep not in shares):
-            raise BudgetError(_out_of_reach(share, cost.kind, "the method's plans leave", min(shares.values())))
+    reached = _bisect(sure, possible, meets) or (fewest < sure and _bisect(fewest, sure - 1, meets))
+    # Rare: plans with fewer layers cost more. Try every other number, the largest first.
+    if not reached and not any(meets(keep) for keep in range(possible, fewest - 1, -1) if keep not in shares):
+        raise BudgetError(_out_of_reach(share, cost.kind, "the method's plans leave", min(shares.values())))
     return max(plans, key=lambda candidate: len(candidate.plan.kept))
 
 

@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 import sglp
 from stages.support import stage
+from stages.support.matrices import write_similarity
 from stages.support.params import DeclaredParams
-from stages.support.tables import read_rows, write_similarity
+from stages.support.tables import read_rows
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:

@@ -14,13 +14,14 @@ from sglp.scores import LayerScore
 from sglp.segmentation import runs_sglp
 from stages.support import figures, stage
 from stages.support.card import complete_card
+from stages.support.matrices import read_similarity
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
 from stages.support.params import DeclaredParams, flat
 from stages.support.reconstruction import read_reconstructed, summary
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds
 from stages.support.scores import Scores, read_scores
-from stages.support.tables import read_json, read_similarity, write_json
+from stages.support.tables import read_json, write_json
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:

@@ -11,16 +11,17 @@ from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.plan import Plan
 from sglp.running import count_passes
 from sglp.scores import LayerScore, SetScore
-from sglp.scoring.methods import RECONSTRUCTION_BATCHES, find_criterion, find_method, takes
+from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, find_criterion, find_method, takes
 from sglp.segmentation import runs_sglp
 from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import ReconstructionSamples, Scoring
 from stages.support import launch
 from stages.support.layers import read_layers
+from stages.support.matrices import read_errors, read_similarity
 from stages.support.params import DeclaredParams
 from stages.support.scores import write_scores
-from stages.support.tables import read_json, read_similarity, write_json
+from stages.support.tables import read_json, write_json
 from stages.support.workloads import load_network, load_split, use_code
 
 
@@ -54,6 +55,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         size = ReconstructionSamples.model_validate(workload.reconstruction)
         fit_on = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
         options[RECONSTRUCTION_BATCHES] = list(fit_on)
+    if takes(method, ERRORS):
+        options[ERRORS] = read_errors(len(layers))
     similarity = read_similarity("data/similarity.csv")
 
     def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:

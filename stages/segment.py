@@ -2,8 +2,9 @@
 
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from stages.support import stage
+from stages.support.matrices import read_similarity
 from stages.support.params import DeclaredParams
-from stages.support.tables import read_similarity, write_json, write_rows
+from stages.support.tables import write_json, write_rows
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:

@@ -1,4 +1,4 @@
-"""The method reconstruction_error: its plans against brute force over all plans, and measurements made once."""
+"""The method reconstruction_error: its plans against brute force over all plans."""
 
 from itertools import combinations, pairwise
 
@@ -12,7 +12,6 @@ from sglp.errors import BudgetError
 from sglp.layer import Layer
 from sglp.scoring.baselines import reconstruction_error as module
 from sglp.scoring.baselines.reconstruction_error import best_kept, reconstruction_error, shortest_run
-from sglp.shared_measurements import measured, shared_measurements
 
 
 def layers_of(removable):
@@ -92,7 +91,8 @@ def test_every_possible_number_of_layers_is_reached(seed, monkeypatch):
     np.fill_diagonal(errors, 0)
     fewest = max(1, 10 - sum(removable))
     for keep in range(fewest, 11):
-        removed, _, scores = plan_with(monkeypatch, errors, removable, keep, longest_run=2)
+        monkeypatch.setattr(module, "LONGEST_RUN", 2)
+        removed, _, scores = plan_with(monkeypatch, errors, removable, keep)
         assert len(removed) == 10 - keep
         assert all(removable[i] for i in removed)
         assert np.isfinite(scores).all()
@@ -122,14 +122,11 @@ def test_a_real_plan_has_the_smallest_sum_of_errors(network, layers, digits):
     sglp.recalibrate(network, [images[:256]])
     batches = [(images[:64], targets[:64])]
     fit_on = list(images[64:192].split(16))
-    with shared_measurements():
-        plans = {
-            keep: reconstruction_error(
-                network, layers, [(0, 9)], np.eye(10), batches, keep, 0, reconstruction_batches=fit_on
-            )[0]
-            for keep in (5, 7)
-        }
-        errors = measured(module.reconstruction_errors, network, layers, fit_on, longest=7)
+    errors = sglp.reconstruction_errors(network, layers, fit_on)
+    plans = {
+        keep: reconstruction_error(network, layers, [(0, 9)], np.eye(10), batches, keep, 0, errors=errors)[0]
+        for keep in (5, 7)
+    }
     free = [i for i, layer in enumerate(layers) if layer.removable]
     for keep, plan in plans.items():
         best = min(
@@ -148,28 +145,11 @@ def test_errors_are_measured_once_for_a_target(monkeypatch):
         calls.append(options)
         return original(*args, **options)
 
-    monkeypatch.setattr(module, "reconstruction_errors", counted)
+    monkeypatch.setattr("sglp.compression.reconstruction_errors", counted)
     batches = [(noise(64, 5), torch.zeros(64, dtype=torch.int64))]
     options = {"method": "reconstruction_error", "calibration": (64, 32), "scoring": (64, 16)}
     found = sglp.compress(Listed(), batches, target={"parameters": 0.5}, **options)
     assert len(found.plan.kept) == 2
-    assert calls == [{"longest": 7}]
+    assert len(calls) == 1
     sglp.compress(Listed(), batches, prune_ratio=0.4, **options)
     assert len(calls) == 2
-
-
-def test_measurements_are_shared_only_inside_the_context_and_for_the_same_objects():
-    calls = []
-
-    def measure(network, *, longest):
-        calls.append((network, longest))
-        return len(calls)
-
-    one, other = [1], [1]
-    assert [measured(measure, one, longest=1) for _ in range(2)] == [1, 2]
-    with shared_measurements():
-        assert [measured(measure, one, longest=1) for _ in range(2)] == [3, 3]
-        assert measured(measure, other, longest=1) == 4
-        assert measured(measure, one, longest=2) == 5
-        assert measured(measure, one, longest=1) == 3
-    assert measured(measure, one, longest=1) == 6

@@ -26,7 +26,8 @@ def test_the_plan_with_the_lowest_loss_after_reconstruction_is_taken(problem):
     fitting, held = batches[:-1], batches[-1:]  # a quarter of six batches is one
     expected = {}
     for name in ("sglp", "reconstruction_error", "block_influence"):
-        options = {"reconstruction_batches": fitting} if name == "reconstruction_error" else {}
+        errors = sglp.reconstruction_errors(network, layers, fitting)
+        options = {"errors": errors} if name == "reconstruction_error" else {}
         plan, _ = find_method(name)(network, layers, segments, similarity, batches, keep, seed, **options)
         pruned = sglp.prune(network, plan).eval()
         sglp.reconstruct(network, pruned, plan, fitting, steps=20)

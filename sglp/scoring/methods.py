@@ -5,7 +5,7 @@
 network: the trained network. layers: as returned by `find_layers`. segments: inclusive (first, last) pairs. similarity:
 array [layers, layers]. batches: pairs (inputs, target) of calibration data. keep: number of layers to keep. seed: seed
 of everything that the method draws. A method with the keyword argument `reconstruction_batches` also gets the batches
-that kept layers are refitted on afterwards.
+that kept layers are refitted on afterwards, one with `errors` what `sglp.reconstruction_errors` measures on these.
 
     criterion(network, layers, batches, loss, seed, random_inits) -> score
     score(kept, removed, already_removed) -> float
@@ -36,6 +36,7 @@ from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, best_plan, score_combinations
 
 RECONSTRUCTION_BATCHES = "reconstruction_batches"
+ERRORS = "errors"
 
 
 def find_method(name: str) -> Callable:

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from sglp.files import new_file
 
 
@@ -24,20 +21,6 @@ def read_rows(path: str) -> list[dict[str, str]]:
     """Read a CSV file; all values are text."""
     with Path(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write_similarity(path: str, similarity: ArrayLike) -> None:
-    """Write a matrix without rounding as rows (row, column, similarity), which DVC can plot as a heat map."""
-    values = np.asarray(similarity)
-    rows = ((i, j, repr(float(values[i, j]))) for i in range(len(values)) for j in range(len(values)))
-    write_rows(path, ("row", "column", "similarity"), rows)
-
-
-def read_similarity(path: str) -> np.ndarray:
-    """Read the matrix that `write_similarity` wrote."""
-    values = np.array([float(row["similarity"]) for row in read_rows(path)])
-    size = int(len(values) ** 0.5)
-    return values.reshape(size, size)
 
 
 def write_json(path: str, content: Any) -> None:

@@ -28,7 +28,8 @@ from sglp.scores import LayerScore
 from sglp.scoring.combinations import best_plan
 from sglp.scoring.ranking import check_keep
 from sglp.segmentation import table_of
-from sglp.shared_measurements import measured
+
+LONGEST_RUN = 7
 
 
 def reconstruction_error(
@@ -40,17 +41,15 @@ def reconstruction_error(
     keep: int,
     seed: int,
     *,
-    reconstruction_batches: Iterable | None = None,
-    longest_run: int = 7,
+    errors: np.ndarray | None = None,
 ) -> tuple[Plan, list[LayerScore]]:
     """Remove the runs of layers with the smallest sum of reconstruction errors.
 
     Args:
         network, layers, segments, similarity, batches, keep, seed: as for every method; see `sglp.scoring.methods`.
-        reconstruction_batches: batches of inputs to refit layers on; default: `batches`. Many tokens or images are
-            better than few.
-        longest_run: the largest number of neighbouring layers to remove. If too few layers can be removed with it, the
-            smallest number with which `keep` is reached is used instead.
+        errors: [layers, layers], from `sglp.reconstruction_errors`. By default they are measured on `batches`, for runs
+            of up to 7 layers, or longer ones where `keep` needs them; many tokens or images are better than few. Runs
+            without an error are removed only if `keep` can't be reached otherwise.
 
     Raises:
         BudgetError: see `check_keep`.
@@ -58,9 +57,8 @@ def reconstruction_error(
     """
     check_keep(layers, keep)
     removable = [layer.removable for layer in layers]
-    fit_on = batches if reconstruction_batches is None else reconstruction_batches
-    longest = shortest_run(removable, keep, longest_run)
-    errors = measured(reconstruction_errors, network, layers, fit_on, longest=longest)
+    if errors is None:
+        errors = reconstruction_errors(network, layers, batches, longest=shortest_run(removable, keep, LONGEST_RUN))
     kept = best_kept(errors, removable, keep)
     alone = np.append(0.0, np.diagonal(errors, 1))
     rows = [

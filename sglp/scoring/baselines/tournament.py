@@ -26,6 +26,7 @@ from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
+from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import reconstruct
 from sglp.running import call, device_of, eval_mode
 from sglp.scores import SetScore
@@ -47,6 +48,7 @@ def tournament(
     seed: int,
     *,
     reconstruction_batches: Iterable | None = None,
+    errors: np.ndarray | None = None,
     loss: Loss = cross_entropy,
     **options: Any,
 ) -> tuple[Plan, list[SetScore]]:
@@ -56,6 +58,7 @@ def tournament(
         network, layers, segments, similarity, batches, keep, seed: as for every method; see `sglp.scoring.methods`.
         reconstruction_batches: pairs (inputs, target) to refit layers on and to measure the loss on; default:
             `batches`.
+        errors: see `reconstruction_error`; by default they are measured on the batches that layers are refitted on.
         loss: called as loss(output, target).
         options: of the method sglp.
 
@@ -64,7 +67,12 @@ def tournament(
     """
     batches = list(batches)
     fitting, held = _split(batches if reconstruction_batches is None else list(reconstruction_batches))
-    own_options = {"sglp": options | {"loss": loss}, "reconstruction_error": {"reconstruction_batches": fitting}}
+    if errors is None:
+        errors = reconstruction_errors(network, layers, fitting)
+    own_options: dict[str, dict[str, Any]] = {
+        "sglp": options | {"loss": loss},
+        "reconstruction_error": {"errors": errors},
+    }
     proposed: dict[frozenset[str], tuple[str, Plan]] = {}
     for name in PROPOSALS:
         method = find_method(name)

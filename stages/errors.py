@@ -1,0 +1,39 @@
+"""Measure how well each layer, refitted, produces the activations after later layers, for methods that use it."""
+
+import sglp
+from sglp.distributed import processes
+from sglp.tasks.data import find_data
+from sglp.tasks.schemas.workload import ReconstructionSamples
+from stages.support import launch
+from stages.support.layers import read_layers
+from stages.support.matrices import write_errors
+from stages.support.params import DeclaredParams
+
+METHODS = ("reconstruction_error", "tournament")
+
+
+def main(params: DeclaredParams, workload: DeclaredParams) -> None:
+    """Measure, or write an empty table: the errors depend on neither k nor prune_ratio, but take time."""
+    if params.method not in METHODS:
+        if processes.rank() == 0:
+            write_errors(())
+        return
+    from stages.support.workloads import (  # imports torch, which other methods need not wait for
+        load_network,
+        load_split,
+    )
+
+    task = find_data(workload.task)
+    size = ReconstructionSamples.model_validate(workload.reconstruction)
+    network = load_network("data/dense", params, workload)
+    data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
+    batches = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
+    errors = sglp.reconstruction_errors(
+        network, read_layers("data/layers.csv"), batches, ridge=params.reconstruct.ridge
+    )
+    if processes.rank() == 0:
+        write_errors(errors)
+
+
+if __name__ == "__main__":
+    launch.run(main, "errors")
