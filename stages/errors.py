@@ -2,7 +2,6 @@
 
 import sglp
 from sglp.distributed import processes
-from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import ReconstructionSamples
 from stages.support import launch
 from stages.support.layers import read_layers
@@ -18,19 +17,17 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         if processes.rank() == 0:
             write_errors(())
         return
-    from stages.support.workloads import (  # imports torch, which other methods need not wait for
-        load_network,
-        load_split,
-    )
+    # These import torch, which other methods need not wait for.
+    from sglp.tasks.data import find_data
+    from stages.support.workloads import load_network, load_split
 
     task = find_data(workload.task)
     size = ReconstructionSamples.model_validate(workload.reconstruction)
     network = load_network("data/dense", params, workload)
     data = load_split("train", params, workload, task.processor("data/dense", workload.architecture))
     batches = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
-    errors = sglp.reconstruction_errors(
-        network, read_layers("data/layers.csv"), batches, ridge=params.reconstruct.ridge
-    )
+    layers = read_layers("data/layers.csv")
+    errors = sglp.reconstruction_errors(network, layers, batches, ridge=params.reconstruct.ridge)
     if processes.rank() == 0:
         write_errors(errors)
 

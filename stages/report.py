@@ -14,7 +14,7 @@ from sglp.scores import LayerScore
 from sglp.segmentation import runs_sglp
 from stages.support import figures, stage
 from stages.support.card import complete_card
-from stages.support.matrices import read_similarity
+from stages.support.matrices import read_errors, read_similarity
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
 from stages.support.pages import embedded, render
 from stages.support.params import DeclaredParams, flat
@@ -33,6 +33,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     benchmark = read_json("reports/benchmark.json")
     losses = pd.read_csv("reports/segmentation.csv")["loss"].tolist()
     reconstructed = read_reconstructed()
+    errors = read_errors(len(layers))
     training = pd.read_csv("reports/training.csv")
     scoring = read_json("reports/scoring.json")
     target = {"target": scoring["target"]} if "target" in scoring else {}
@@ -46,6 +47,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         figures.draw_scores(folder / "scores.png", scores, layers)
         if reconstructed:
             figures.draw_reconstruction(folder / "reconstruction.png", reconstructed)
+        if errors is not None:
+            figures.draw_errors(folder / "errors.png", errors)
         figures.draw_training(folder / "training.png", training)
     content = {
         "outcome": outcome(layers, metrics, benchmark),
@@ -55,6 +58,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         "measured": measured_on(metrics["dense"]),
         "examples": _examples(),
         "benchmark": benchmark,
+        "errors": errors is not None,
         "reconstruction": summary(reconstructed),
         "layers": layers,
         "segments": segment_rows(segments, layers, scores),

@@ -147,7 +147,12 @@ def test_errors_are_measured_once_for_a_target(monkeypatch):
 
     monkeypatch.setattr("sglp.compression.reconstruction_errors", counted)
     batches = [(noise(64, 5), torch.zeros(64, dtype=torch.int64))]
-    options = {"method": "reconstruction_error", "calibration": (64, 32), "scoring": (64, 16)}
+    options = {
+        "method": "reconstruction_error",
+        "calibration": (64, 32),
+        "scoring": (64, 16),
+        "reconstruction": (64, 8),
+    }
     found = sglp.compress(Listed(), batches, target={"parameters": 0.5}, **options)
     assert len(found.plan.kept) == 2
     assert len(calls) == 1

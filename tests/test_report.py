@@ -55,6 +55,7 @@ def write_inputs(
     scores=SCORES,
     training=TRAINING,
     reconstruction=RECONSTRUCTION,
+    errors=(),
     dense=DENSE,
     tuned=TUNED,
     work=("forward",),
@@ -73,6 +74,7 @@ def write_inputs(
     columns = "segment,kept,score,search,best" if isinstance(scores[0][1], str) else "segment,layer,score,search,kept"
     write_csv("data/scores.csv", columns, scores)
     write_csv("reports/segmentation.csv", "k,loss", [(k, 8 * (1 / k - 1 / count)) for k in range(1, count + 1)])
+    write_csv("data/reconstruction_errors.csv", "row,column,error", errors)
     write_csv("reports/reconstruction.csv", "layer,target,how,before,after,kept", reconstruction)
     write_csv("reports/training.csv", "step,epoch,loss,learning_rate,heldout_loss,heldout_accuracy", training)
     plan = {
@@ -146,11 +148,11 @@ def test_the_table_has_units_and_changes(toy):
     markdown, _, _ = toy
     assert row_of(markdown, "accuracy (top-1)")[0] == "90.00 ± 3.00 %"
     assert row_of(markdown, "accuracy (top-1)")[-2:] == ["80.00 ± 4.00 %", "-10.00 points"]
-    assert row_of(markdown, "loss") == ["0.5000", "0.6000", "+20.0 %", "0.6000", "+20.0 %"]
-    assert row_of(markdown, "parameters")[::3] == ["4.000 k", "3.000 k"]
-    assert row_of(markdown, "latency, batch 16") == ["4.000 ms", "", "", "2.000 ms", "-50.0 %"]
-    assert row_of(markdown, "peak memory, batch 2")[3:] == ["3.000 MB", "-25.0 %"]
-    assert row_of(markdown, "speedup, batch 2")[3] == "2.04 (1.90-2.20)"
+    assert row_of(markdown, "loss") == ["0.5000", *["0.6000", "+20.0 %"] * 3]
+    assert row_of(markdown, "parameters")[::5] == ["4.000 k", "3.000 k"]
+    assert row_of(markdown, "latency, batch 16") == ["4.000 ms", *[""] * 4, "2.000 ms", "-50.0 %"]
+    assert row_of(markdown, "peak memory, batch 2")[-2:] == ["3.000 MB", "-25.0 %"]
+    assert row_of(markdown, "speedup, batch 2")[-2] == "2.04 (1.90-2.20)"
     assert markdown.index("latency, batch 2 ") < markdown.index("latency, batch 16 ")
 
 
@@ -222,6 +224,14 @@ def test_reconstructed_layers_are_summed_up(toy):
     )
     card = (folder / "reports/model_card.md").read_text()
     assert all(sentence in text.replace("&#39;", "'") for text in (markdown, html, card))
+
+
+def test_errors_of_runs_are_a_heat_map():
+    write_inputs(errors=[(i, j, 0.1 * (j - i)) for i in range(7) for j in range(i, 7)])
+    markdown, html = made()
+    assert "plots/errors.png" in markdown
+    assert "fails to produce" in html
+    assert Path("reports/plots/errors.png").stat().st_size > 5000
 
 
 def test_a_report_without_reconstruction():

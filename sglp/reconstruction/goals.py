@@ -1,15 +1,16 @@
 """Which kept layers are refitted, in which order, and to which activation of the dense network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from sglp.choices import Scope
 from sglp.errors import PlanError
 from sglp.layer import module_paths
 from sglp.plan import Plan
-from sglp.running import run_hooked
+from sglp.running import first_tensor, run_hooked
 from sglp.surgery.prune import PassThrough
 
 
@@ -27,23 +28,36 @@ class Goal(NamedTuple):
     target: str
 
 
-def order_of(dense: nn.Module, plan: Plan, inputs: Any) -> list[str]:
-    """Return the names of a plan's layers in the order in which they run."""
-    order: list[str] = []
+def shapes_of(dense: nn.Module, plan: Plan, inputs: Any) -> dict[str, torch.Size]:
+    """Return the shape of the output of each of a plan's layers for one sample, in the order in which they run."""
+    shapes: dict[str, torch.Size] = {}
     handles = [
-        dense.get_submodule(module_paths(name)[0]).register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        dense.get_submodule(module_paths(name)[-1]).register_forward_hook(
+            lambda module, args, output, name=name: shapes.update({name: first_tensor(output).shape})
+        )
         for name in (*plan.kept, *plan.removed)
     ]
     run_hooked(dense, inputs, handles)
-    return order
+    return shapes
 
 
-def goals_of(order: Sequence[str], counterparts: dict[str, nn.Module], plan: Plan, scope: Scope) -> list[Goal]:
+def goals_of(
+    shapes: Mapping[str, torch.Size], counterparts: dict[str, nn.Module], plan: Plan, scope: Scope
+) -> list[Goal]:
     """List the kept layers from the first gap on, or with the scope "gaps" those right before gaps.
 
     The target is the dense activation after the last of the removed layers that directly follow, or after the layer
-    itself if there are none. A gap before the first kept layer has no layer to refit: the next one gets its own target.
+    itself if there are none. Where something between the layers changes the shape, such as a pooling, the target is the
+    last activation of the layer's own shape. A gap before the first kept layer has no layer to refit: the next one gets
+    its own target.
+
+    Args:
+        shapes: from `shapes_of`.
+        counterparts: from `counterparts_of`.
+        plan: the plan.
+        scope: see `reconstruct`.
     """
+    order = list(shapes)
     removed = set(plan.removed)
     gap = next((i for i, name in enumerate(order) if name in removed), len(order))
     goals = []
@@ -55,6 +69,7 @@ def goals_of(order: Sequence[str], counterparts: dict[str, nn.Module], plan: Pla
             last += 1
         if last == i and (i < gap or scope == "gaps"):
             continue
+        last = max(j for j in range(i, last + 1) if shapes[order[j]] == shapes[name])
         goals.append(Goal(name, [counterparts[path] for path in module_paths(name)], order[last]))
     return goals
 

@@ -21,7 +21,7 @@ from sglp.choices import Reconstruction, Scope
 from sglp.distributed.whole_batch import whole_batch
 from sglp.layer import module_paths
 from sglp.plan import Plan
-from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, order_of
+from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, shapes_of
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.prune_comp import prune_comp
@@ -98,8 +98,8 @@ def reconstruct(
     """
     counterparts = counterparts_of(dense, pruned, plan)
     inputs = [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
-    order = order_of(dense, plan, inputs[0])
-    goals = goals_of(order, counterparts, plan, IMPLIED.get(method, scope))
+    shapes = shapes_of(dense, plan, inputs[0])
+    goals = goals_of(shapes, counterparts, plan, IMPLIED.get(method, scope))
     if not goals:
         return []
     fitting, held = split(inputs)
@@ -108,7 +108,7 @@ def reconstruct(
     if method == "prune_comp":
         kept = {name: [counterparts[path] for path in module_paths(name)] for name in plan.kept}
         with without_cache(dense), without_cache(pruned):
-            scaled = prune_comp(dense, pruned, order, kept, inputs, len(fitting))
+            scaled = prune_comp(dense, pruned, list(shapes), kept, inputs, len(fitting))
         return [Reconstructed(name, target, *fit) for name, target, fit in scaled]
     later = _norms_after(goals, pruned, inputs[0])
     results = [

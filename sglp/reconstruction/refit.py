@@ -4,6 +4,7 @@ New weights are kept only if the error on samples that the fit has not seen fall
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from sglp.choices import Reconstruction
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.distributed.whole_batch import whole_batch
+from sglp.errors import ScoringError
 from sglp.reconstruction import gradient, replace_me
 from sglp.reconstruction.affine import last_linear_map, weight_of
 from sglp.reconstruction.closed_form import least_squares
@@ -158,4 +160,6 @@ def _error(samples: Sequence[Sample], first: bool) -> float:
     for sample in samples:
         sums += torch.tensor(relative_error(rows(first_tensor(sample.run()), first), sample.target, sample.weights))
     total, count = all_reduce_sum(sums).tolist()
+    if not math.isfinite(total):
+        raise ScoringError("a layer can't be reconstructed: its target or its output is not finite")
     return total / count if count else 0.0

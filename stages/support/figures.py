@@ -164,6 +164,23 @@ def draw_architecture(path: Path, layers: Sequence[dict], segments: Sequence) ->
         _legend(figure, layers)
 
 
+def draw_errors(path: Path, errors: np.ndarray) -> None:
+    """Draw the reconstruction errors of runs of layers as a heat map.
+
+    Args:
+        path: path of the PNG.
+        errors: [layers, layers], from `sglp.reconstruction_errors`.
+    """
+    with _figure(path, 7.6, 6.2) as figure:
+        axes = figure.subplots()
+        shown = np.ma.masked_invalid(errors)
+        image = axes.imshow(shown, cmap="cividis", interpolation="nearest", vmin=0, vmax=min(1, float(shown.max())))
+        axes.set(xlabel="last removed layer", ylabel="layer that is refitted")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(_whole(len(errors), room=30))
+        figure.colorbar(image, ax=axes, label="relative squared error", shrink=0.8)
+
+
 def draw_reconstruction(path: Path, rows: Sequence[dict]) -> None:
     """Draw the error of every kept layer on held-out samples, before and after it was refitted.
 
