@@ -22,7 +22,14 @@ from sglp.scoring.ranking import keep_best, remove_one_by_one
 
 WITHOUT_DATA = ("cka_adjacent", "magnitude", "random", "tail")
 METHODS = pytest.mark.parametrize("name", method_names())
-NOT_BY_SCORE = ("sglp", "angular", "lorp", "reconstruction_error")  # what they remove does not have the lowest scores
+NOT_BY_SCORE = (
+    "sglp",
+    "angular",
+    "lorp",
+    "reconstruction_error",
+    "tournament",
+)  # what they remove does not have the lowest scores
+HOLDING_OUT = ("reconstruction_error", "tournament")  # the last batches
 ONE_BY_ONE = pytest.mark.parametrize("name", [n for n in method_names() if n not in NOT_BY_SCORE])
 GREEDY = ("block_influence_rescored", "cka_greedy", "loss_greedy")
 
@@ -398,7 +405,7 @@ def test_batches_are_read_once_and_the_result_is_reproducible(quick, name):
     assert quick.run(name, keep, batches=iter(quick.batches)) == expected
 
 
-@pytest.mark.parametrize("name", [n for n in method_names() if n != "reconstruction_error"])  # it holds out the last
+@pytest.mark.parametrize("name", [n for n in method_names() if n not in HOLDING_OUT])
 def test_the_order_of_batches_and_the_callers_random_state_do_not_matter(quick, name):
     keep = len(quick.layers) - 2
     plan, rows = quick.run(name, keep)

@@ -14,6 +14,7 @@ than its methods but for the noise of the loss on the last quarter.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.batches import at_least_one, inputs_of, rebatch, size_of, to_device
-from sglp.errors import ScoringError
+from sglp.errors import BudgetError, ScoringError
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
@@ -31,6 +32,7 @@ from sglp.reconstruction.reconstruct import reconstruct
 from sglp.running import call, device_of, eval_mode
 from sglp.scores import SetScore
 from sglp.scoring.methods import find_method
+from sglp.scoring.ranking import check_keep
 from sglp.surgery.prune import prune
 
 PROPOSALS = ("sglp", "reconstruction_error", "block_influence")
@@ -63,8 +65,10 @@ def tournament(
         options: of the method sglp.
 
     Raises:
+        BudgetError: see `check_keep`.
         ScoringError: there are fewer than two samples, or no loss is finite.
     """
+    check_keep(layers, keep)
     batches = list(batches)
     fitting, held = _split(batches if reconstruction_batches is None else list(reconstruction_batches))
     if errors is None:
@@ -76,8 +80,9 @@ def tournament(
     proposed: dict[frozenset[str], tuple[str, Plan]] = {}
     for name in PROPOSALS:
         method = find_method(name)
-        plan, _ = method(network, layers, segments, similarity, batches, keep, seed, **own_options.get(name, {}))
-        proposed.setdefault(frozenset(plan.removed), (name, plan))
+        with suppress(BudgetError):  # sglp keeps a layer of each segment, the others need not
+            plan, _ = method(network, layers, segments, similarity, batches, keep, seed, **own_options.get(name, {}))
+            proposed.setdefault(frozenset(plan.removed), (name, plan))
     losses = {}
     for name, plan in tqdm(proposed.values(), desc="tournament", unit="plan", disable=None):
         pruned = prune(network, plan).eval()
