@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sglp.budget import allocate_budget
     from sglp.checkpoints.checkpoint import load, save
     from sglp.checkpoints.prune_folder import prune_folder
+    from sglp.checkpoints.reconstruct_folder import reconstruct_folder
     from sglp.checkpoints.weights import load_weights
     from sglp.cka import cka_matrix
     from sglp.compression import compress
@@ -56,6 +57,7 @@ _MODULES = {
     "recalibrate": "surgery.batchnorm",
     "reconstruct": "reconstruction.reconstruct",
     "reconstruction_errors": "reconstruction.error_matrix",
+    "reconstruct_folder": "checkpoints.reconstruct_folder",
     "save": "checkpoints.checkpoint",
     "score_combinations": "scoring.combinations",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "prune_folder",
     "recalibrate",
     "reconstruct",
+    "reconstruct_folder",
     "reconstruction_errors",
     "save",
     "score_combinations",

@@ -1,6 +1,10 @@
 """Tiny language models and texts for tests."""
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs far away from all that noise"
@@ -33,3 +37,22 @@ def cast(network, dtype: torch.dtype):
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     return network
+
+
+def write_llama(folder: Path, layers: int, **sizes) -> int:
+    """Write a random Llama in half precision, one file per layer, holding one at a time; return its size in bytes."""
+    config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=16, dtype="bfloat16", **sizes)
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    parts: dict[str, list[str]] = {}
+    for name in shapes:
+        parts.setdefault(name.split(".")[2] if ".layers." in name else name, []).append(name)
+    for part, names in parts.items():
+        tensors = {name: torch.randn(shapes[name], dtype=torch.bfloat16) for name in names}
+        save_file(tensors, folder / f"{part}.safetensors", metadata={"format": "pt"})
+    index = {name: f"{part}.safetensors" for part, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    built = {"factory": "transformers:LlamaForCausalLM", "kwargs": {}, "kept": [], "removed": []}
+    (folder / "architecture.json").write_text(json.dumps(built | {"shared": {}, "versions": {}}))
+    return 2 * sum(shape.numel() for shape in shapes.values())

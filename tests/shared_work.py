@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from language import byte_tokenizer, tiny_llama
+from language import byte_tokenizer, cast, tiny_llama
 from torch import nn
 
 import sglp
@@ -63,6 +63,7 @@ def everything() -> dict[str, list]:
         "calibration": calibrated(images),
         "scores": scored(images),
         **reconstructed(images),
+        "reconstructed folder": reconstructed_folder(texts.tokens),
     }
 
 
@@ -87,6 +88,25 @@ def batch_norm(samples: int, bias: bool = True) -> list:
         norm.running_mean.tolist(),
         norm.running_var.tolist(),
     ]
+
+
+def reconstructed_folder(ids: torch.Tensor) -> list:
+    """Reconstruct a language model from folder to folder, and return the new weights."""
+    dense = cast(tiny_llama(5), torch.float64)
+    names = [f"model.layers.{i}" for i in range(5)]
+    plan = sglp.Plan([*names[:2], *names[3:]], names[2:3])
+    batches = [{"input_ids": batch} for batch in ids[: 8 * 7 * 16].reshape(8, 7, 16)]
+    with processes.entered_by_rank_zero(TemporaryDirectory()) as name:
+        folder = Path(name)
+        if processes.rank() == 0:
+            sglp.save(dense, folder / "dense")
+            sglp.prune_folder(folder / "dense", plan, folder / "pruned")
+        processes.wait()
+        rows = sglp.reconstruct_folder(folder / "dense", folder / "pruned", plan, folder / "new", batches)
+        processes.wait()
+        assert sorted(path.name for path in folder.iterdir()) == ["dense", "new", "pruned"]
+        weights = [tensor.tolist() for tensor in sglp.load(folder / "new").state_dict().values()]
+    return [weights, [[row.before, row.after, row.kept] for row in rows]]
 
 
 class Double(nn.Module):

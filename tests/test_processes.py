@@ -101,6 +101,12 @@ def test_training_takes_the_same_steps(outputs, name, error):
     assert numbers(one[f"{name}: rows"]) == pytest.approx(numbers(two[f"{name}: rows"]), rel=1e-5)
 
 
+def test_a_folder_is_reconstructed_by_all_processes_and_written_by_one(outputs):
+    one, two = (found["reconstructed folder"] for found in outputs)
+    assert any(kept for _, _, kept in one[1])
+    assert numbers(one) == pytest.approx(numbers(two), rel=1e-6, abs=1e-9)
+
+
 def numbers(content) -> list[float]:
     return [n for part in content for n in numbers(part)] if isinstance(content, list) else [content]
 

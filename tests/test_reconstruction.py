@@ -19,7 +19,7 @@ from sglp.errors import PlanError, ScoringError
 from sglp.reconstruction import gradient
 from sglp.reconstruction.affine import last_linear_map
 from sglp.reconstruction.closed_form import least_squares
-from sglp.reconstruction.lockstep import in_lockstep, pause_after, pause_before
+from sglp.reconstruction.lockstep import in_lockstep, pause_after, pause_before, run_in_one_thread
 from sglp.reconstruction.reconstruct import reconstruct
 from sglp.running import call
 
@@ -266,6 +266,26 @@ def test_passes_in_lockstep_see_what_plain_hooks_see():
     for remove in removes:
         remove()
     assert not any(isinstance(thread, type(passes[0])) for thread in threading.enumerate())
+
+
+def test_passes_run_a_module_in_the_thread_that_advances_them():
+    network = nn.Sequential(Block(), Block())
+    threads = []
+    for block in network:
+        block.register_forward_hook(lambda *_: threads.append(threading.current_thread()))
+        block.fc.register_forward_hook(lambda *_: threads.append(threading.current_thread()))
+    undo = run_in_one_thread(network[0])
+    with in_lockstep(network, [noise(2, 5)]) as passes:
+        passes[0].advance()
+    here = threading.current_thread()
+    assert threads == [here, passes[0], passes[0], passes[0]]
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+        in_lockstep(network, [noise(2, 4)]) as passes,
+    ):
+        passes[0].advance()
+    undo()
+    assert "forward" not in vars(network[0])
 
 
 def test_an_error_inside_a_pass_is_raised_where_it_is_advanced():

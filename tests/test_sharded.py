@@ -5,14 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 import vision_families as vision
 from hugging_face_families import FAMILIES, GROUPED, HEADS, REMOVED, example, files, make, outputs, plan
-from language import byte_tokenizer, tiny_llama
+from language import byte_tokenizer, tiny_llama, write_llama
 from pipeline import ROOT, make_project, merged, read_yaml, run_module, write_yaml
 from safetensors.torch import load_file, save_file
 
@@ -362,25 +361,6 @@ def test_the_stage_reinitialises_the_weights(project):
     run_module("stages.prune")
     dense, random = (load_file(project / "data" / name / "model.safetensors") for name in ("dense", "pruned"))
     assert not torch.equal(random["model.layers.0.mlp.up_proj.weight"], dense["model.layers.0.mlp.up_proj.weight"])
-
-
-def write_llama(folder: Path, layers: int, **sizes) -> int:
-    """Write a random Llama in half precision, one file per layer, holding one at a time; return its size in bytes."""
-    config = hf.LlamaConfig(num_hidden_layers=layers, num_attention_heads=16, dtype="bfloat16", **sizes)
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in hf.LlamaForCausalLM(config).state_dict().items()}
-    parts: dict[str, list[str]] = {}
-    for name in shapes:
-        parts.setdefault(name.split(".")[2] if ".layers." in name else name, []).append(name)
-    for part, names in parts.items():
-        tensors = {name: torch.randn(shapes[name], dtype=torch.bfloat16) for name in names}
-        save_file(tensors, folder / f"{part}.safetensors", metadata={"format": "pt"})
-    index = {name: f"{part}.safetensors" for part, names in parts.items() for name in names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    built = {"factory": "transformers:LlamaForCausalLM", "kwargs": {}, "kept": [], "removed": []}
-    (folder / "architecture.json").write_text(json.dumps(built | {"shared": {}, "versions": {}}))
-    return 2 * sum(shape.numel() for shape in shapes.values())
 
 
 # RLIMIT_DATA limits all private memory that the process allocates, used or not, and files that it maps as loading does.

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from sglp.architecture import architecture_of, remember
+from sglp.architecture import architecture_of
 from sglp.checkpoints.model_card import CARD, model_card
-from sglp.checkpoints.tensor_files import INDEX, SHARD, StoredTensor, stored_tensors, write_tensors
+from sglp.checkpoints.open_folder import open_folder
+from sglp.checkpoints.tensor_files import INDEX, SHARD, StoredTensor, write_tensors
 from sglp.cost import count_parameters
 from sglp.errors import CheckpointError
 from sglp.files import new_folder
 from sglp.hugging_face.equality import difference_of_skeletons
 from sglp.hugging_face.networks import module_list, stack_of
-from sglp.hugging_face.pretrained import CONFIG, architecture_in, only_errors
+from sglp.hugging_face.pretrained import CONFIG, only_errors
 from sglp.hugging_face.skeleton import by_file_name, save_config, saved_state, skeleton
 from sglp.plan import Plan
 from sglp.record import ARCHITECTURE, Architecture, to_json
@@ -47,20 +48,14 @@ def prune_folder(folder: str | Path, plan: Plan, target: str | Path, trust: bool
         PlanError: the model has no such layer, or it can't be removed.
     """
     folder = Path(folder)
-    architecture, is_ours = architecture_in(folder)
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is not a folder for from_pretrained (it has no {CONFIG}): {_INSTEAD}")
-    with stored_tensors(folder) as stored:
-        dense = skeleton(folder, architecture, trust, {name: tensor.meta for name, tensor in stored.items()})
-        if is_ours:
-            remember(dense, architecture)
+    with open_folder(folder, trust, _INSTEAD) as (_, dense, stored, _):
         pruned = cast("PreTrainedModel", prune(dense, plan))
         kept = _kept(dense, pruned, plan, stored, folder)
         pruned_architecture = architecture_of(pruned)
         assert pruned_architecture is not None, "architecture_of knows every Hugging Face model"
         with new_folder(target) as new:
             save_config(pruned, new)
-            _copy_other_files(folder, new)
+            copy_other_files(folder, new, CONFIG, ARCHITECTURE, CARD)
             _check(pruned, pruned_architecture, new, trust, kept)
             write_tensors(new, kept, shard)
             (new / ARCHITECTURE).write_text(to_json(pruned_architecture, {}, {}), encoding="utf-8")
@@ -103,11 +98,11 @@ def _by_layer(network: "PreTrainedModel", stack: Sequence[str], layers: Sequence
     yield list(by_file_name(network, {name: state[name] for name in state if not name.startswith(inside)}))
 
 
-def _copy_other_files(folder: Path, new: Path) -> None:
+def copy_other_files(folder: Path, new: Path, *written_anew: str) -> None:
     """Copy all files except weights and files that are written anew: the tokenizer, the generation config, code."""
-    written_anew = shutil.ignore_patterns("*.safetensors", INDEX, CONFIG, ARCHITECTURE, CARD, new.name)
+    left_out = shutil.ignore_patterns("*.safetensors", INDEX, *written_anew, new.name)
     # Without the file modes: files in a cache are read-only.
-    shutil.copytree(folder, new, ignore=written_anew, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    shutil.copytree(folder, new, ignore=left_out, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def _check(

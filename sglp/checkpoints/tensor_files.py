@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,6 +48,10 @@ class StoredTensor:
         """Read the values of the tensor."""
         return self.file.get_tensor(self.name)
 
+    def unread(self) -> Any:
+        """Return a slice of safetensors, whose values are read when it is indexed."""
+        return self.file.get_slice(self.name)
+
 
 @contextmanager
 def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
@@ -58,19 +63,32 @@ def stored_tensors(folder: Path) -> Iterator[dict[str, StoredTensor]]:
     stored: dict[str, StoredTensor] = {}
     with ExitStack() as stack:
         for path in _files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path} is missing or broken: it can't be read as safetensors") from error
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                part = file.get_slice(name)
-                kind = part.get_dtype()
-                if kind not in _TYPES:
-                    raise CheckpointError(
-                        f"{name} in {path} has the unknown data type {kind}: it must be one of {', '.join(_TYPES)}"
-                    )
-                meta = torch.empty(part.get_shape(), dtype=_TYPES[kind], device="meta")
-                stored[name] = StoredTensor(name, file, kind, meta)
+            stored |= stack.enter_context(tensors_of(path))
+        yield stored
+
+
+@contextmanager
+def tensors_of(path: Path) -> Iterator[dict[str, StoredTensor]]:
+    """Open a safetensors file, and yield its tensors by name, unread.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or contains a tensor of an unknown data type.
+    """
+    try:
+        opened = safe_open(path, framework="pt", backend="pread")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or broken: it can't be read as safetensors") from error
+    with opened as file:
+        stored: dict[str, StoredTensor] = {}
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            part = file.get_slice(name)
+            kind = part.get_dtype()
+            if kind not in _TYPES:
+                raise CheckpointError(
+                    f"{name} in {path} has the unknown data type {kind}: it must be one of {', '.join(_TYPES)}"
+                )
+            meta = torch.empty(part.get_shape(), dtype=_TYPES[kind], device="meta")
+            stored[name] = StoredTensor(name, file, kind, meta)
         yield stored
 
 

@@ -39,14 +39,14 @@ def first_difference(network: nn.Module, reloaded: nn.Module) -> str:
         if ours.dtype != other.dtype or ours.shape != other.shape:
             hint = "" if name in network.state_dict() else _HINT
             return f"{name} is {_kind(ours)}, but comes back as {_kind(other)}{hint}"
-        if not _equal(ours, other):
+        if not equal_bits(ours, other):
             return f"{name} comes back with other values"
     # On a GPU, where the order of summation varies, the outputs of a model may differ from run to run.
-    if not all(map(_equal, outputs, repeated)) or all(map(_equal, outputs, theirs)):
+    if not all(map(equal_bits, outputs, repeated)) or all(map(equal_bits, outputs, theirs)):
         return ""
     # CPU kernels sum in an order that depends on where tensors lie in memory: compare again with the same tensors.
     _share_memory(network, reloaded)
-    return "" if all(map(_equal, outputs, _outputs(reloaded, inputs))) else "it gives other outputs"
+    return "" if all(map(equal_bits, outputs, _outputs(reloaded, inputs))) else "it gives other outputs"
 
 
 def difference_of_skeletons(network: nn.Module, reloaded: nn.Module) -> str:
@@ -143,7 +143,7 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}"
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal_bits(a: Tensor, b: Tensor) -> bool:
     """Check whether two tensors are equal bit for bit, on any devices."""
     a, b = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b.to(a.device)))
     return torch.equal(a, b)

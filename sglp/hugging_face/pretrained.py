@@ -257,11 +257,11 @@ def only_errors() -> Iterator[None]:
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Disable the progress bars of transformers when stderr is not a terminal."""
+def no_progress_bars(also_in_terminals: bool = False) -> Iterator[None]:
+    """Disable the progress bars of transformers when stderr is not a terminal, or always."""
     from transformers.utils import logging
 
-    silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    silence = logging.is_progress_bar_enabled() and (also_in_terminals or not sys.stderr.isatty())
     try:
         if silence:
             logging.disable_progress_bar()

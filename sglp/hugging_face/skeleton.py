@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Mapping[str, Tensor]) -> "PreTrainedModel":
+def skeleton(
+    folder: Path, architecture: Architecture, trust: bool, tensors: Mapping[str, Tensor], dtype: Any = None
+) -> "PreTrainedModel":
     """Build the model that `load_pretrained` loads on the meta device, without memory for weights.
 
     Args:
@@ -27,6 +29,7 @@ def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Map
         architecture: names the class that reads the folder.
         trust: whether code from the folder may run.
         tensors: the contents of its files, by name, on the meta device.
+        dtype: the data type of the model, or None for that of the files.
 
     Raises:
         CheckpointError: the folder is broken, is not a Hugging Face model, contains code that is not trusted, or its
@@ -45,7 +48,8 @@ def skeleton(folder: Path, architecture: Architecture, trust: bool, tensors: Map
         message = f"{folder / CONFIG} can't build a {model_class.__name__}: {one_line(error)}"
         raise CheckpointError(message) from error
     arguments: dict[str, Any] = {"config": config, "state_dict": dict(tensors), "device_map": "meta"}
-    return load_checked(model_class, folder, pretrained_model_name_or_path=None, **arguments).eval()
+    arguments |= {"pretrained_model_name_or_path": None, "dtype": dtype or "auto"}
+    return load_checked(model_class, folder, **arguments).eval()
 
 
 def saved_state(network: "PreTrainedModel") -> dict[str, Tensor]:

@@ -22,17 +22,28 @@ def least_squares(batches: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float
         [out, in] float64. Zeros if no row counts.
     """
     normal: Tensor | None = None
-    right: Tensor | None = None
+    right: Tensor | None = None  # transposed, as the solver needs it
     for inputs, residuals, weights in batches:
         inputs, weights = inputs.to(residuals), weights.to(residuals)
         weighted = inputs * weights[:, None]
-        normal = (weighted.T @ inputs).double() + (0 if normal is None else normal)
-        right = (weighted.T @ residuals).double() + (0 if right is None else right)
+        normal = _plus(normal, weighted.T, inputs)
+        right = _plus(right, residuals.T, weighted)
     if normal is None or right is None:
         raise ValueError("least squares needs a batch")
     normal, right = all_reduce_sum(normal), all_reduce_sum(right)
     lam = ridge * float(normal.diagonal().mean())
     if lam == 0 and not normal.any():
-        return torch.zeros_like(right.T)
+        return torch.zeros_like(right)
     normal.diagonal().add_(lam)
-    return torch.linalg.solve(normal, right).T
+    # In place, as the matrices can be larger than the layer; a symmetric matrix is its own transpose.
+    factors, pivots = normal.T, torch.empty(0, dtype=torch.int32, device=normal.device)
+    torch.linalg.lu_factor(factors, out=(factors, pivots))
+    torch.linalg.lu_solve(factors, pivots, right.T, out=right.T)
+    return right
+
+
+def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Add a product to a float64 sum in place."""
+    if total is None:
+        return (left @ right).double()
+    return total.addmm_(left, right) if left.dtype == total.dtype else total.add_(left @ right)

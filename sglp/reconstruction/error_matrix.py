@@ -65,7 +65,7 @@ def reconstruction_errors(
     inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
     masks = [padding_mask(one) for one in inputs]
     modules = [[network.get_submodule(path) for path in layer.modules] for layer in layers]
-    fixed = shared_parameters(network)
+    fixed = {network.get_parameter(path) for path in shared_parameters(network)}
     begun: deque[int] = deque()  # layers with a target that is still to come
     given: dict[int, list[tuple[tuple, dict]]] = {}
     outputs: dict[int, list[Tensor]] = {}

@@ -89,6 +89,11 @@ def counterparts_of(dense: nn.Module, pruned: nn.Module, plan: Plan) -> dict[str
         and not any(path == removed or path.startswith(f"{removed}.") for removed in plan.removed_modules)
     }
     counterparts = [module for module in pruned.modules() if not isinstance(module, PassThrough)]
-    if [type(module) for module in kept.values()] != [type(module) for module in counterparts]:
+    if [_kind(module) for module in kept.values()] != [_kind(module) for module in counterparts]:
         raise PlanError(f"this {type(pruned).__name__} is not what the plan makes of the dense network: prune it anew")
     return dict(zip(kept, counterparts, strict=True))
+
+
+def _kind(module: nn.Module) -> tuple:
+    """Return the class of a module and the shapes of its own parameters."""
+    return type(module), [parameter.shape for parameter in module.parameters(recurse=False)]

@@ -7,30 +7,24 @@ has a closed form; elsewhere a few steps of Adam on the layer's own parameters f
 error on held-out samples falls.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
-from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
+from sglp.batches import at_least_one, inputs_of, to_device
 from sglp.choices import Reconstruction, Scope
-from sglp.distributed.whole_batch import whole_batch
 from sglp.layer import module_paths
 from sglp.plan import Plan
 from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, shapes_of
 from sglp.reconstruction.holdout import own_part, split
-from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
+from sglp.reconstruction.norms import average_statistics, norms_after
 from sglp.reconstruction.prune_comp import prune_comp
-from sglp.reconstruction.refit import refit, sample_of
-from sglp.reconstruction.rows import channels_first
-from sglp.reconstruction.safeguards import shared_parameters, without_cache
-from sglp.reconstruction.saved_fits import Fit, fit_once
-from sglp.running import call, device_of, hooked_eval, run_hooked
-from sglp.surgery.batchnorm import averaging, norms_of
+from sglp.reconstruction.safeguards import without_cache
+from sglp.reconstruction.saved_fits import fit_once
+from sglp.reconstruction.steps import Pair, steps_of
+from sglp.running import device_of
 
 IMPLIED: dict[str, Scope] = {"replace_me": "gaps", "prune_comp": "all"}  # the scope of methods that have only one
 
@@ -39,12 +33,11 @@ class Reconstructed(NamedTuple):
     """What happened to a kept layer.
 
     Attributes:
-        layer: its name in the dense network; "" with "prune_comp" for a gap before all kept layers.
+        layer: its name in the dense network.
         target: the dense layer after which the activation is the target.
-        how: "closed_form", "gradient", "replace_me" or "prune_comp", or "" where nothing can be fitted.
-        before, after: mean relative squared error on held-out samples, with the old and the new weights; for
-            "prune_comp" see `Scale`.
-        kept: whether the new weights are kept; always true for "replace_me" and "prune_comp".
+        how: "closed_form" or "gradient", or "" where nothing can be fitted.
+        before, after: mean relative squared error on held-out samples, with the old and the new weights.
+        kept: whether the new weights are kept.
     """
 
     layer: str
@@ -53,6 +46,16 @@ class Reconstructed(NamedTuple):
     before: float
     after: float
     kept: bool
+
+
+class InMemory:
+    """Weights that are in memory all the time. Subclasses load and store the weights of modules that are refitted."""
+
+    def hold(self, modules: Sequence[nn.Module]) -> None:
+        """Keep the weights of modules of the pruned network in memory from now on, as they are going to change."""
+
+    def store(self, modules: Sequence[nn.Module]) -> None:
+        """Take the weights of these modules as they are now."""
 
 
 def reconstruct(
@@ -97,71 +100,61 @@ def reconstruct(
         PlanError: the pruned network is not what the plan makes of the dense one.
     """
     counterparts = counterparts_of(dense, pruned, plan)
-    inputs = [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
+    inputs = calibration(batches)
     shapes = shapes_of(dense, plan, inputs[0])
     goals = goals_of(shapes, counterparts, plan, IMPLIED.get(method, scope))
+    pair = Pair(dense, pruned, list(shapes), counterparts)
+    if method == "prune_comp":
+        return _scale(pair, plan, inputs) if goals else []
+    return refit_all(pair, goals, inputs, InMemory(), folder, method=method, ridge=ridge, steps=steps)
+
+
+def calibration(batches: Iterable) -> list[Any]:
+    """Return the inputs of batches, and refuse an empty iterable."""
+    return [inputs_of(batch) for batch in at_least_one(batches, "reconstruct layers with")]
+
+
+def refit_all(
+    pair: Pair, goals: Sequence[Goal], inputs: list[Any], weights: InMemory, folder: Path | None, **fit: Any
+) -> list[Reconstructed]:
+    """Refit layers in order of depth, and recompute the statistics of batch norms behind the first of them.
+
+    Args:
+        pair: the networks; the pruned one is changed in place.
+        goals: the layers to refit.
+        inputs: the batches of all processes.
+        weights: of the pruned network.
+        folder: see `reconstruct`.
+        **fit: see `refit`.
+    """
     if not goals:
         return []
-    fitting, held = split(inputs)
-    device = device_of(pruned)
-    inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
-    if method == "prune_comp":
-        kept = {name: [counterparts[path] for path in module_paths(name)] for name in plan.kept}
-        with without_cache(dense), without_cache(pruned):
-            scaled = prune_comp(dense, pruned, list(shapes), kept, inputs, len(fitting))
-        return [Reconstructed(name, target, *fit) for name, target, fit in scaled]
-    later = _norms_after(goals, pruned, inputs[0])
-    results = [
-        Reconstructed(goal.name, goal.target, *fit)
-        for goal, fit in _refits(
-            dense, pruned, goals, inputs, len(fitting), folder, method=method, ridge=ridge, steps=steps
-        )
-    ]
-    if later:
-        with hooked_eval(pruned, ()), averaging(later), whole_batch():
-            for one in inputs[: len(fitting)]:
-                call(pruned, one)
+    own, fitting = _own(pair, inputs)
+    norms = norms_after(goals, pair.pruned, own[0])
+    results = []
+    for number, (goal, refit) in enumerate(steps_of(pair, goals, own, fitting, **fit)):
+        weights.hold(goal.modules)
+        done = fit_once(folder and folder / f"{number}.safetensors", goal.modules, refit)
+        results.append(Reconstructed(goal.name, goal.target, *done))
+        weights.store(goal.modules)
+    if norms:
+        weights.hold(norms)
+        average_statistics(pair.pruned, norms, own[:fitting])
+        weights.store(norms)
     return results
 
 
-def _refits(
-    dense: nn.Module,
-    pruned: nn.Module,
-    goals: Sequence[Goal],
-    inputs: list,
-    fitting: int,
-    folder: Path | None,
-    **options: Any,
-) -> Iterator[tuple[Goal, Fit]]:
-    """Advance both networks from layer to layer, and refit each; the first `fitting` inputs are fitted on."""
-    masks = [padding_mask(one) for one in inputs]
-    shared = shared_parameters(pruned)
-    with ExitStack() as stack:
-        stack.enter_context(without_cache(dense))
-        stack.enter_context(without_cache(pruned))
-        for goal in goals:
-            stack.callback(pause_before(goal.modules[0], goal.name))
-        for target in dict.fromkeys(goal.target for goal in goals):
-            stack.callback(pause_after(dense.get_submodule(module_paths(target)[-1]), target))
-        originals = stack.enter_context(in_lockstep(dense, inputs))
-        copies = stack.enter_context(in_lockstep(pruned, inputs))
-        for number, goal in enumerate(tqdm(goals, desc="reconstruct", unit="layer", disable=None)):
-            first = channels_first(goal.modules)
-            outputs, arguments = advance_to(originals, goal.target), advance_to(copies, goal.name)
-            samples = [
-                sample_of(goal.modules, *given, output, mask, first)
-                for output, given, mask in zip(outputs, arguments, masks, strict=True)
-            ]
-            fit = partial(refit, goal.modules, samples[:fitting], samples[fitting:], first, shared, **options)
-            yield goal, fit_once(folder and folder / f"{number}.safetensors", goal.modules, fit)
+def _scale(pair: Pair, plan: Plan, inputs: list[Any]) -> list[Reconstructed]:
+    """Run Prune&Comp."""
+    own, fitting = _own(pair, inputs)
+    kept = {name: [pair.counterparts[path] for path in module_paths(name)] for name in plan.kept}
+    with without_cache(pair.dense), without_cache(pair.pruned):
+        scaled = prune_comp(pair.dense, pair.pruned, pair.order, kept, own, fitting)
+    return [Reconstructed(name, target, *fit) for name, target, fit in scaled]
 
 
-def _norms_after(goals: Sequence[Goal], pruned: nn.Module, inputs: Any) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Find the batch norms outside the layers to refit that run after the first of them."""
-    inside = {norm for goal in goals for module in goal.modules for norm in norms_of(module)}
-    order: list[nn.Module] = []
-    watched = [goals[0].modules[0], *(norm for norm in norms_of(pruned) if norm not in inside)]
-    handles = [module.register_forward_pre_hook(lambda module, _: order.append(module)) for module in watched]
-    run_hooked(pruned, inputs, handles)
-    after = set(order[order.index(watched[0]) :])
-    return [norm for norm in norms_of(pruned) if norm in after and norm not in inside]
+def _own(pair: Pair, inputs: list[Any]) -> tuple[list[Any], int]:
+    """Return this process's part of each batch, on the device, and how many of them, the first ones, to fit on."""
+    fitting, held = split(inputs)
+    device = device_of(pair.pruned)
+    return [to_device(own_part(one), device) for one in (*fitting, *held)], len(fitting)

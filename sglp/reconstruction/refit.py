@@ -91,7 +91,8 @@ def refit(
             how = "" if method in ("closed_form", "replace_me") or tied or not steps else "gradient"
         if not how:
             return Fit("", before, before, False)
-        states = [copy.deepcopy(module.state_dict()) for module in modules]
+        changing = modules if found is None else [found]
+        states = [copy.deepcopy(module.state_dict()) for module in changing]
         if found is not None and how == "replace_me":
             observed = (_observe(found, sample, first) for sample in seen)
             replace_me.fold(found, replace_me.transform((m, r, w) for _, m, r, w in observed))
@@ -106,7 +107,7 @@ def refit(
         after = _error(unseen, first)
         kept = after < before or how == "replace_me"  # the paper has no guard
         if not kept:
-            for module, state in zip(modules, states, strict=True):
+            for module, state in zip(changing, states, strict=True):
                 module.load_state_dict(state)
     return Fit(how, before, after, kept)
 

@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from torch import nn
 
 
-def shared_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """Find parameters that several modules have: a change in one layer would change another."""
-    seen: set[nn.Parameter] = set()
-    shared: set[nn.Parameter] = set()
-    for _, parameter in network.named_parameters(remove_duplicate=False):
-        (shared if parameter in seen else seen).add(parameter)
-    return shared
+def shared_parameters(network: nn.Module) -> list[str]:
+    """Find the paths of parameters that several modules have: a change in one layer would change another."""
+    paths: dict[nn.Parameter, list[str]] = {}
+    for path, parameter in network.named_parameters(remove_duplicate=False):
+        paths.setdefault(parameter, []).append(path)
+    return [path for same in paths.values() if len(same) > 1 for path in same]
 
 
 @contextmanager
