@@ -1,6 +1,7 @@
 """Refit the layers that are kept to the dense network's activations."""
 
 import shutil
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,20 +31,43 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         return
     task = find_data(workload.task)
     size = ReconstructionSamples.model_validate(workload.reconstruction)
-    stored = load_network("data/pruned", params, workload, stored=True)
     processor = task.processor("data/pruned", workload.architecture)
     data = load_split("train", params, workload, processor)
-    dense, pruned = (_computing(load_network(f"data/{name}", params, workload)) for name in ("dense", "pruned"))
     batches = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
     plan = sglp.Plan.load("data/plan.json")
     with processes.entered_by_rank_zero(resumable("reconstruct", params, workload)) as folder:
-        rows = sglp.reconstruct(dense, pruned, plan, batches, folder=folder, **options)
+        if workload.task == "causal_lm" and options["method"] != "prune_comp" and _exceeds_gpu():
+            trust = workload.architecture["kwargs"].get("trust_remote_code", False)
+            rows = sglp.reconstruct_folder(
+                *(f"data/{name}" for name in ("dense", "pruned")),
+                plan,
+                "data/reconstructed",
+                batches,
+                dtype=torch.float32,
+                trust=trust,
+                folder=folder,
+                **options,
+            )
+        else:
+            stored = load_network("data/pruned", params, workload, stored=True)
+            dense, pruned = (_computing(load_network(f"data/{name}", params, workload)) for name in ("dense", "pruned"))
+            rows = sglp.reconstruct(dense, pruned, plan, batches, folder=folder, **options)
+            if processes.rank() == 0:
+                with torch.no_grad():
+                    for value, new in zip(stored.state_dict().values(), pruned.state_dict().values(), strict=True):
+                        value.copy_(new)
+                sglp.save(stored, "data/reconstructed", processor)
         if processes.rank() == 0:
-            with torch.no_grad():
-                for value, new_value in zip(stored.state_dict().values(), pruned.state_dict().values(), strict=True):
-                    value.copy_(new_value)
-            sglp.save(stored, "data/reconstructed", processor)
             write_reconstructed(rows)
+
+
+def _exceeds_gpu() -> bool:
+    """Check for a Hugging Face model that does not fit twice, in float32, onto a GPU, or for the lack of a GPU."""
+    dense = Path("data/dense")
+    if not (dense / "config.json").is_file():
+        return False
+    size = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
+    return not torch.cuda.is_available() or 5 * size > torch.cuda.mem_get_info()[0]
 
 
 def _computing(network: nn.Module) -> nn.Module:
