@@ -21,9 +21,8 @@ from stages.support.workloads import device, load_network, load_split
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Reconstruct, or resume a killed run; copy the pruned network if there is nothing to reconstruct."""
     options = params.reconstruct
-    if (
-        options["method"] == "none" or params.prune.weights == "random"
-    ):  # a control that is trained from scratch stays one
+    # With random weights the network is a control that is trained from scratch, and must not learn from the dense one.
+    if options["method"] == "none" or params.prune.weights == "random":
         if processes.rank() == 0:
             with new_folder("data/reconstructed") as new:
                 shutil.copytree("data/pruned", new, copy_function=shutil.copyfile, dirs_exist_ok=True)

@@ -370,3 +370,27 @@ def test_activations_that_are_not_finite_are_refused(value):
     batches = [noise(2, 5, seed=seed) for seed in range(7)] + [torch.full((2, 5), value)]
     with pytest.raises(ScoringError, match="its target or its output is not finite"):
         reconstruct(dense, pruned, plan, batches)
+
+
+class Mixed(nn.Module):
+    """A block of tokens [samples, tokens, channels] that mixes them by a convolution of images, as PVTv2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.map = nn.Linear(6, 6)
+
+    def forward(self, x):
+        image = x.transpose(1, 2).unflatten(2, (4, 4))
+        return x + self.map(torch.tanh(self.mix(image).flatten(2).transpose(1, 2)))
+
+
+def test_tokens_that_a_convolution_mixes_have_their_channels_last():
+    torch.manual_seed(0)
+    dense = nn.Sequential(*(Mixed() for _ in range(4))).double().eval()
+    batches = [torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(seed)).double() for seed in range(8)]
+    plan = sglp.Plan.without(sglp.find_layers(dense, batches[0]), [2])
+    pruned = sglp.prune(dense, plan).eval()
+    rows = reconstruct(dense, pruned, plan, batches)
+    assert [(row.how, row.kept) for row in rows] == [("closed_form", True)] * 2
+    assert sglp.reconstruction_errors(dense, sglp.find_layers(dense, batches[0]), batches)[1, 2] < 1

@@ -95,5 +95,8 @@ def counterparts_of(dense: nn.Module, pruned: nn.Module, plan: Plan) -> dict[str
 
 
 def _kind(module: nn.Module) -> tuple:
-    """Return the class of a module and the shapes of its own parameters."""
-    return type(module), [parameter.shape for parameter in module.parameters(recurse=False)]
+    """Return the name of a module's class and the shapes of its own parameters.
+
+    Code that comes with a model is imported once for each folder that it is loaded from, so that classes differ.
+    """
+    return type(module).__qualname__, [parameter.shape for parameter in module.parameters(recurse=False)]

@@ -54,7 +54,7 @@ def errors_of_layer(
         For each target the mean over held-out rows of ||target - output||^2 / ||target||^2.
     """
     with torch.no_grad(), whole_batch():
-        first = channels_first(layer.modules)
+        first = channels_first(layer.modules, layer.outputs[0])
         linear = last_map(layer.modules, layer.sample(0, layer.outputs[0], first))
         if linear is not None and linear.get_parameter("weight") not in fixed:
             return _by_closed_form(layer, linear, targets, first, ridge)

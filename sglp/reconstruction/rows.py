@@ -8,10 +8,18 @@ from sglp.distributed.all_reduce import all_reduce_sum
 FLOOR = 1e-2  # a row counts as at least this share of the mean row: a position that is all zeros has no scale
 
 
-def channels_first(modules: list[nn.Module]) -> bool:
-    """Whether a layer has its channels in dimension 1, as convolutions do."""
-    kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-    return any(isinstance(inner, kinds) for module in modules for inner in module.modules())
+def channels_first(modules: list[nn.Module], output: Tensor) -> bool:
+    """Whether a layer's output has its channels in dimension 1.
+
+    It has where the layer contains a convolution, or batch norm, of as many dimensions. Some blocks of tokens contain
+    convolutions of more dimensions, for which they rearrange the tokens.
+    """
+    kinds = {3: (nn.Conv1d, nn.BatchNorm1d), 4: (nn.Conv2d, nn.BatchNorm2d), 5: (nn.Conv3d, nn.BatchNorm3d)}
+    transposed = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
+    if output.ndim not in kinds:
+        return False
+    wanted = (*kinds[output.ndim], transposed[output.ndim])
+    return any(isinstance(inner, wanted) for module in modules for inner in module.modules())
 
 
 def rows(activation: Tensor, first: bool) -> Tensor:

@@ -19,6 +19,7 @@ from sglp.reconstruction.refit import Sample, refit, sample_of
 from sglp.reconstruction.rows import channels_first
 from sglp.reconstruction.safeguards import shared_parameters, without_cache
 from sglp.reconstruction.saved_fits import Fit
+from sglp.running import first_tensor
 
 
 class Pair(NamedTuple):
@@ -80,7 +81,7 @@ def steps_of(pair: Pair, goals: Sequence[Goal], inputs: Sequence[Any], fitting: 
         for goal in tqdm(goals, desc="reconstruct", unit="layer", disable=None):
             outputs = advance_to(originals, _end(goal.target))
             arguments = advance_to(copies, _start(goal.name))
-            first = channels_first(goal.modules)
+            first = channels_first(goal.modules, first_tensor(outputs[0]))
             samples = [
                 sample_of(goal.modules, args, kwargs, output, mask, first)
                 for output, (args, kwargs), mask in zip(outputs, arguments, masks, strict=True)
