@@ -17,7 +17,12 @@ from benchmarks.side_by_side import Row, in_turn
 TITLE = "Pipeline"
 ROUNDS = 3
 FILES = ("sglp", "stages", "models", "dvc.yaml", "params.yaml", "versions.txt", ".dvcignore")
-AFTER_K = ("segment", "score", "prune", "finetune", "evaluate pruned", "evaluate finetuned", "benchmark", "report")
+NETWORKS = ("pruned", "reconstructed", "finetuned")
+AFTER_K = (
+    *("segment", "score", "prune", "reconstruct", "finetune"),
+    *(f"evaluate {network}" for network in NETWORKS),
+    *("benchmark", "report"),
+)
 WORKLOAD = "resnet20-digits"
 SMALL = {
     "pretrain.epochs": 2,
@@ -100,7 +105,7 @@ def _change(yaml: YAML, path: Path, changes: dict) -> None:
 
 def _write_similarity(folder: Path) -> None:
     """Write a table in place of the stages before `segment`: a ResNet-20 whose neighbouring layers are similar."""
-    from stages.support.tables import write_similarity
+    from stages.support.matrices import write_similarity
 
     distances = np.subtract.outer(np.arange(10), np.arange(10))
     (folder / "data").mkdir()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 
 from experiments.records import Record
-from sglp.segmentation import runs_sglp, uses_segments
+from sglp.choices import runs_sglp
+from sglp.segmentation import uses_segments
 
 # Parameters and groups of parameters. Baselines use no segments unless they say so, and of the score parameters only
 # the number of batches (see stages.score). A target replaces prune_ratio. Every method may use similarity.

@@ -12,3 +12,8 @@ Reconstruction = Literal["auto", "closed_form", "gradient", "replace_me", "prune
 Scope = Literal["all", "gaps"]
 CostKind = Literal["macs", "parameters", "latency"]
 TaskName = Literal["image_classification", "causal_lm"]
+
+
+def runs_sglp(method: str) -> bool:
+    """Check whether a method is "sglp" or runs it among others, with its parameters."""
+    return method in ("sglp", "tournament")

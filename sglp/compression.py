@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sglp.activations import gram_matrices
 from sglp.batches import even_slices, first_sample, first_samples, rebatch, to_device
 from sglp.budget import check_removable, check_target, layers_to_keep
-from sglp.choices import Pooling
+from sglp.choices import Pooling, runs_sglp
 from sglp.cka import cka_matrix
 from sglp.discovery.find_layers import find_layers
 from sglp.errors import ScoringError, SGLPError, first_line
@@ -28,7 +28,7 @@ from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
 from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, check_search_budget, find_criterion, find_method, takes
-from sglp.segmentation import equal_segments, number_of_segments, runs_sglp, segmentation_table
+from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
 from sglp.surgery.prune import prune

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sglp.choices import Feature
+from sglp.choices import Feature, runs_sglp
 from sglp.errors import SegmentationError
 
 
@@ -148,11 +148,6 @@ def number_of_segments(k: int | Literal["auto"], losses: ArrayLike, method: str 
 def uses_segments(method: str) -> bool:
     """Check whether a method may use segments: those that run "sglp" and users' methods may, baselines do not."""
     return runs_sglp(method) or ":" in method
-
-
-def runs_sglp(method: str) -> bool:
-    """Check whether a method is "sglp" or runs it among others, with its parameters."""
-    return method in ("sglp", "tournament")
 
 
 def _check_k(k: int, layers: int) -> None:

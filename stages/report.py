@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sglp.choices import runs_sglp
 from sglp.files import new_file, new_folder
 from sglp.scores import LayerScore
-from sglp.segmentation import runs_sglp
 from stages.support import figures, stage
 from stages.support.card import complete_card
 from stages.support.matrices import read_errors, read_similarity

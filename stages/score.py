@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from sglp.budget import check_target, layers_to_keep
+from sglp.choices import runs_sglp
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.plan import Plan
 from sglp.running import count_passes
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, find_criterion, find_method, takes
-from sglp.segmentation import runs_sglp
 from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import ReconstructionSamples, Scoring

@@ -197,7 +197,7 @@ def reconstructed(images: Images) -> dict[str, list]:
     results: dict[str, list] = {}
     for name, dense, batches in (("resnet", resnet, pixels), ("llama", tiny_llama(4).double().eval(), texts)):
         layers = sglp.find_layers(dense, batches[0])
-        plan = sglp.Plan.without(layers, [2, 3])
+        plan = sglp.Plan.without(layers, [i for i, layer in enumerate(layers) if layer.removable][1:3])
         pruned = sglp.prune(dense, plan).eval()
         rows = sglp.reconstruct(dense, pruned, plan, batches, steps=3)
         results[f"reconstructed {name}"] = [value.tolist() for value in pruned.state_dict().values()]

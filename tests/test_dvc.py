@@ -110,7 +110,7 @@ def test_the_same_plan_runs_nothing_after_score(team, clone):
 
 
 def test_a_method_without_segments_is_not_scored_again_for_another_k(team, clone):
-    assert team.asked(clone, {"method": "tail"}, "score") == {"segment", "score"}
+    assert team.asked(clone, {"method": "tail"}, "score") == {"errors", "segment", "score"}
     assert team.asked(clone, {"k": 4}, "score") == {"segment"}
     assert team.asked(clone, {"method": "sglp", "k": 3}) == set()
 

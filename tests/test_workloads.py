@@ -42,11 +42,13 @@ DIALS = {
     "k": 2,
     "method": "tail",
     "prune": {"recalibration_samples": SAMPLES},
+    "reconstruct": {"steps": 2},
 }
 ALIAS = {"split": "train[:100%]"}  # the same images, under another name
 SIZES = {
     "calibration": {"samples": SAMPLES, "batch_size": SAMPLES},
     "scoring": {"batch_size": 4, "max_combinations": 0},
+    "reconstruction": {"samples": SAMPLES, "batch_size": 2},
     "evaluation": {"batch_size": SAMPLES},
 }
 

@@ -1,9 +1,9 @@
 """Check what the schema of params.yaml can't express."""
 
 from sglp.budget import check_target
+from sglp.choices import runs_sglp
 from sglp.scoring.combinations import check_search
 from sglp.scoring.methods import check_search_budget, find_criterion, find_method
-from sglp.segmentation import runs_sglp
 
 
 def check_params(params: dict) -> None:
