@@ -77,7 +77,7 @@ def compress(
     scoring: tuple[int, int] = (64, 64),
     recalibration: tuple[int, int] = (512, 128),
     reconstruct: bool = True,
-    reconstruction: tuple[int, int] = (512, 64),
+    reconstruction: tuple[int, int] | None = None,
     pooling: Pooling = "flatten",
     paths: str | Sequence[str] | None = None,
     **options: Any,
@@ -106,7 +106,8 @@ def compress(
             statistics. Ignored for networks without batch norm.
         reconstruct: whether the kept layers are refitted to the dense network's activations; see `sglp.reconstruct`,
             which has further parameters.
-        reconstruction: (number of samples, batch size) to refit layers on; an eighth of them is held out.
+        reconstruction: (number of samples, batch size) to refit layers on, an eighth of which is held out; default: as
+            `calibration`.
         pooling: how activations are pooled before they are compared; see `gram_matrices`. "mean" is usual for texts.
         paths: of the modules that are layers; see `find_layers`.
         options: `search`, `budget`, `random_inits`, `max_combinations`, `max_evaluations` and `beam_width` of the
@@ -119,14 +120,18 @@ def compress(
     cost_limit = None if target is None else check_target(target, options.get("budget"))
     options = _method_options(method, criterion, loss, options)
     sizes = _check_sizes(
-        calibration=calibration, scoring=scoring, recalibration=recalibration, reconstruction=reconstruction
+        calibration=calibration,
+        scoring=scoring,
+        recalibration=recalibration,
+        reconstruction=calibration if reconstruction is None else reconstruction,
     )
     if not has_statistics(model):
         del sizes["recalibration"]
     if not (reconstruct or takes(run_method, RECONSTRUCTION_BATCHES) or takes(run_method, ERRORS)):
         del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
-        samples = first_samples(batches, {name: number for name, (number, _) in sizes.items()})
+        named = (name for name in sizes if name != "reconstruction" or reconstruction is not None)
+        samples = first_samples(batches, {name: sizes[name][0] for name in named})
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
         if criterion == CRITERION and runs_sglp(method):
             _check_loss(model, scoring_batches[0], loss)

@@ -91,7 +91,7 @@ def language(name="run", quality=20.0, **params):
             "piqa_acc": 0.6,
             "piqa_questions": 300,
         }
-        for (network, found), value in zip(made.metrics.items(), (15.0, 400.0, quality), strict=True)
+        for (network, found), value in zip(made.metrics.items(), (15.0, 400.0, 30.0, quality), strict=True)
     }
     benchmark = made.benchmark
     if benchmark:
