@@ -192,8 +192,8 @@ def reconstructed(images: Images) -> dict[str, list]:
     """Reconstruct a convolutional network by gradient and a language model in closed form, in float64."""
     resnet = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).double().eval()
     pixels = [batch.double() for batch, _ in image_data.calibration_batches(images, 40, 5, 0)]
-    ids = torch.randint(259, (16, 8), generator=torch.Generator().manual_seed(3))
-    texts = [{"input_ids": part, "use_cache": False} for part in ids.split(2)]
+    ids = torch.randint(259, (96, 16), generator=torch.Generator().manual_seed(3))
+    texts = [{"input_ids": part, "use_cache": False} for part in ids.split(12)]
     results: dict[str, list] = {}
     for name, dense, batches in (("resnet", resnet, pixels), ("llama", tiny_llama(4).double().eval(), texts)):
         layers = sglp.find_layers(dense, batches[0])
