@@ -10,10 +10,13 @@ PARTS = 8  # one of which is held out
 
 
 def split(inputs: list) -> tuple[list, list]:
-    """Split batches into those to fit on and the held-out last eighth."""
+    """Split batches into those to fit on and the held-out last eighth.
+
+    Fewer than 8 batches are cut into 8, or into as many as have two samples each, which batch norm needs.
+    """
     if len(inputs) < PARTS:
         samples = sum(size_of(one) for one in inputs)
-        parts = min(PARTS, samples)
+        parts = max(1, min(PARTS, samples // 2))
         size = -(-samples // parts)
         inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, size)]
     count = max(1, len(inputs) // PARTS)
