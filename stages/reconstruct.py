@@ -38,7 +38,8 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         if workload.task == "causal_lm" and options["method"] != "prune_comp" and _exceeds_gpu():
             trust = workload.architecture["kwargs"].get("trust_remote_code", False)
             rows = sglp.reconstruct_folder(
-                *(f"data/{name}" for name in ("dense", "pruned")),
+                "data/dense",
+                "data/pruned",
                 plan,
                 "data/reconstructed",
                 batches,
