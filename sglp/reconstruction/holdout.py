@@ -12,13 +12,13 @@ PARTS = 8  # one of which is held out
 def split(inputs: list) -> tuple[list, list]:
     """Split batches into those to fit on and the held-out last eighth.
 
-    Fewer than 8 batches are cut into 8, or into as many as have two samples each, which batch norm needs.
+    Fewer than 8 batches are cut into 8, or into as many as have two samples each, which batch norm needs. Batches that
+    are as many already stay as they are.
     """
-    if len(inputs) < PARTS:
-        samples = sum(size_of(one) for one in inputs)
-        parts = max(1, min(PARTS, samples // 2))
-        size = -(-samples // parts)
-        inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, size)]
+    samples = sum(size_of(one) for one in inputs)
+    parts = min(PARTS, samples // 2)
+    if len(inputs) < parts:
+        inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, -(-samples // parts))]
     count = max(1, len(inputs) // PARTS)
     return (inputs[:-count], inputs[-count:]) if len(inputs) > 1 else (inputs, inputs)
 
