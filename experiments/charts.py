@@ -20,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 from experiments.outcomes import Comparison
 from experiments.settings import Setting, beside, series
 from experiments.statistics import removals, stability
-from stages.support.figures import STYLE
+from sglp.figures import STYLE
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; on grey paper, the shapes differ.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")

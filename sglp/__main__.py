@@ -1,5 +1,5 @@
 """``python -m sglp``: the command line."""
 
-from sglp.command import main
+from sglp.commands.app import main
 
 main()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sglp.choices import runs_sglp
+from sglp.figures import draw_reconstruction, draw_similarity
 from sglp.files import new_file, new_folder
 from sglp.scores import LayerScore
 from stages.support import figures, stage
@@ -40,13 +41,13 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     write_json("reports/metrics.json", {name: without_kinds(values) for name, values in metrics.items()} | target)
     with new_folder("reports/plots") as folder:
         figures.draw_architecture(folder / "architecture.png", layers, segments)
-        figures.draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
+        draw_similarity(folder / "similarity.png", read_similarity("data/similarity.csv"), layers, segments)
         figures.draw_segmentation(
             folder / "segmentation.png", losses, len(segments), flat(params)["segment.min_loss_drop"]
         )
         figures.draw_scores(folder / "scores.png", scores, layers)
         if reconstructed:
-            figures.draw_reconstruction(folder / "reconstruction.png", reconstructed)
+            draw_reconstruction(folder / "reconstruction.png", reconstructed)
         if errors is not None:
             figures.draw_errors(folder / "errors.png", errors)
         figures.draw_training(folder / "training.png", training)

@@ -1,0 +1,1 @@
+"""The command line: ``sglp compress``, ``sglp inspect`` and ``sglp export``."""
