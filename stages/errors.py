@@ -1,6 +1,7 @@
-"""Measure how well each layer, refitted, produces the activations after later layers, for methods that use it."""
+"""Measure how well each layer, refitted, produces the activations after later layers, if the plan is based on it."""
 
 import sglp
+from sglp.choices import runs_sglp
 from sglp.distributed import processes
 from sglp.tasks.schemas.workload import ReconstructionSamples
 from stages.support import launch
@@ -9,11 +10,13 @@ from stages.support.matrices import write_errors
 from stages.support.params import DeclaredParams
 
 METHODS = ("reconstruction_error", "tournament")
+CRITERIA = ("reconstruction_error",)  # of the methods that run "sglp"
 
 
 def main(params: DeclaredParams, workload: DeclaredParams) -> None:
     """Measure, or write an empty table: the errors depend on neither k nor prune_ratio, but take time."""
-    if params.method not in METHODS:
+    criterion = params.score.criterion if runs_sglp(params.method) else ""
+    if params.method not in METHODS and criterion not in CRITERIA:
         if processes.rank() == 0:
             write_errors(())
         return

@@ -12,7 +12,7 @@ from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.plan import Plan
 from sglp.running import count_passes
 from sglp.scores import LayerScore, SetScore
-from sglp.scoring.methods import ERRORS, RECONSTRUCTION_BATCHES, find_criterion, find_method, takes
+from sglp.scoring.methods import RECONSTRUCTION_BATCHES, find_criterion, find_method, takes, with_errors
 from sglp.target import RemainingCost, search_keep_count
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import ReconstructionSamples, Scoring
@@ -55,8 +55,7 @@ def main(params: DeclaredParams, workload: DeclaredParams) -> None:
         size = ReconstructionSamples.model_validate(workload.reconstruction)
         fit_on = task.calibration_batches(data, size.samples, size.batch_size, params.seed)
         options[RECONSTRUCTION_BATCHES] = list(fit_on)
-    if takes(method, ERRORS):
-        options[ERRORS] = read_errors(len(layers))
+    options = with_errors(method, options, read_errors(len(layers)))
     similarity = read_similarity("data/similarity.csv")
 
     def plan_for(keep: int) -> tuple[Plan, list[SetScore] | list[LayerScore]]:

@@ -29,10 +29,10 @@ class Case(NamedTuple):
         """The indices of the removable layers."""
         return [i for i, layer in enumerate(self.layers) if layer.removable]
 
-    def run(self, name, keep, seed=0, batches=None):
+    def run(self, name, keep, seed=0, batches=None, **options):
         """Run a method."""
-        batches = self.batches if batches is None else batches
-        return find_method(name)(self.network, self.layers, self.segments, self.similarity, batches, keep, seed)
+        arguments = (self.network, self.layers, self.segments, self.similarity)
+        return find_method(name)(*arguments, self.batches if batches is None else batches, keep, seed, **options)
 
     def without(self, removed):
         """Return the network pruned of the layers with these indices."""

@@ -166,12 +166,16 @@ def test_no_more_batches_are_read_than_needed(mlp, data):
 
 
 def test_batch_norm_has_the_statistics_of_the_samples(mlp, data):
-    result = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL)
+    result = sglp.compress(mlp, DataLoader(data, batch_size=50), **SMALL, criterion="fitted_loss")
     norm = result.network[1].inner[1]
     inputs = result.network[1].inner[0](result.network[0](data[:64][0]))
     torch.testing.assert_close(norm.running_mean, inputs.mean(dim=0))
     unchanged = sglp.compress(
-        mlp, DataLoader(data, batch_size=50), **SMALL | {"recalibration": (0, 0)}, reconstruct=False
+        mlp,
+        DataLoader(data, batch_size=50),
+        **SMALL | {"recalibration": (0, 0)},
+        criterion="fitted_loss",
+        reconstruct=False,
     )
     assert torch.equal(unchanged.network[1].inner[1].running_mean, torch.zeros(24))
 
@@ -267,7 +271,10 @@ def test_layers_can_be_chosen_by_path(mlp, data):
         ({"recalibration": (16, 0)}, r"recalibration=\(16, 0\) is wrong: .* each at least 1"),
         ({"criterion": "gradnorm"}, "search=joint compares layers across the whole network, but GradNorm scores one"),
         ({"paths": ["13"]}, r"no layer of this network can be removed \(13: changes the shape from 24 to 10, ...\)"),
-        ({"loss": lambda output, target: output[target + 99]}, "the loss of the network's output can't be computed: "),
+        (
+            {"loss": lambda output, target: output[target + 99], "criterion": "fitted_loss"},
+            "the loss of the network's output can't be computed: ",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused_before_any_work(mlp, data, arguments, message):

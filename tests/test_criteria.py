@@ -345,6 +345,7 @@ def test_every_criterion_is_found_by_its_file():
         "gradnorm_sum",
         "loss",
         "random",
+        "reconstruction_error",
         "synflow",
     }
     assert set(criterion_names()) == names

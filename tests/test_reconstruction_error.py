@@ -11,7 +11,9 @@ import sglp
 from sglp.errors import BudgetError
 from sglp.layer import Layer
 from sglp.scoring.baselines import reconstruction_error as module
-from sglp.scoring.baselines.reconstruction_error import best_kept, reconstruction_error, shortest_run
+from sglp.scoring.baselines.reconstruction_error import reconstruction_error
+from sglp.scoring.methods import find_criterion
+from sglp.scoring.run_costs import best_kept, shortest_run
 
 
 def layers_of(removable):
@@ -158,3 +160,61 @@ def test_errors_are_measured_once_for_a_target(monkeypatch):
     assert len(calls) == 1
     sglp.compress(Listed(), batches, prune_ratio=0.4, **options)
     assert len(calls) == 2
+
+
+def brute_force(errors, removable, segments, keep):
+    """The cheapest set of layers to keep whose runs of removed layers stay inside segments; None if there is none."""
+    layers = len(removable)
+    end = {i: last for first, last in segments for i in range(first, last + 1)}
+    best = None
+    for chosen in combinations(range(1, layers), keep - 1):
+        heads = [0, *chosen]
+        if any(not removable[i] and i not in heads for i in range(layers)):
+            continue
+        runs = list(zip(heads, [*(head - 1 for head in heads[1:]), layers - 1], strict=True))
+        if any(j > end[i] for i, j in runs):
+            continue
+        cost = sum(errors[i, j] for i, j in runs)
+        best = min(best or (np.inf, None), (cost, set(heads)))
+    return best and best[1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_runs_stay_inside_segments(seed):
+    draw = np.random.default_rng(seed)
+    layers = 9
+    errors = np.triu(draw.random((layers, layers)), 1).cumsum(axis=1)
+    removable = [True] * layers
+    removable[int(draw.integers(1, layers))] = False
+    segments = [(0, 2), (3, 5), (6, 8)]
+    for keep in range(1, layers):
+        expected = brute_force(errors, removable, segments, keep)
+        found = best_kept(errors, removable, keep, segments)
+        if expected is not None and keep > layers - sum(removable):
+            assert found == expected
+        assert len(found) == keep
+
+
+def test_the_criterion_finds_the_best_of_all_plans_by_its_own_score(network, layers, digits):
+    batches = [(digits[0][:64], digits[1][:64])]
+    score = find_criterion("reconstruction_error")(network, layers, batches)
+    removable = [i for i, layer in enumerate(layers) if layer.removable]
+    assert score(range(len(layers)), ()) == 0
+    for number in range(1, len(removable)):
+        plans = combinations(removable, number)
+        best = max(plans, key=lambda removed: score([i for i in range(len(layers)) if i not in removed], removed))
+        kept, alone = score.solve([(0, len(layers) - 1)], len(layers) - number)
+        assert kept == set(range(len(layers))) - set(best)
+        assert alone[best[0]] >= 0
+    for i in removable:
+        assert score([], [i]) == -alone[i]
+
+
+def test_the_default_of_compress_needs_no_labels(network, digits):
+    sizes = {"calibration": (64, 32), "scoring": (16, 16), "recalibration": (64, 32)}
+    with_labels = sglp.compress(network, [(digits[0][:64], digits[1][:64])], **sizes)
+    without = sglp.compress(network, [(digits[0][:64], torch.zeros(64))], **sizes)
+    assert without.plan == with_labels.plan
+    state = with_labels.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in without.network.state_dict().items())
+    assert {row.search for row in without.scores} == {"exact"}

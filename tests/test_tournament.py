@@ -7,6 +7,7 @@ from networks import noise
 import sglp
 from sglp.errors import ScoringError
 from sglp.scoring.baselines.tournament import tournament
+from sglp.scoring.criteria.fitted_loss import FittedLoss
 from sglp.scoring.methods import find_method
 
 
@@ -27,7 +28,7 @@ def test_the_plan_with_the_lowest_loss_after_reconstruction_is_taken(problem):
     expected = {}
     for name in ("sglp", "reconstruction_error", "block_influence"):
         errors = sglp.reconstruction_errors(network, layers, fitting)
-        options = {"errors": errors} if name == "reconstruction_error" else {}
+        options = {"reconstruction_error": {"errors": errors}, "sglp": {"criterion": FittedLoss}}.get(name, {})
         plan, _ = find_method(name)(network, layers, segments, similarity, batches, keep, seed, **options)
         pruned = sglp.prune(network, plan).eval()
         sglp.reconstruct(network, pruned, plan, fitting, steps=20)

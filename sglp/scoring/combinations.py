@@ -6,7 +6,7 @@ differs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from torch import nn
 from tqdm import tqdm
@@ -19,12 +19,13 @@ from sglp.plan import Plan
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.beam import choose_widths, evaluations
 from sglp.scoring.beam import search as search_sets
-from sglp.scoring.criteria.fitted_loss import FittedLoss
+from sglp.scoring.criteria.reconstruction_error import ReconstructionError
 from sglp.scoring.joint import search_jointly
 
 SEARCH: Search = "joint"  # the default
 
 Score = Callable[[Sequence[int], Sequence[int], Sequence[int]], float]  # of kept, removed, already_removed
+SOLVE = "solve"  # the method of a score that finds the best plan without a search
 
 
 def score_combinations(
@@ -34,7 +35,7 @@ def score_combinations(
     budget: Sequence[int],
     batches: Iterable,
     *,
-    criterion: Callable = FittedLoss,
+    criterion: Callable = ReconstructionError,
     search: Search = SEARCH,
     loss: Loss = cross_entropy,
     seed: int = 0,
@@ -55,7 +56,7 @@ def score_combinations(
             a segment and not the network (see `sglp.scoring.methods`) can't be used with "joint".
         search: "independent": each segment on its own, as in the paper; "sequential": each segment in turn, without the
             layers that earlier segments have lost; "joint": one layer at a time, from the segment where the removal
-            costs least (`search_jointly`).
+            costs least (`search_jointly`), or exactly where the criterion can.
         loss, seed, random_inits: see `sglp.scoring.criteria.gradnorm.GradNorm`; a criterion uses those that it needs.
         max_combinations, max_evaluations, beam_width: see `sglp.scoring.beam.choose_widths`.
 
@@ -71,6 +72,8 @@ def score_combinations(
     """
     check_search(search, criterion)
     score = criterion(model, layers, batches, loss, seed, random_inits)
+    if search == "joint" and hasattr(score, SOLVE):
+        return _solve(score, segments, sum(budget))
     if search == "joint":
         return _search_network(score, layers, segments, len(layers) - sum(budget), max_evaluations)
     return _search_segments(
@@ -119,6 +122,16 @@ def _search_network(
     removed, drops = search_jointly(segments, removable, num_removed, score_without, max_evaluations)
     kept = [i for i in range(len(layers)) if i not in removed]
     return [LayerScore(segment_of[i], i, drops.get(i, 0.0), "joint", i not in removed) for i in (*removed, *kept)]
+
+
+def _solve(score: Any, segments: Sequence[tuple[int, int]], keep: int) -> list[LayerScore]:
+    """Let a criterion find the best plan; a layer's score is what its removal alone costs."""
+    kept, alone = score.solve(segments, keep)
+    return [
+        LayerScore(segment, i, alone[i], "exact", i in kept)
+        for segment, (first, last) in enumerate(segments)
+        for i in range(first, last + 1)
+    ]
 
 
 def _search_segments(

@@ -21,7 +21,9 @@ Each docstring states the rule, its source, its cost and its use; docs/methods.m
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -53,6 +55,14 @@ def find_method(name: str) -> Callable:
 def takes(method: Callable, option: str) -> bool:
     """Check whether a method has a keyword argument."""
     return option in inspect.signature(method).parameters
+
+
+def with_errors(method: Callable, options: dict[str, Any], errors: np.ndarray | None) -> dict[str, Any]:
+    """Return a method's options with the reconstruction errors, if it or its criterion uses them."""
+    criterion = options.get("criterion")
+    if criterion is not None and takes(criterion, ERRORS):
+        options = options | {"criterion": partial(criterion, errors=errors)}
+    return options | ({ERRORS: errors} if takes(method, ERRORS) else {})
 
 
 def find_criterion(name: str) -> Callable:
@@ -114,9 +124,10 @@ def sglp(
 ) -> tuple[Plan, list[SetScore] | list[LayerScore]]:
     """SGLP: similarity guided layer partition pruning, which chooses layers within segments of similar layers.
 
-    The layers are partitioned into segments of similar layers. Layers are then removed one at a time, always from the
-    segment where a criterion says that the removal costs least. After a removal the other layers of that segment are
-    scored again; layers of other segments are scored again only right before they would be removed. With
+    The layers are partitioned into segments of similar layers. With the default criterion `reconstruction_error` the
+    best plan within the segments is found exactly. With any other criterion layers are removed one at a time, always
+    from the segment where the criterion says that the removal costs least. After a removal the other layers of that
+    segment are scored again; layers of other segments are scored again only right before they would be removed. With
     `score.search: sequential` or `independent` the layers to keep are split over the segments in advance, and
     combinations of a segment's layers are scored: all of them where they are few, otherwise by beam search.
     `sequential` scores a segment without the layers that earlier segments have lost, `independent` scores each segment
@@ -124,8 +135,8 @@ def sglp(
 
     Source: SGLP (arXiv 2410.14720), where segments are searched independently and the criterion is GradNorm.
     Cost: forward `C * B + 1`, backward `0`. These are for the criterion fitted_loss; other criteria have their own
-    cost. C is at most one more than the number of evaluations of `loss_greedy`, and falls with the number of segments;
-    `score.max_evaluations` bounds it.
+    cost, and the default criterion measures all runs of layers in one pass. C is at most one more than the number of
+    evaluations of `loss_greedy`, and falls with the number of segments; `score.max_evaluations` bounds it.
     Use: as the default. It removes more layers where they matter less, and need not score every layer again in each
     step.
 

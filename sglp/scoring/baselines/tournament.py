@@ -1,9 +1,10 @@
 """Tournament: let three methods propose a plan each, reconstruct each plan, and take the one with the lowest loss.
 
-The methods are `sglp`, `reconstruction_error` and `block_influence`. Each proposed plan is carried out and its kept
-layers are refitted on three quarters of the batches (see `sglp.reconstruct`); a layer that has no closed form takes 20
-steps. The score of a plan is minus the loss on the last quarter, which needs targets. In scores.csv, the column search
-names the method, and every segment has the score of the whole plan. Equal plans are tried once.
+The methods are `sglp`, `reconstruction_error` and `block_influence`; `sglp` uses the criterion `fitted_loss` in place
+of `reconstruction_error`. Each proposed plan is carried out and its kept layers are refitted on three quarters of the
+batches (see `sglp.reconstruct`); a layer that has no closed form takes 20 steps. The score of a plan is minus the loss
+on the last quarter, which needs targets. In scores.csv, the column search names the method, and every segment has the
+score of the whole plan. Equal plans are tried once.
 
 Source: this project. Candidates that are compared after a cheap repair are also in EvoPress (arXiv 2410.14649), without
 the repair.
@@ -31,7 +32,9 @@ from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import reconstruct
 from sglp.running import call, device_of, eval_mode
 from sglp.scores import SetScore
-from sglp.scoring.methods import find_method
+from sglp.scoring.criteria.fitted_loss import FittedLoss
+from sglp.scoring.criteria.reconstruction_error import ReconstructionError
+from sglp.scoring.methods import ERRORS, find_method, takes
 from sglp.scoring.ranking import check_keep
 from sglp.surgery.prune import prune
 
@@ -73,6 +76,8 @@ def tournament(
     fitting, held = _split(batches if reconstruction_batches is None else list(reconstruction_batches))
     if errors is None:
         errors = reconstruction_errors(network, layers, fitting)
+    if takes(options.get("criterion", ReconstructionError), ERRORS):  # that plan is proposed anyway
+        options = options | {"criterion": FittedLoss}
     own_options: dict[str, dict[str, Any]] = {
         "sglp": options | {"loss": loss},
         "reconstruction_error": {"errors": errors},
