@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
 from sglp.errors import ScoringError
-from sglp.layer import Layer
+from sglp.layer import Layer, branch_ends
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.one_layer import LayerCalls, errors_of_layer
@@ -73,7 +73,7 @@ def reconstruction_errors(
         stack.enter_context(without_cache(network))
         for layer, inside in zip(layers, modules, strict=True):
             stack.callback(pause_before(inside[0], f"before {layer.name}"))
-            stack.callback(pause_after(inside[-1], layer.name))
+            stack.callback(pause_after(network, layer.name, layer.name))
         passes = stack.enter_context(in_lockstep(network, inputs))
         for j, layer in enumerate(tqdm(layers, desc="reconstruction errors", unit="layer", disable=None)):
             arguments = advance_to(passes, f"before {layer.name}")
@@ -87,7 +87,9 @@ def reconstruction_errors(
                     raise ScoringError(f"activations after {layer.name} are not finite: no layer can be fitted to them")
             while begun and ends[begun[0]] == j:
                 i = begun.popleft()
-                calls = LayerCalls(modules[i], given.pop(i), outputs[i], masks, len(fitting))
+                calls = LayerCalls(
+                    modules[i], branch_ends(layers[i].name), given.pop(i), outputs[i], masks, len(fitting)
+                )
                 alike = [t for t in range(i + 1, j + 1) if _shapes(outputs[t]) == _shapes(outputs[i])]
                 if alike:
                     targets = [outputs[t] for t in alike]

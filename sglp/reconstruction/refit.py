@@ -40,12 +40,19 @@ class Sample(NamedTuple):
 
 
 def sample_of(
-    modules: Sequence[nn.Module], args: tuple, kwargs: dict, output: Any, mask: Tensor | None, first: bool
+    modules: Sequence[nn.Module],
+    branch_ends: Sequence[int],
+    args: tuple,
+    kwargs: dict,
+    output: Any,
+    mask: Tensor | None,
+    first: bool,
 ) -> Sample:
     """Make a sample from what the pruned network gives a layer and what the dense network has at its place.
 
     Args:
         modules: of the layer.
+        branch_ends: see `run_layer`.
         args, kwargs: what the pruned network calls the layer with.
         output: what the target's layer returns.
         mask: the attention mask of the batch.
@@ -54,7 +61,7 @@ def sample_of(
     # Copies: what follows may work in place.
     target = rows(first_tensor(output), first).clone()
     args, kwargs = detached(args), detached(kwargs)
-    return Sample(partial(run_layer, modules, args, kwargs), target, row_weights(target, mask))
+    return Sample(partial(run_layer, modules, branch_ends, args, kwargs), target, row_weights(target, mask))
 
 
 def refit(
@@ -123,11 +130,20 @@ def detached(value: Any) -> Any:
     return value
 
 
-def run_layer(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
-    """Run a layer; a run of siblings one after another."""
-    output = modules[0](*detached(args), **kwargs)  # a layer may work in place
-    for module in modules[1:]:
-        output = module(output)
+def run_layer(modules: Sequence[nn.Module], branch_ends: Sequence[int], args: tuple, kwargs: dict) -> Any:
+    """Run a layer, a run of modules one after another; add the outputs of branches to the stream, as the parent does.
+
+    Args:
+        modules: of the layer.
+        branch_ends: indices of the modules that end a branch.
+        args, kwargs: what the first module is called with.
+    """
+    output: Any = None
+    stream = first_tensor(args or kwargs) if branch_ends else None
+    for i, module in enumerate(modules):
+        output = module(output) if i else module(*detached(args), **kwargs)  # a layer may work in place
+        if stream is not None and i in branch_ends:
+            output = stream = stream + first_tensor(output)
     return output
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from sglp.batches import Inputs, first_sample, to_device
 from sglp.errors import PlanError
-from sglp.layer import Layer
+from sglp.layer import Layer, module_paths
 from sglp.plan import Plan
 from sglp.running import call, device_of, eval_mode, seeded
 from sglp.surgery.bypass import Bypass
@@ -50,7 +50,7 @@ def unremovable(
     bypass = Bypass(network, layers, example)
 
     def can_be_removed(indices: Sequence[int]) -> bool:
-        with _removed(network, [path for i in indices for path in layers[i].modules]):
+        with _removed(network, [layers[i].name for i in indices]):
             outputs = _outputs(network, example)
         with bypass.without(indices):
             expected = _outputs(network, example)
@@ -136,14 +136,15 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def _removed(network: nn.Module, paths: Iterable[str]) -> Iterator[None]:
-    """Remove modules from a network inside a context."""
-    removed = {network.get_submodule(path) for path in paths}
+def _removed(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Remove layers from a network inside a context."""
+    names = list(names)
+    removed = {network.get_submodule(path) for name in names for path in module_paths(name)}
     before = [
         (module, dict(module._modules)) for module in network.modules() if removed.intersection(module.children())
     ]
     try:
-        drop_modules(network, paths)
+        drop_modules(network, names)
         yield
     finally:
         for module, children in before:
