@@ -44,7 +44,7 @@ def pause_before(module: nn.Module, place: str) -> Callable[[], None]:
 
 
 def pause_after(network: nn.Module, layer: str, place: str) -> Callable[[], None]:
-    """Pause passes where a layer has ended, with the activation after it (see `observe_after`); return how to undo it."""
+    """Pause passes where a layer has ended, with what `observe_after` sees; return how to undo it."""
 
     def pause(value: Any) -> None:
         running = current_pass()

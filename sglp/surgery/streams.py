@@ -93,8 +93,11 @@ class Arguments(NamedTuple):
             ends = edges if len(outputs) == len(self.items) else edges[:1]
             return [node for node, _ in streams], [node for node, _ in ends], None
         indices = self.substitutes(output)
-        pairs = [(self.slots[i].edge, slot.edge) for i, slot in zip(indices, outputs, strict=True) if i is not None]
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None and a != b]
+        pairs: list[tuple[Edge, Edge]] = []
+        for i, slot in zip(indices, outputs, strict=True):
+            before = None if i is None else self.slots[i].edge
+            if before is not None and slot.edge is not None and before != slot.edge:
+                pairs.append((before, slot.edge))
         first = next((None if i is None else self.slots[i] for i in indices[:1]), None)
         shape = first.shape[1:] if first is not None and first.kind is Tensor else None
         if len(pairs) > 1:
