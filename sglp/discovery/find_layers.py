@@ -44,12 +44,12 @@ def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | 
     ties = ties_between_layers(model) if is_pretrained(model) else ""
     if ties:
         raise LayerError(ties)
+    if paths is None and is_flattened(model):
+        raise LayerError(flattened_text(model))
     flow = trace(model, example)
     calls = flow.calls
     stem: Group = []
     if paths is None:
-        if is_flattened(model, {entry.module for entry in calls}):
-            raise LayerError(flattened_text(model))
         groups = by_rule(model, flow, stacked_layers(model) if is_pretrained(model) else set())
         stem = _stem(calls, groups[0])
     else:

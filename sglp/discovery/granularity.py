@@ -96,7 +96,7 @@ def by_name(network: nn.Module, flow: Flow, patterns: str | Sequence[str]) -> li
             raise LayerError(f"the pattern {pattern!r} matches no module of {name}, which has {_first_few(paths)}")
         for siblings in matches:
             for path in siblings:
-                if path not in order and is_flattened(network, {entry.module for entry in calls}):
+                if path not in order and is_flattened(network):
                     raise LayerError(flattened_text(network))
                 if path not in order:
                     raise LayerError(f"the pattern {pattern!r} matches {path} of {name}, which does not run")

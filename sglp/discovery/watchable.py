@@ -1,6 +1,6 @@
 """Networks whose modules can't be observed as they run, or can only be observed with some help."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,15 +33,28 @@ def check_watchable(network: nn.Module) -> None:
             f"this {name} is compiled, so its modules can't be observed: pass the module as it was before compilation, "
             "and compile the pruned network"
         )
+    if is_flattened(network, entirely=True):
+        raise LayerError(flattened_text(network))
 
 
-def is_flattened(network: nn.Module, called: Container[nn.Module]) -> bool:
-    """Check whether a network contains a graph of torch.fx or torch.export whose blocks don't run as modules."""
+def is_flattened(network: nn.Module, entirely: bool = False) -> bool:
+    """Check whether a network contains a graph of torch.fx or torch.export that calls no module that has parts.
+
+    Args:
+        network: the network.
+        entirely: whether to look only for graphs that call no modules at all, as those of torch.export.
+    """
     graphs = [module for module in network.modules() if isinstance(module, torch.fx.GraphModule)]
-    return any(
-        not any(module in called and any(module.children()) for module in graph.modules() if module is not graph)
-        for graph in graphs
-    )
+    return any(not _called_by(graph, entirely) for graph in graphs)
+
+
+def _called_by(graph: torch.fx.GraphModule, entirely: bool) -> list[nn.Module]:
+    """Return the modules with parts, or with weights, that a graph calls."""
+    paths = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    called = [graph.get_submodule(path) for path in paths]
+    return [
+        module for module in called if any(module.children()) or (entirely and any(True for _ in module.parameters()))
+    ]
 
 
 def flattened_text(network: nn.Module) -> str:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
 from sglp.errors import ScoringError
 from sglp.layer import Layer, branch_ends
+from sglp.reconstruction.beside import beside
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.one_layer import LayerCalls, errors_of_layer
@@ -52,15 +53,17 @@ def reconstruction_errors(
 
     Returns:
         [layers, layers] float64. 0 on the diagonal, as nothing is removed. Infinite where j < i or j - i > `longest`,
-        where one of the layers i+1..j can't be removed, and where the activations after i and j differ in shape.
+        where one of the layers i+1..j can't be removed or does not follow the layer before it (see `beside`), and where
+        the activations after i and j differ in shape.
 
     Raises:
         ScoringError: there is no batch, a layer does not run for every batch, or activations are not finite.
     """
     errors = np.full((len(layers), len(layers)), np.inf)
     np.fill_diagonal(errors, 0)
-    ends = _ends([layer.removable for layer in layers], longest)
     fitting, held = split([inputs_of(batch) for batch in at_least_one(batches)])
+    apart = beside(network, [layer.name for layer in layers], fitting[0])
+    ends = _ends([layer.removable and layer.name not in apart for layer in layers], longest)
     device = device_of(network)
     inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
     masks = [padding_mask(one) for one in inputs]

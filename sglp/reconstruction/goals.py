@@ -1,6 +1,6 @@
 """Which kept layers are refitted, in which order, and to which activation of the dense network."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +52,11 @@ def _note_shape(shapes: dict[str, torch.Size], name: str, output: Any) -> None:
 
 
 def goals_of(
-    shapes: Mapping[str, torch.Size], counterparts: dict[str, nn.Module], plan: Plan, scope: Scope
+    shapes: Mapping[str, torch.Size],
+    counterparts: dict[str, nn.Module],
+    plan: Plan,
+    scope: Scope,
+    apart: Container[str] = (),
 ) -> list[Goal]:
     """List the kept layers from the first gap on, or with the scope "gaps" those right before gaps.
 
@@ -66,6 +70,7 @@ def goals_of(
         counterparts: from `counterparts_of`.
         plan: the plan.
         scope: see `reconstruct`.
+        apart: names of layers that do not follow the layer before them, from `beside`.
     """
     order = list(shapes)
     removed = set(plan.removed)
@@ -75,7 +80,7 @@ def goals_of(
         if name in removed:
             continue
         last = i
-        while last + 1 < len(order) and order[last + 1] in removed:
+        while last + 1 < len(order) and order[last + 1] in removed and order[last + 1] not in apart:
             last += 1
         if last == i and (i < gap or scope == "gaps"):
             continue

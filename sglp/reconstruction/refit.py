@@ -23,6 +23,7 @@ from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.rows import relative_error, row_weights, rows
 from sglp.reconstruction.saved_fits import Fit
 from sglp.running import first_tensor
+from sglp.surgery.streams import changes_more_streams
 
 
 class Sample(NamedTuple):
@@ -32,11 +33,13 @@ class Sample(NamedTuple):
         run: runs the layer on its input.
         target: [rows, channels].
         weights: [rows], 0 for rows that do not count.
+        has_more_streams: whether the layer changes more tensors than the first that it is passed and returns.
     """
 
     run: Callable[[], Any]
     target: Tensor
     weights: Tensor
+    has_more_streams: bool = False
 
 
 def sample_of(
@@ -61,7 +64,8 @@ def sample_of(
     # Copies: what follows may work in place.
     target = rows(first_tensor(output), first).clone()
     args, kwargs = detached(args), detached(kwargs)
-    return Sample(partial(run_layer, modules, branch_ends, args, kwargs), target, row_weights(target, mask))
+    run = partial(run_layer, modules, branch_ends, args, kwargs)
+    return Sample(run, target, row_weights(target, mask), changes_more_streams(args, kwargs, output))
 
 
 def refit(
@@ -95,7 +99,9 @@ def refit(
         if found is not None:
             how = "replace_me" if method == "replace_me" else "closed_form"
         else:
-            how = "" if method in ("closed_form", "replace_me") or tied or not steps else "gradient"
+            never = method in ("closed_form", "replace_me") or tied or not steps
+            # The error does not see what a change does to a second stream.
+            how = "" if never or seen[0].has_more_streams else "gradient"
         if not how:
             return Fit("", before, before, False)
         changing = modules if found is None else [found]
@@ -109,7 +115,7 @@ def refit(
             weight = weight_of(found)
             weight.copy_((weight.double() + change).to(weight.dtype))
         else:
-            gradient.fit(modules, seen, first, steps)
+            gradient.fit(modules, [(one.run, one.target, one.weights) for one in seen], first, steps)
             gradient.refresh_statistics(modules, [sample.run for sample in seen])
         after = _error(unseen, first)
         kept = after < before or how == "replace_me"  # the paper has no guard

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs
+from sglp.batches import Inputs, to_device
 from sglp.layer import Layer, branch_paths
-from sglp.running import main_input, run_hooked
+from sglp.running import call, device_of, hooked_eval, main_input, run_hooked
 from sglp.surgery.streams import Arguments, items_of
 
 
@@ -30,19 +31,23 @@ class Bypass:
         self.branches = {network.get_submodule(path) for layer in layers for path in branch_paths(layer.name)}
         # How to make the output of a bypassed module: the container, and what it holds (see `_learn`).
         self.substitutes: dict[nn.Module, tuple[Callable | None, list]] = {}
-        handles = [
-            module.register_forward_hook(self._learn, with_kwargs=True)
-            for layer, modules in zip(layers, self.modules, strict=True)
-            if layer.removable
-            for module in modules
+        removable = [
+            module for layer, modules in zip(layers, self.modules, strict=True) if layer.removable for module in modules
         ]
-        run_hooked(network, inputs, handles)
+        try:
+            run_hooked(network, inputs, self._hooks(removable))
+        except Exception:  # tensors of a graph can't be cut into samples: then all are run
+            with hooked_eval(network, self._hooks(removable)):
+                call(network, to_device(inputs, device_of(network)))
 
     @contextmanager
     def without(self, removed: Iterable[int]) -> Iterator[None]:
         """Bypass the layers with these indices inside a context: each returns its main input."""
         with replaced({module: self._passthrough(module) for i in removed for module in self.modules[i]}):
             yield
+
+    def _hooks(self, modules: Iterable[nn.Module]) -> list[RemovableHandle]:
+        return [module.register_forward_hook(self._learn, with_kwargs=True) for module in modules]
 
     def _learn(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         """Record a substitute for each output.

@@ -7,6 +7,7 @@ tensors, and a bypass returns them.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
@@ -143,3 +144,18 @@ def first_edge(output: Any) -> Edge | None:
     if isinstance(output, tuple | list | Mapping):
         return next((edge for item in items_of(output) if (edge := first_edge(item))), None)
     return None
+
+
+def changes_more_streams(args: tuple, kwargs: dict, output: Any) -> bool:
+    """Whether a module returns more than one tensor that takes the place of an argument, and not that argument."""
+    values = (*args, *kwargs.values())
+    arguments = Arguments.of_call(args, kwargs)
+    main = main_input(args, kwargs)
+    outputs = items_of(output)
+    if isinstance(main, tuple | list):
+        pairs = list(zip(main, outputs, strict=False)) if len(main) == len(outputs) else []
+    else:
+        indices = arguments.substitutes(output)
+        pairs = [(values[i], value) for i, value in zip(indices, outputs, strict=True) if i is not None]
+    tensors = [(a, b) for a, b in pairs[1:] if isinstance(a, Tensor) and isinstance(b, Tensor) and b.ndim]
+    return any(a.shape == b.shape and not torch.equal(a, b) for a, b in tensors)
