@@ -348,3 +348,60 @@ def test_networks_that_cannot_be_observed_are_refused(change, message):
     network, x = nn.Sequential(*(Residual(4) for _ in range(3))).eval(), noise(2, 4, 5, 5)
     with pytest.raises(LayerError, match=message):
         sglp.find_layers(change(network, x), x)
+
+
+def test_two_towers_are_refused_with_the_patterns_to_choose_from():
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {**part, "vocab_size": 20, "max_position_embeddings": 8}
+    config = CLIPConfig(text_config=text, vision_config={**part, "image_size": 8, "patch_size": 4}, projection_dim=4)
+    inputs = {"input_ids": torch.arange(12).view(2, 6), "pixel_values": noise(2, 3, 8, 8)}
+    network = CLIPModel(config).eval()
+    with pytest.raises(LayerError, match=r"^CLIPModel has 2 stacks of layers side by side.*text_model"):
+        sglp.find_layers(network, inputs)
+    layers = sglp.find_layers(network, inputs, "text_model.encoder.layers.*")
+    assert [layer.removable for layer in layers] == [True] * 3
+
+
+def test_a_network_of_branches_is_saved_and_loaded(parent, tmp_path):
+    factory, x = f"{__name__}:Parent", noise(3, 4, 6)
+    network = sglp.build(factory, {"kind": parent.kind}, seed=0).eval()
+    layers = sglp.find_layers(network, x)
+    small = sglp.prune(network, plan_without(layers, [layers[1].name, layers[3].name]))
+    sglp.save(small, tmp_path / "saved")
+    assert same(call(sglp.load(tmp_path / "saved", trust=[factory]), x), call(small, x))
+    again = [layer for layer in sglp.find_layers(small, x) if layer.removable]
+    smaller = sglp.prune(small, sglp.Plan([again[0].name], [again[1].name]))
+    sglp.save(smaller, tmp_path / "again")
+    assert same(call(sglp.load(tmp_path / "again", trust=[factory]), x), call(smaller, x))
+    assert same(call(smaller, x), call(network, x, skip=[0, 2, 3]))
+
+
+def test_a_network_of_branches_is_exported(parent, tmp_path):
+    if parent.kind == "lstm":
+        pytest.skip("torch.export writes no LSTM with batches of any size")
+    x = noise(3, 4, 6)
+    layers = sglp.find_layers(parent, x)
+    sglp.export(sglp.prune(parent, plan_without(layers, [layers[2].name])), tmp_path / "file.pt2", "torch-export", x)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantized_networks_are_found_or_refused():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return x + self.inner(x).relu()
+
+    def quantized(network):
+        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+
+    blocks = quantized(nn.Sequential(*(Block() for _ in range(3))))
+    assert sum(layer.removable for layer in sglp.find_layers(blocks, noise(2, WIDTH))) == 3
+    plain = quantized(nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(3))))
+    with pytest.raises(LayerError, match="its weights are quantized, so autograd can't follow the flow"):
+        sglp.find_layers(plain, noise(2, WIDTH))

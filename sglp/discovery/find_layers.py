@@ -51,14 +51,41 @@ def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | 
     stem: Group = []
     if paths is None:
         groups = by_rule(model, flow, stacked_layers(model) if is_pretrained(model) else set())
+        _check_one_stack(model, groups)
         stem = _stem(calls, groups[0])
     else:
         groups = by_name(model, flow, paths)
     macs = cost.macs_by_module(model, example)
     layers = [_layer(group, _reason(model, group), macs) for group in groups]
-    if not _counted_by_config(model, layers):
+    # Beside what a config counts, a parent can use every layer's output, such as for a weighted sum.
+    is_stack = all(entry.straight_through for group in groups for entry in group)
+    if not (is_stack and _counted_by_config(model, layers)):
         layers = _without_unremovable(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
+
+
+def _check_one_stack(model: nn.Module, groups: list[Group]) -> None:
+    """Refuse a Hugging Face model with several stacks side by side, as layers of one stack only can be removed.
+
+    Raises:
+        LayerError: it has several stacks; the message has a pattern for each.
+    """
+    if not is_pretrained(model):
+        return
+    stacks: list[list[str]] = []
+    for group in groups:
+        try:
+            stack = stack_of(model, [group[0].path])
+        except PlanError:
+            continue
+        if stack is not None and stack not in stacks:
+            stacks.append(stack)
+    if len(stacks) > 1:
+        patterns = " or ".join(f"paths={[f'{path}.*' for path in stack]}" for stack in stacks)
+        raise LayerError(
+            f"{type(model).__name__} has {len(stacks)} stacks of layers side by side, and layers can be removed from "
+            f"one of them at a time: choose {patterns}"
+        )
 
 
 def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:

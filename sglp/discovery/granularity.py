@@ -4,14 +4,18 @@ The rule finds what the literature counts as layers:
 
 1. A *block* is a module that contains whole branching parts of the flow (see `flow`), at least one of them not inside a
    smaller module, and whose class keeps the shape at least once in this network. All modules of such a class are
-   layers, the outermost first. In a Hugging Face model the blocks are the layers that its config counts, if the flow
-   passes through them.
+   layers, the outermost first. Blocks that the whole flow of the network passes come first; those that run beside a
+   long skip, in several streams, with conditions or behind one of several outputs are found among what is left. A
+   module that is the only one of its class, and contains several blocks, is none: it is a network in a wrapper. In a
+   Hugging Face model the blocks are the layers that its config counts.
 2. Where a module calls blocks by name, not as items of a list, the blocks are its parts. This module is then the block,
    if it is not the only module of its class and all modules of the class keep the shape.
 3. A network without blocks consists of *units*: a module with a weight (convolution or linear layer, whichever is more
    frequent) and the siblings that follow it, up to the next such module, as long as they keep the shape; or the module
    that contains exactly these modules.
-4. If blocks that change the shape hold most of the parameters, the network has no removable layers (DenseNet).
+4. Where a parent adds the outputs of modules to a residual stream itself, as in x = x + block(x), each of these modules
+   is a *branch*, and the branches of one item of a list are one layer (see `branches`). Branches inside blocks are not.
+5. If blocks that change the shape hold most of the parameters, the network has no removable layers (DenseNet).
 """
 
 import re
@@ -24,7 +28,7 @@ from sglp.discovery.blocks import all_blocks, holds_weight, passed_by_all, small
 from sglp.discovery.branches import Branch, branch_of, branches_in_a_row
 from sglp.discovery.flow import Call, Flow
 from sglp.discovery.units import Group, units_of
-from sglp.discovery.watchable import flattened_text, is_flattened
+from sglp.discovery.watchable import flattened_text, is_flattened, is_quantized, reason_without_flow
 from sglp.errors import LayerError
 from sglp.layer import module_paths
 
@@ -57,6 +61,8 @@ def by_rule(network: nn.Module, flow: Flow, stacked: set[str]) -> list[Group]:
             f"({type(entry.module).__name__}) from {shape_text(entry.input_shape)} to {shape_text(entry.output_shape)}"
         )
     units = units_of(calls)
+    if not units and any(is_quantized(module) for module in network.modules()):
+        raise LayerError(f"no layers can be found in {name}: {reason_without_flow(network)}")
     if not units:
         repeated = [entry for entry in calls if entry.times > 1 and holds_weight(entry.module)]
         reason = f"{repeated[0].path} runs {repeated[0].times} times" if repeated else "it has no consecutive blocks"
