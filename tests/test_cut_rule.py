@@ -387,7 +387,7 @@ def test_a_network_of_branches_is_exported(parent, tmp_path):
     sglp.export(sglp.prune(parent, plan_without(layers, [layers[2].name])), tmp_path / "file.pt2", "torch-export", x)
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore")  # torch deprecates its own quantization
 def test_quantized_networks_are_found_or_refused():
     class Block(nn.Module):
         def __init__(self):
