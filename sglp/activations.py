@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -12,6 +13,7 @@ from sglp.batches import Inputs, inputs_of, size_of, to_device
 from sglp.choices import Pooling
 from sglp.errors import SimilarityError
 from sglp.layer import Layer
+from sglp.observing import observe_after
 from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
 
 # A layer's output counts as constant if its samples differ by less than this, relative to its largest value: such
@@ -92,7 +94,7 @@ class BatchAxis:
             if activation.ndim > 2 and len(activation) != 1 and activation.shape[1] == 1:
                 transposed.add(i)
 
-        run_hooked(self.model, inputs, [_hook(self.model, self.layers, i, learn) for i in range(len(self.layers))])
+        run_hooked(self.model, inputs, _hooks(self.model, self.layers, learn))
         return bool(transposed & self.ambiguous)
 
 
@@ -113,13 +115,20 @@ def _grams(
         grams[i] = _gram(batch_axis.samples_first(i, activation, samples), pooling)
 
     # Hooks are added anew for each batch: if they outlived a yield, an error in the caller would leave them in place.
-    with hooked_eval(model, [_hook(model, layers, i, keep) for i in range(len(layers))]):
+    with hooked_eval(model, _hooks(model, layers, keep)):
         call(model, inputs)
     return grams
 
 
-def _hook(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable[[int, Any], None]) -> RemovableHandle:
-    """Pass a layer's output to `keep`.
+def _hooks(model: nn.Module, layers: Sequence[Layer], keep: Callable[[int, Any], None]) -> list[RemovableHandle]:
+    """Pass the output of each layer to `keep`."""
+    return [handle for i in range(len(layers)) for handle in _hooks_of(model, layers, i, keep)]
+
+
+def _hooks_of(
+    model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable[[int, Any], None]
+) -> list[RemovableHandle]:
+    """Pass a layer's output to `keep`; see `observe_after`.
 
     The stem's output is taken from the input of the first block, as operations that are not modules may come between.
     """
@@ -129,12 +138,8 @@ def _hook(model: nn.Module, layers: Sequence[Layer], i: int, keep: Callable[[int
         def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
             keep(i, args or kwargs)
 
-        return following.register_forward_pre_hook(before, with_kwargs=True)
-
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        keep(i, output)
-
-    return model.get_submodule(layers[i].modules[-1]).register_forward_hook(after)
+        return [following.register_forward_pre_hook(before, with_kwargs=True)]
+    return observe_after(model, layers[i].name, partial(keep, i))
 
 
 def _gram(activation: Tensor, pooling: str) -> Tensor:

@@ -290,7 +290,7 @@ def test_passes_run_a_module_in_the_thread_that_advances_them():
 
 def test_an_error_inside_a_pass_is_raised_where_it_is_advanced():
     network = nn.Sequential(Block(), Block())
-    remove = pause_after(network[0], "first")
+    remove = pause_after(network, "0", "first")
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
         in_lockstep(network, [noise(2, 4)]) as passes,

@@ -214,7 +214,7 @@ def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collec
     # The seed only leaves the caller's random state alone: the random weights are overwritten at once.
     network = build(factory, architecture.kwargs, seed=0)
     try:
-        drop_modules(network, Plan.from_architecture(architecture).removed_modules)
+        drop_modules(network, architecture.removed)
     except AttributeError as error:
         raise CheckpointError(broken) from error
     return network

@@ -8,16 +8,18 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import torch
 from torch import nn
 
 from sglp import cost
 from sglp.batches import Inputs
+from sglp.discovery.branches import stream_of
 from sglp.discovery.flow import Call, trace
-from sglp.discovery.granularity import Group, by_name, by_rule, shape_text
+from sglp.discovery.granularity import by_name, by_rule, shape_text
+from sglp.discovery.units import Group
+from sglp.discovery.watchable import check_watchable, flattened_text, is_flattened
 from sglp.errors import LayerError, PlanError
 from sglp.hugging_face.networks import is_pretrained, stack_of, stacked_layers, ties_between_layers
-from sglp.layer import STEM, Layer
+from sglp.layer import BRANCH, STEM, Layer
 from sglp.surgery.equivalence import unremovable
 
 
@@ -38,36 +40,58 @@ def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | 
         LayerError: no layers can be distinguished, or they depend on each other; a path does not exist, does not run,
             or is inside another layer; the network is compiled, or inference mode is on.
     """
-    if torch.is_inference_mode_enabled():
-        raise LayerError(
-            "layers are found with autograd, which torch.inference_mode() turns off: call this outside inference mode"
-        )
-    if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()):
-        raise LayerError(
-            f"this {type(model).__name__} is compiled, so its modules can't be observed: pass the module as it was "
-            "before compilation, and compile the pruned network"
-        )
+    check_watchable(model)
     ties = ties_between_layers(model) if is_pretrained(model) else ""
     if ties:
         raise LayerError(ties)
-    calls = trace(model, example)
+    if paths is None and is_flattened(model):
+        raise LayerError(flattened_text(model))
+    flow = trace(model, example)
+    calls = flow.calls
     stem: Group = []
     if paths is None:
-        groups = by_rule(model, calls, stacked_layers(model) if is_pretrained(model) else set())
+        groups = by_rule(model, flow, stacked_layers(model) if is_pretrained(model) else set())
+        _check_one_stack(model, groups)
         stem = _stem(calls, groups[0])
     else:
-        groups = by_name(model, calls, paths)
+        groups = by_name(model, flow, paths)
     macs = cost.macs_by_module(model, example)
     layers = [_layer(group, _reason(model, group), macs) for group in groups]
-    if not _counted_by_config(model, layers):
+    # Beside what a config counts, a parent can use every layer's output, such as for a weighted sum.
+    is_stack = all(entry.straight_through for group in groups for entry in group)
+    if not (is_stack and _counted_by_config(model, layers)):
         layers = _without_unremovable(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
+
+
+def _check_one_stack(model: nn.Module, groups: list[Group]) -> None:
+    """Refuse a Hugging Face model with several stacks side by side, as layers of one stack only can be removed.
+
+    Raises:
+        LayerError: it has several stacks; the message has a pattern for each.
+    """
+    if not is_pretrained(model):
+        return
+    stacks: list[list[str]] = []
+    for group in groups:
+        try:
+            stack = stack_of(model, [group[0].path])
+        except PlanError:
+            continue
+        if stack is not None and stack not in stacks:
+            stacks.append(stack)
+    if len(stacks) > 1:
+        patterns = " or ".join(f"paths={[f'{path}.*' for path in stack]}" for stack in stacks)
+        raise LayerError(
+            f"{type(model).__name__} has {len(stacks)} stacks of layers side by side, and layers can be removed from "
+            f"one of them at a time: choose {patterns}"
+        )
 
 
 def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:
     parameters = {p for entry in calls for p in entry.module.parameters()}
     return Layer(
-        name="+".join(entry.path for entry in calls),
+        name="+".join(entry.path + (BRANCH if entry.added else "") for entry in calls),
         removable=not reason,
         reason=reason,
         parameters=sum(p.numel() for p in parameters),
@@ -101,20 +125,29 @@ def _reason(model: nn.Module, group: Group) -> str:
     for entry in group:
         if entry.times > 1:
             return f"runs {entry.times} times"
-        if None in (entry.start, entry.end):
-            return "data also flows around it"
+        if not entry.has_flow:
+            return "its output does not depend on its input, or the network's output does not depend on it"
+        if entry.added:  # the parent adds a tensor, whatever else the module returns
+            continue
         # The parent calls the items of a list one by one, and can unpack what each of them returns.
         is_list_item = isinstance(model.get_submodule(entry.path.rpartition(".")[0]), nn.ModuleList)
         if entry.input_kind != entry.output_kind and (not is_list_item or entry.output_kind == "a dict"):
             return f"takes {entry.input_kind} and returns {entry.output_kind}"
+        if entry.lost and not is_pretrained(model):
+            return "returns a tensor besides the first one that none of its inputs can take the place of"
     before = group[0].input_shape
     after = group[-1].output_shape
     if before != after:
         return f"changes the shape from {shape_text(before)} to {shape_text(after)}"
     # Whatever runs between the modules is kept, and must accept the shape that it then receives.
-    if any(a.end != b.start and not a.output_shape == b.input_shape == before for a, b in pairwise(group)):
+    if any(not _follows(a, b) and not a.output_shape == b.input_shape == before for a, b in pairwise(group)):
         return "its modules do not run directly one after another"
     return ""
+
+
+def _follows(first: Call, second: Call) -> bool:
+    """Check whether a module is passed what another one returned."""
+    return first.edge is not None and first.edge == stream_of(second)
 
 
 def _stem(calls: list[Call], first: Group) -> Group:

@@ -4,12 +4,15 @@ A *cut* is a point of the flow that everything passes: what follows depends on t
 Between two neighbouring cuts the flow is either straight (a convolution, an activation) or has branches (a residual
 connection, attention). Branches that meet in a product are a gate (squeeze-excitation, SiLU written out), which counts
 as straight: a gate only scales. Autograd also sees operations that are not modules.
+
+The flow *through a module* is the part between its input and its output, or its streams if it takes and returns
+several. It has cuts of its own, whatever runs beside the module and whatever else the module is passed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +20,11 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from sglp.batches import Inputs
+from sglp.discovery.cuts import cuts_of, flow_between, part_between
+from sglp.discovery.watchable import reason_without_flow, without_checkpoints
 from sglp.errors import LayerError
 from sglp.running import call, eval_mode, main_input
+from sglp.surgery.streams import Arguments, Edge, first_edge
 
 
 @dataclass(eq=False)
@@ -29,58 +35,88 @@ class Call:
         path: the module's path.
         module: the module.
         outer: the call that this call is nested in; None for the network's own call.
+        arguments: all arguments, as they were before the call.
         inputs: the graph nodes of the main input (see `main_input`), and the nodes of all arguments.
-        input_shape, output_shape: shapes of the first tensor, without the batch dimension.
+        input_shape, output_shape: shapes of the first output tensor and of the argument that can take its place,
+            without the batch dimension.
         input_kind, output_kind: the containers of the main input and of the output, in words.
         times: number of calls of the module.
-        output: the graph node of the first output tensor, or None.
-        start, end: positions of the cuts at the module's input and output in the flow, or None where there is no cut.
-        branches: number of operations between `start` and `end` that belong to branches of the flow: they are neither
-            cuts nor parts of a gate.
+        sources, sinks: the graph nodes where the flow through the module starts and ends.
+        edge: the graph edge of the first output tensor, or None.
+        is_bottleneck: whether the whole flow of the network passes its main input and its output.
+        lost: graph nodes of outputs that nothing could take the place of if the module were removed.
+        has_flow: whether its output depends on its input, and an output of the network on its output.
+        cuts: the cuts of the flow through the module.
+        branches: number of operations of the flow through the module that belong to branches: they are neither cuts nor
+            parts of a gate.
+        added: whether the parent adds the output to the input, or to the input of the modules before it in a layer.
     """
 
     path: str
     module: nn.Module
     outer: "Call | None" = field(repr=False)
+    arguments: Arguments = field(repr=False)
     inputs: tuple[list[Node], list[Node]] = field(repr=False)
     input_shape: tuple[int, ...]
     input_kind: str
     times: int = 1
-    output: Node | None = field(default=None, repr=False)
+    sources: list[Node] = field(default_factory=list, repr=False)
+    sinks: list[Node] = field(default_factory=list, repr=False)
+    edge: Edge | None = field(default=None, repr=False)
     output_shape: tuple[int, ...] = ()
     output_kind: str = ""
-    start: int | None = None
-    end: int | None = None
+    is_bottleneck: bool = False
+    lost: list[Node] = field(default_factory=list, repr=False)
+    has_flow: bool = False
+    cuts: set[Node] = field(default_factory=set, repr=False)
     branches: int = 0
+    added: bool = False
 
     @property
     def straight_through(self) -> bool:
-        """Whether the module runs once, does something, and the whole flow passes through it."""
-        return self.times == 1 and self.start is not None and self.end is not None and self.start < self.end
+        """Whether the module runs once, does something, and the whole flow of the network passes through it."""
+        return self.times == 1 and self.is_bottleneck
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether the module runs once and does something to what it is passed."""
+        return self.times == 1 and self.has_flow
 
 
-def trace(network: nn.Module, example: Inputs) -> list[Call]:
-    """Run a network once and find the position of each module in the flow.
+class Flow(NamedTuple):
+    """The flow of a sample through a network.
+
+    Attributes:
+        calls: one call per module that ran, in the order in which the modules started.
+        consumers: maps each graph node to the nodes that read it.
+    """
+
+    calls: list[Call]
+    consumers: dict[Node, list[Node]]
+
+
+def trace(network: nn.Module, example: Inputs) -> Flow:
+    """Run a network once and find the flow through each of its modules.
 
     Args:
         network: any module; left unchanged (train or eval mode, its parameters' `requires_grad`).
         example: a tensor, or a dict of keyword arguments.
-
-    Returns:
-        One call per module that ran, in the order in which the modules started.
 
     Raises:
         LayerError: autograd does not connect the output with the input.
     """
     calls: list[Call] = []
     embedded: dict[bool, set[Node]] = {True: set(), False: set()}
-    with _traceable(network), torch.enable_grad():
+    with _traceable(network), torch.enable_grad(), without_checkpoints():
         inputs, sources = _differentiable(example)
         with _recording(network, calls, embedded, _storages(example)):
             output = call(network, inputs)
         # Other embeddings (positions) are not inputs, unless no embedding reads the example itself (copied ids).
-        _place(calls, sources | (embedded[True] or embedded[False]), _nodes(output))
-    return calls
+        sources |= embedded[True] or embedded[False]
+        consumers = _place(calls, sources, _nodes(output))
+    if not consumers:
+        raise LayerError(f"no layers can be found in {type(network).__name__}: {reason_without_flow(network)}")
+    return Flow(calls, consumers)
 
 
 @contextmanager
@@ -164,10 +200,11 @@ def _recording(
                 first_calls[module].times += 1
                 running.append(first_calls[module])
                 return
-            argument = main_input(args, kwargs)
-            nodes = (_nodes(argument), _nodes([args, kwargs]))
+            main = main_input(args, kwargs)
+            nodes = (_nodes(main), _nodes([args, kwargs]))
             outer = running[-1] if running else None
-            entry = Call(path, module, outer, nodes, _shape(argument), _kind(argument))
+            arguments = Arguments.of_call(args, kwargs)
+            entry = Call(path, module, outer, arguments, nodes, _shape(main), _kind(main))
             first_calls[module] = entry
             calls.append(entry)
             running.append(entry)
@@ -177,9 +214,12 @@ def _recording(
     def after(module: nn.Module, args: tuple, output: Any) -> None:
         entry = running.pop()
         nodes = _nodes(output)
-        entry.output = nodes[0] if nodes else None
         entry.output_shape = _shape(output)
         entry.output_kind = _kind(output)
+        entry.sources, entry.sinks, shape = entry.arguments.flow_to(output)
+        entry.input_shape = entry.input_shape if shape is None else shape
+        entry.edge = first_edge(output)
+        entry.lost = entry.arguments.without_substitute(output)
         if isinstance(module, nn.Embedding):
             embedded[bool(_storages(args) & storages)].update(nodes)
 
@@ -194,57 +234,31 @@ def _recording(
             handle.remove()
 
 
-def _place(calls: list[Call], sources: set[Node], sinks: list[Node]) -> None:
-    """Set the position of each call between the cuts of the flow."""
-    order = _flow(sources, sinks[:1])
+def _place(calls: list[Call], sources: set[Node], sinks: list[Node]) -> dict[Node, list[Node]]:
+    """Find the flow through each call; return the nodes that read each node, or {} if there is no flow."""
+    order = flow_between(sources, sinks)
     if not order:
-        raise LayerError("no layers can be found: autograd does not connect the network's output with its input")
+        return {}
     index = {node: i for i, node in enumerate(order)}
-    spans = [0] * (len(order) + 1)  # running sum: number of edges of the flow that lead past a node
+    main = next(node for node in sinks if node in index)  # networks may return features or losses beside it
+    cuts = cuts_of(flow_between(sources, [main]), sources, [main]).positions
+    consumers: dict[Node, list[Node]] = {}
     for node in order:
-        # The sources are joined: a node between a source and its consumer is not a cut.
-        earlier = [-1] if node in sources else [index[n] for n, _ in node.next_functions if n in index]
-        for source in earlier:
-            if index[node] > source + 1:
-                spans[source + 1] += 1
-                spans[index[node]] -= 1
-    cuts: dict[Node, int] = {}
-    branches: dict[int, int] = {}  # number of operations in branches before each cut
-    edges_past = num_in_branches = num_since_cut = 0
-    for i, node in enumerate(order):
-        edges_past += spans[i]
-        if edges_past:
-            num_since_cut += 1
-            continue
-        num_in_branches += 0 if node.name().startswith("Mul") else num_since_cut  # a product ends a gate
-        num_since_cut = 0
-        cuts[node] = i
-        branches[i] = num_in_branches
+        for earlier, _ in node.next_functions:
+            if earlier in index:
+                consumers.setdefault(earlier, []).append(node)
     for entry in calls:
         main_nodes, all_nodes = entry.inputs
         inside = {node for node in all_nodes if node in index}
-        if len(inside) == 1 and inside.issubset(main_nodes) and entry.output in cuts:
-            entry.start = cuts.get(inside.pop())
-            entry.end = cuts[entry.output]
-            if entry.start is not None:
-                entry.branches = branches[entry.end] - branches[entry.start]
-
-
-def _flow(sources: set[Node], sinks: list[Node]) -> list[Node]:
-    """Return the graph nodes on the paths from the sources to the output, in topological order."""
-    # Depth first without recursion: a deep network's graph is deeper than Python's stack.
-    reaches: dict[Node, bool] = {}
-    order = []
-    stack = [(node, False) for node in sinks]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            later = [n for n, _ in node.next_functions if n is not None]
-            reaches[node] = node in sources or any(reaches.get(n, False) for n in later)
-            if reaches[node]:
-                order.append(node)
-        elif node not in reaches:
-            reaches[node] = False
-            stack.append((node, True))
-            stack.extend((n, False) for n, _ in node.next_functions if n is not None and n not in reaches)
-    return order
+        if len(inside) == 1 and inside.issubset(main_nodes) and entry.edge is not None:
+            start, end = cuts.get(inside.pop()), cuts.get(entry.edge[0])
+            entry.is_bottleneck = start is not None and end is not None and start < end
+        starts, ends = ({node for node in nodes if node in index} for nodes in (entry.sources, entry.sinks))
+        part = part_between(order, index, starts, list(ends))
+        entry.has_flow = bool(part)
+        own = set(part)
+        entry.lost = [n for n in entry.lost if n in sinks or not own.issuperset(consumers.get(n, ()))]
+        if part:
+            positions, entry.branches = cuts_of(part, starts, list(ends))
+            entry.cuts = set(positions)
+    return consumers

@@ -4,62 +4,85 @@ The rule finds what the literature counts as layers:
 
 1. A *block* is a module that contains whole branching parts of the flow (see `flow`), at least one of them not inside a
    smaller module, and whose class keeps the shape at least once in this network. All modules of such a class are
-   layers, the outermost first. In a Hugging Face model the blocks are the layers that its config counts, if the flow
-   passes through them.
+   layers, the outermost first. Blocks that the whole flow of the network passes come first; those that run beside a
+   long skip, in several streams, with conditions or behind one of several outputs are found among what is left. A
+   module that is the only one of its class, and contains several blocks, is none: it is a network in a wrapper. In a
+   Hugging Face model the blocks are the layers that its config counts.
 2. Where a module calls blocks by name, not as items of a list, the blocks are its parts. This module is then the block,
    if it is not the only module of its class and all modules of the class keep the shape.
 3. A network without blocks consists of *units*: a module with a weight (convolution or linear layer, whichever is more
    frequent) and the siblings that follow it, up to the next such module, as long as they keep the shape; or the module
    that contains exactly these modules.
-4. If blocks that change the shape hold most of the parameters, the network has no removable layers (DenseNet).
+4. Where a parent adds the outputs of modules to a residual stream itself, as in x = x + block(x), each of these modules
+   is a *branch*, and the branches of one item of a list are one layer (see `branches`). Branches inside blocks are not.
+5. If blocks that change the shape hold most of the parameters, the network has no removable layers (DenseNet).
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from torch import nn
 
-from sglp.discovery.flow import Call
+from sglp.discovery.blocks import all_blocks, holds_weight, passed_by_all, smallest
+from sglp.discovery.branches import Branch, branch_of, branches_in_a_row
+from sglp.discovery.flow import Call, Flow
+from sglp.discovery.units import Group, units_of
+from sglp.discovery.watchable import flattened_text, is_flattened, is_quantized, reason_without_flow
 from sglp.errors import LayerError
-from sglp.surgery.prune import runs_in_a_row
-
-Group = list[Call]
+from sglp.layer import module_paths
 
 
-def by_rule(network: nn.Module, calls: list[Call], stacked: set[str]) -> list[Group]:
-    """Find the layers by the rule: blocks, or the modules of units, in order of execution.
+def by_rule(network: nn.Module, flow: Flow, stacked: set[str]) -> list[Group]:
+    """Find the layers by the rule: blocks, branches, or the modules of units, in order of execution.
 
     Args:
         network: the network.
-        calls: the calls of its modules, from `trace`.
+        flow: the flow through its modules, from `trace`.
         stacked: paths of the layers that a Hugging Face config counts; empty for other networks.
 
     Raises:
         LayerError: the network has no layers, or none that can be removed.
     """
+    calls = flow.calls
     name = type(network).__name__
-    smallest = _smallest(calls, stacked)
-    blocks = _of_classes(calls, {type(e.module) for e in _owners(calls, smallest) if _keeps_shape(e)})
-    if blocks:
-        return [[entry] for entry in blocks]
-    block_parameters = {p for entry in smallest for p in entry.module.parameters()}
+    blocks = all_blocks(calls, stacked)
+    branches = [] if stacked else branches_in_a_row(network, flow, blocks)
+    groups = _with_branches(blocks, branches)
+    if groups:
+        order = {entry: i for i, entry in enumerate(calls)}
+        return sorted(groups, key=lambda group: order[group[0]])
+    parts = smallest(calls, stacked, passed_by_all)
+    block_parameters = {p for entry in parts for p in entry.module.parameters()}
     if 2 * sum(p.numel() for p in block_parameters) > sum(p.numel() for p in network.parameters()):
-        entry = smallest[0]
+        entry = parts[0]
         raise LayerError(
             f"{name} has no removable layers: its blocks change the shape, for example {entry.path} "
             f"({type(entry.module).__name__}) from {shape_text(entry.input_shape)} to {shape_text(entry.output_shape)}"
         )
-    units = _units(calls)
+    units = units_of(calls)
+    if not units and any(is_quantized(module) for module in network.modules()):
+        raise LayerError(f"no layers can be found in {name}: {reason_without_flow(network)}")
     if not units:
-        repeated = [entry for entry in calls if entry.times > 1 and _holds_weight(entry.module)]
+        repeated = [entry for entry in calls if entry.times > 1 and holds_weight(entry.module)]
         reason = f"{repeated[0].path} runs {repeated[0].times} times" if repeated else "it has no consecutive blocks"
         raise LayerError(f"no layers can be distinguished in {name}: {reason}")
     return units
 
 
-def by_name(network: nn.Module, calls: list[Call], patterns: str | Sequence[str]) -> list[Group]:
+def _with_branches(blocks: list[Call], branches: list[list[Branch]]) -> list[Group]:
+    """Return the blocks and the layers that consist of branches, which take the place of blocks around or in them."""
+    groups: list[Group] = []
+    inside: set[nn.Module] = set()
+    for layer in branches:
+        for branch in layer:
+            branch.calls[-1].added = True
+            inside.update(module for entry in branch.calls for module in entry.module.modules())
+        groups.append([entry for branch in layer for entry in branch.calls])
+    return [*groups, *([entry] for entry in blocks if not inside.intersection(entry.module.modules()))]
+
+
+def by_name(network: nn.Module, flow: Flow, patterns: str | Sequence[str]) -> list[Group]:
     """Find the layers that patterns name, in order of execution; see `find_layers`.
 
     Raises:
@@ -68,16 +91,19 @@ def by_name(network: nn.Module, calls: list[Call], patterns: str | Sequence[str]
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     name = type(network).__name__
+    calls = flow.calls
     paths = [path for path, _ in network.named_modules() if path]
     order = {entry.path: i for i, entry in enumerate(calls)}
     chosen: dict[str, str] = {}  # the pattern that matched each path
     groups = []
     for pattern in patterns:
-        matches = _matches(pattern, paths)
+        matches = _matches("+".join(module_paths(pattern)), paths)
         if not matches:
             raise LayerError(f"the pattern {pattern!r} matches no module of {name}, which has {_first_few(paths)}")
         for siblings in matches:
             for path in siblings:
+                if path not in order and is_flattened(network):
+                    raise LayerError(flattened_text(network))
                 if path not in order:
                     raise LayerError(f"the pattern {pattern!r} matches {path} of {name}, which does not run")
                 if path in chosen:
@@ -95,7 +121,18 @@ def by_name(network: nn.Module, calls: list[Call], patterns: str | Sequence[str]
         if order[first[-1].path] > order[second[0].path]:
             both = " and ".join("+".join(entry.path for entry in group) for group in (first, second))
             raise LayerError(f"the layers {both} of {name} overlap: one must finish before the next one starts")
+    for group in groups:
+        _mark_branches(group, flow)
     return groups
+
+
+def _mark_branches(group: Group, flow: Flow) -> None:
+    """Mark the last calls of the branches that a group consists of."""
+    start = 0
+    for i, entry in enumerate(group):
+        if branch_of(group[start : i + 1], flow):
+            entry.added = True
+            start = i + 1
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -120,98 +157,3 @@ def _parents(path: str) -> Iterator[str]:
     """Yield the paths of the modules that contain a module, from the nearest one outwards."""
     while path := path.rpartition(".")[0]:
         yield path
-
-
-def _keeps_shape(entry: Call) -> bool:
-    return entry.input_shape == entry.output_shape
-
-
-def _smallest(calls: list[Call], stacked: set[str]) -> list[Call]:
-    """Return the layers that a config counts, or the smallest modules that contain branching parts of the flow."""
-    branching = {c.path: c for c in calls if c.straight_through and c.branches and c.path}
-    if counted := [entry for path, entry in branching.items() if path in stacked]:
-        return counted
-    # How many of a module's branches are inside smaller modules. BERT's second residual connection is inside none.
-    inside: Counter[Call | None] = Counter()
-    for entry in branching.values():
-        outer = entry.outer  # the calling module, not the path's parent: a module can have several paths
-        while outer and outer.path not in branching:
-            outer = outer.outer
-        inside[outer] += entry.branches
-    # A norm that is written out has branches too, but no matrix.
-    return [e for e in branching.values() if e.branches > inside[e] and _holds_weight(e.module)]
-
-
-def _owners(calls: list[Call], parts: list[Call]) -> list[Call]:
-    """Return, for each part of a block, the module that calls it by name and keeps the shape, or the part itself."""
-    by_path = {entry.path: entry for entry in calls}
-    keeps_shape: dict[type, list[bool]] = {}
-    for entry in calls:
-        keeps_shape.setdefault(type(entry.module), []).append(entry.straight_through and _keeps_shape(entry))
-    owners = []
-    for entry in parts:
-        outer = by_path.get(entry.path.rpartition(".")[0])
-        owner = entry
-        if outer and outer.path and not runs_in_a_row(outer.module):
-            same_class = keeps_shape[type(outer.module)]
-            if len(same_class) > 1 and all(same_class):
-                owner = outer
-        owners.append(owner)
-    return owners
-
-
-def _of_classes(calls: list[Call], classes: set[type]) -> list[Call]:
-    """Return the outermost modules of some classes."""
-    blocks: list[Call] = []
-    inside: set[nn.Module] = set()
-    for entry in calls:
-        if type(entry.module) in classes and entry.straight_through and entry.module not in inside:
-            blocks.append(entry)
-            inside.update(entry.module.modules())
-    return blocks
-
-
-def _units(calls: list[Call]) -> list[Group]:
-    leaves = [entry for entry in calls if entry.straight_through and not any(entry.module.children())]
-    weighted = Counter(type(entry.module) for entry in leaves if _has_weight(entry.module))
-    if not weighted:
-        return []
-    most_frequent = weighted.most_common(1)[0][0]
-    units: list[Group] = []
-    is_open = False
-    for entry in leaves:
-        if type(entry.module) is most_frequent:
-            units.append([entry])
-            is_open = True
-        elif is_open and not _has_weight(entry.module):
-            is_open = entry.input_shape == entry.output_shape == units[-1][-1].output_shape
-            is_open = is_open and _siblings(entry, units[-1][0])
-            if is_open:
-                units[-1].append(entry)
-        else:
-            is_open = False
-    by_path = {entry.path: entry for entry in calls}
-    return [_holder(unit, by_path) for unit in units]
-
-
-def _holder(unit: Group, by_path: dict[str, Call]) -> Group:
-    """Return the module that contains exactly a unit, or the unit if there is none.
-
-    The module may use attributes of its parts, such as a stride to pad by, so it is kept or removed as a whole.
-    """
-    holder = by_path.get(unit[0].path.rpartition(".")[0])
-    if not (holder and holder.path and holder.straight_through):
-        return unit
-    return [holder] if {entry.module for entry in unit} == set(holder.module.children()) else unit
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return any(p.ndim >= 2 for p in module.parameters(recurse=False))
-
-
-def _holds_weight(module: nn.Module) -> bool:
-    return any(_has_weight(child) for child in module.modules())
-
-
-def _siblings(a: Call, b: Call) -> bool:
-    return a.path.rpartition(".")[0] == b.path.rpartition(".")[0]

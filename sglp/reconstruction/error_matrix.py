@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
 from sglp.errors import ScoringError
-from sglp.layer import Layer
+from sglp.layer import Layer, branch_ends
+from sglp.reconstruction.beside import beside
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.lockstep import advance_to, in_lockstep, pause_after, pause_before
 from sglp.reconstruction.one_layer import LayerCalls, errors_of_layer
@@ -52,15 +53,17 @@ def reconstruction_errors(
 
     Returns:
         [layers, layers] float64. 0 on the diagonal, as nothing is removed. Infinite where j < i or j - i > `longest`,
-        where one of the layers i+1..j can't be removed, and where the activations after i and j differ in shape.
+        where one of the layers i+1..j can't be removed or does not follow the layer before it (see `beside`), and where
+        the activations after i and j differ in shape.
 
     Raises:
         ScoringError: there is no batch, a layer does not run for every batch, or activations are not finite.
     """
     errors = np.full((len(layers), len(layers)), np.inf)
     np.fill_diagonal(errors, 0)
-    ends = _ends([layer.removable for layer in layers], longest)
     fitting, held = split([inputs_of(batch) for batch in at_least_one(batches)])
+    apart = beside(network, [layer.name for layer in layers], fitting[0])
+    ends = _ends([layer.removable and layer.name not in apart for layer in layers], longest)
     device = device_of(network)
     inputs = [to_device(own_part(one), device) for one in (*fitting, *held)]
     masks = [padding_mask(one) for one in inputs]
@@ -73,7 +76,7 @@ def reconstruction_errors(
         stack.enter_context(without_cache(network))
         for layer, inside in zip(layers, modules, strict=True):
             stack.callback(pause_before(inside[0], f"before {layer.name}"))
-            stack.callback(pause_after(inside[-1], layer.name))
+            stack.callback(pause_after(network, layer.name, layer.name))
         passes = stack.enter_context(in_lockstep(network, inputs))
         for j, layer in enumerate(tqdm(layers, desc="reconstruction errors", unit="layer", disable=None)):
             arguments = advance_to(passes, f"before {layer.name}")
@@ -87,7 +90,9 @@ def reconstruction_errors(
                     raise ScoringError(f"activations after {layer.name} are not finite: no layer can be fitted to them")
             while begun and ends[begun[0]] == j:
                 i = begun.popleft()
-                calls = LayerCalls(modules[i], given.pop(i), outputs[i], masks, len(fitting))
+                calls = LayerCalls(
+                    modules[i], branch_ends(layers[i].name), given.pop(i), outputs[i], masks, len(fitting)
+                )
                 alike = [t for t in range(i + 1, j + 1) if _shapes(outputs[t]) == _shapes(outputs[i])]
                 if alike:
                     targets = [outputs[t] for t in alike]

@@ -1,6 +1,7 @@
 """Which kept layers are refitted, in which order, and to which activation of the dense network."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 from sglp.choices import Scope
 from sglp.errors import PlanError
-from sglp.layer import module_paths
+from sglp.layer import branch_ends, module_paths
+from sglp.observing import observe_after
 from sglp.plan import Plan
 from sglp.running import first_tensor, run_hooked
 from sglp.surgery.prune import PassThrough
@@ -18,7 +20,7 @@ class Goal(NamedTuple):
     """A kept layer to refit.
 
     Attributes:
-        name: of the layer in the dense network.
+        name: of the layer in the dense network, with the marks of its branches.
         modules: of the layer in the pruned network, in the order in which they run.
         target: name of the dense layer after which the activation is the target.
     """
@@ -27,22 +29,34 @@ class Goal(NamedTuple):
     modules: list[nn.Module]
     target: str
 
+    @property
+    def branch_ends(self) -> tuple[int, ...]:
+        """Which modules end a branch; see `run_layer`."""
+        return branch_ends(self.name)
+
 
 def shapes_of(dense: nn.Module, plan: Plan, inputs: Any) -> dict[str, torch.Size]:
     """Return the shape of the output of each of a plan's layers for one sample, in the order in which they run."""
     shapes: dict[str, torch.Size] = {}
     handles = [
-        dense.get_submodule(module_paths(name)[-1]).register_forward_hook(
-            lambda module, args, output, name=name: shapes.update({name: first_tensor(output).shape})
-        )
+        handle
         for name in (*plan.kept, *plan.removed)
+        for handle in observe_after(dense, name, partial(_note_shape, shapes, name))
     ]
     run_hooked(dense, inputs, handles)
     return shapes
 
 
+def _note_shape(shapes: dict[str, torch.Size], name: str, output: Any) -> None:
+    shapes[name] = first_tensor(output).shape
+
+
 def goals_of(
-    shapes: Mapping[str, torch.Size], counterparts: dict[str, nn.Module], plan: Plan, scope: Scope
+    shapes: Mapping[str, torch.Size],
+    counterparts: dict[str, nn.Module],
+    plan: Plan,
+    scope: Scope,
+    apart: Container[str] = (),
 ) -> list[Goal]:
     """List the kept layers from the first gap on, or with the scope "gaps" those right before gaps.
 
@@ -56,6 +70,7 @@ def goals_of(
         counterparts: from `counterparts_of`.
         plan: the plan.
         scope: see `reconstruct`.
+        apart: names of layers that do not follow the layer before them, from `beside`.
     """
     order = list(shapes)
     removed = set(plan.removed)
@@ -65,7 +80,7 @@ def goals_of(
         if name in removed:
             continue
         last = i
-        while last + 1 < len(order) and order[last + 1] in removed:
+        while last + 1 < len(order) and order[last + 1] in removed and order[last + 1] not in apart:
             last += 1
         if last == i and (i < gap or scope == "gaps"):
             continue

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from sglp.errors import ScoringError
+from sglp.observing import observe_after
 from sglp.reconstruction.passes import Pass, current_pass
 from sglp.running import eval_mode
 
@@ -42,15 +43,21 @@ def pause_before(module: nn.Module, place: str) -> Callable[[], None]:
     return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove
 
 
-def pause_after(module: nn.Module, place: str) -> Callable[[], None]:
-    """Pause passes where a module has ended, after its other hooks, with its output; return how to undo it."""
+def pause_after(network: nn.Module, layer: str, place: str) -> Callable[[], None]:
+    """Pause passes where a layer has ended, with what `observe_after` sees; return how to undo it."""
 
-    def hook(_, args, output) -> None:
+    def pause(value: Any) -> None:
         running = current_pass()
         if running is not None:
-            running.pause(place, output)
+            running.pause(place, value)
 
-    return module.register_forward_hook(hook).remove
+    handles = observe_after(network, layer, pause)
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
 
 
 def run_in_one_thread(module: nn.Module) -> Callable[[], None]:

@@ -19,6 +19,7 @@ class LayerCalls(NamedTuple):
 
     Attributes:
         modules: of the layer.
+        branch_ends: see `run_layer`.
         given: for each batch the (args, kwargs) of the first module.
         outputs: for each batch the activation after the layer.
         masks: for each batch the attention mask, or None.
@@ -26,6 +27,7 @@ class LayerCalls(NamedTuple):
     """
 
     modules: list[nn.Module]
+    branch_ends: tuple[int, ...]
     given: list[tuple[tuple, dict]]
     outputs: list[Tensor]
     masks: list[Tensor | None]
@@ -33,7 +35,7 @@ class LayerCalls(NamedTuple):
 
     def sample(self, batch: int, target: Tensor, first: bool) -> Sample:
         """Make the sample of a batch at this layer, with another layer's activation as the target."""
-        return sample_of(self.modules, *self.given[batch], target, self.masks[batch], first)
+        return sample_of(self.modules, self.branch_ends, *self.given[batch], target, self.masks[batch], first)
 
 
 def errors_of_layer(

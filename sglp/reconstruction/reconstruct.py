@@ -17,6 +17,7 @@ from sglp.batches import at_least_one, inputs_of, to_device
 from sglp.choices import Reconstruction, Scope
 from sglp.layer import module_paths
 from sglp.plan import Plan
+from sglp.reconstruction.beside import beside
 from sglp.reconstruction.goals import Goal, counterparts_of, goals_of, shapes_of
 from sglp.reconstruction.holdout import own_part, split
 from sglp.reconstruction.norms import average_statistics, norms_after
@@ -102,7 +103,8 @@ def reconstruct(
     counterparts = counterparts_of(dense, pruned, plan)
     inputs = calibration(batches)
     shapes = shapes_of(dense, plan, inputs[0])
-    goals = goals_of(shapes, counterparts, plan, IMPLIED.get(method, scope))
+    apart = beside(dense, list(shapes), inputs[0])
+    goals = goals_of(shapes, counterparts, plan, IMPLIED.get(method, scope), apart)
     pair = Pair(dense, pruned, list(shapes), counterparts)
     if method == "prune_comp":
         return _scale(pair, plan, inputs) if goals else []

@@ -23,6 +23,7 @@ from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.rows import relative_error, row_weights, rows
 from sglp.reconstruction.saved_fits import Fit
 from sglp.running import first_tensor
+from sglp.surgery.streams import changes_more_streams
 
 
 class Sample(NamedTuple):
@@ -32,20 +33,29 @@ class Sample(NamedTuple):
         run: runs the layer on its input.
         target: [rows, channels].
         weights: [rows], 0 for rows that do not count.
+        has_more_streams: whether the layer changes more tensors than the first that it is passed and returns.
     """
 
     run: Callable[[], Any]
     target: Tensor
     weights: Tensor
+    has_more_streams: bool = False
 
 
 def sample_of(
-    modules: Sequence[nn.Module], args: tuple, kwargs: dict, output: Any, mask: Tensor | None, first: bool
+    modules: Sequence[nn.Module],
+    branch_ends: Sequence[int],
+    args: tuple,
+    kwargs: dict,
+    output: Any,
+    mask: Tensor | None,
+    first: bool,
 ) -> Sample:
     """Make a sample from what the pruned network gives a layer and what the dense network has at its place.
 
     Args:
         modules: of the layer.
+        branch_ends: see `run_layer`.
         args, kwargs: what the pruned network calls the layer with.
         output: what the target's layer returns.
         mask: the attention mask of the batch.
@@ -54,7 +64,8 @@ def sample_of(
     # Copies: what follows may work in place.
     target = rows(first_tensor(output), first).clone()
     args, kwargs = detached(args), detached(kwargs)
-    return Sample(partial(run_layer, modules, args, kwargs), target, row_weights(target, mask))
+    run = partial(run_layer, modules, branch_ends, args, kwargs)
+    return Sample(run, target, row_weights(target, mask), changes_more_streams(args, kwargs, output))
 
 
 def refit(
@@ -88,7 +99,9 @@ def refit(
         if found is not None:
             how = "replace_me" if method == "replace_me" else "closed_form"
         else:
-            how = "" if method in ("closed_form", "replace_me") or tied or not steps else "gradient"
+            never = method in ("closed_form", "replace_me") or tied or not steps
+            # The error does not see what a change does to a second stream.
+            how = "" if never or seen[0].has_more_streams else "gradient"
         if not how:
             return Fit("", before, before, False)
         changing = modules if found is None else [found]
@@ -102,7 +115,7 @@ def refit(
             weight = weight_of(found)
             weight.copy_((weight.double() + change).to(weight.dtype))
         else:
-            gradient.fit(modules, seen, first, steps)
+            gradient.fit(modules, [(one.run, one.target, one.weights) for one in seen], first, steps)
             gradient.refresh_statistics(modules, [sample.run for sample in seen])
         after = _error(unseen, first)
         kept = after < before or how == "replace_me"  # the paper has no guard
@@ -123,11 +136,20 @@ def detached(value: Any) -> Any:
     return value
 
 
-def run_layer(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> Any:
-    """Run a layer; a run of siblings one after another."""
-    output = modules[0](*detached(args), **kwargs)  # a layer may work in place
-    for module in modules[1:]:
-        output = module(output)
+def run_layer(modules: Sequence[nn.Module], branch_ends: Sequence[int], args: tuple, kwargs: dict) -> Any:
+    """Run a layer, a run of modules one after another; add the outputs of branches to the stream, as the parent does.
+
+    Args:
+        modules: of the layer.
+        branch_ends: indices of the modules that end a branch.
+        args, kwargs: what the first module is called with.
+    """
+    output: Any = None
+    stream = first_tensor(args or kwargs) if branch_ends else None
+    for i, module in enumerate(modules):
+        output = module(output) if i else module(*detached(args), **kwargs)  # a layer may work in place
+        if stream is not None and i in branch_ends:
+            output = stream = stream + first_tensor(output)
     return output
 
 

@@ -75,7 +75,7 @@ def steps_of(pair: Pair, goals: Sequence[Goal], inputs: Sequence[Any], fitting: 
             stack.callback(pause_before(module, _start(name)))
             stack.callback(run_in_one_thread(module))
         for target in dict.fromkeys(goal.target for goal in goals):
-            stack.callback(pause_after(pair.dense.get_submodule(module_paths(target)[-1]), _end(target)))
+            stack.callback(pause_after(pair.dense, target, _end(target)))
         originals = stack.enter_context(in_lockstep(pair.dense, inputs))
         copies = stack.enter_context(in_lockstep(pair.pruned, inputs))
         for goal in tqdm(goals, desc="reconstruct", unit="layer", disable=None):
@@ -83,7 +83,7 @@ def steps_of(pair: Pair, goals: Sequence[Goal], inputs: Sequence[Any], fitting: 
             arguments = advance_to(copies, _start(goal.name))
             first = channels_first(goal.modules, first_tensor(outputs[0]))
             samples = [
-                sample_of(goal.modules, args, kwargs, output, mask, first)
+                sample_of(goal.modules, goal.branch_ends, args, kwargs, output, mask, first)
                 for output, (args, kwargs), mask in zip(outputs, arguments, masks, strict=True)
             ]
             del outputs, arguments

@@ -26,7 +26,7 @@ def writers_of(modules: Sequence[nn.Module], args: tuple, kwargs: dict) -> list[
         modules: the modules of the layer.
         args, kwargs: what the layer is called with.
     """
-    run = partial(run_layer, modules, detached(args), detached(kwargs))
+    run = partial(run_layer, modules, (), detached(args), detached(kwargs))
     candidates = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
     return _added(candidates, lambda: first_tensor(run()))
 

@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs
-from sglp.layer import Layer
-from sglp.running import main_input, run_hooked
+from sglp.batches import Inputs, to_device
+from sglp.layer import Layer, branch_paths
+from sglp.running import call, device_of, hooked_eval, main_input, run_hooked
+from sglp.surgery.streams import Arguments, items_of
 
 
 class Bypass:
     """The removable layers of a network, which can be bypassed temporarily.
 
-    With bypassed layers the network computes what the network that `sglp.prune` returns would compute.
+    With bypassed layers the network computes what the network that `sglp.prune` returns would compute: a module returns
+    the streams that it was passed (see `sglp.surgery.streams`). A branch that the parent adds returns zeros.
 
     Args:
         network: the network.
@@ -25,15 +28,17 @@ class Bypass:
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer], inputs: Inputs):
         self.modules = [[network.get_submodule(path) for path in layer.modules] for layer in layers]
-        # How to make the output of a bypassed module: the container, and the outputs after the first (see `_learn`).
-        self.extra_outputs: dict[nn.Module, tuple[Callable, list] | None] = {}
-        handles = [
-            module.register_forward_hook(self._learn, with_kwargs=True)
-            for layer, modules in zip(layers, self.modules, strict=True)
-            if layer.removable
-            for module in modules
+        self.branches = {network.get_submodule(path) for layer in layers for path in branch_paths(layer.name)}
+        # How to make the output of a bypassed module: the container, and what it holds (see `_learn`).
+        self.substitutes: dict[nn.Module, tuple[Callable | None, list]] = {}
+        removable = [
+            module for layer, modules in zip(layers, self.modules, strict=True) if layer.removable for module in modules
         ]
-        run_hooked(network, inputs, handles)
+        try:
+            run_hooked(network, inputs, self._hooks(removable))
+        except Exception:  # tensors of a graph can't be cut into samples: then all are run
+            with hooked_eval(network, self._hooks(removable)):
+                call(network, to_device(inputs, device_of(network)))
 
     @contextmanager
     def without(self, removed: Iterable[int]) -> Iterator[None]:
@@ -41,33 +46,41 @@ class Bypass:
         with replaced({module: self._passthrough(module) for i in removed for module in self.modules[i]}):
             yield
 
-    def _learn(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        """For each extra output, record a substitute.
+    def _hooks(self, modules: Iterable[nn.Module]) -> list[RemovableHandle]:
+        return [module.register_forward_hook(self._learn, with_kwargs=True) for module in modules]
 
-        This is the index of the argument at the same position if it has the same shape, zero for a scalar (such as the
-        loss of a mixture of experts), or None.
+    def _learn(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        """Record a substitute for each output.
+
+        This is the index of an argument (see `Arguments.substitutes`), zero for a scalar (such as the loss of a mixture
+        of experts), or None.
         """
-        if isinstance(output, Tensor):
-            self.extra_outputs[module] = None
-            return
-        arguments = (*args, *kwargs.values())
+        indices = Arguments.of_call(args, kwargs).substitutes(output)
         substitutes = [
-            i if i < len(arguments) and _alike(arguments[i], value) else _zero(value)
-            for i, value in enumerate(output[:])
+            _zero(value) if index is None else index for index, value in zip(indices, items_of(output), strict=True)
         ]
-        container = getattr(output, "_make", list if isinstance(output, list) else tuple)  # _make: of a named tuple
-        self.extra_outputs[module] = container, substitutes[1:]
+        container = None
+        if not isinstance(output, Tensor):
+            # _make: of a named tuple.
+            container = getattr(output, "_make", list if isinstance(output, list) else tuple)
+        self.substitutes[module] = container, substitutes
 
     def _passthrough(self, module: nn.Module) -> Callable:
-        extra = self.extra_outputs[module]
+        container, substitutes = self.substitutes[module]
+        is_branch = module in self.branches
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            first = main_input(args, kwargs)
-            if extra is None or not isinstance(first, Tensor):
-                return first
             arguments = (*args, *kwargs.values())
-            container, substitutes = extra
-            return container((first, *(arguments[s] if isinstance(s, int) else _copy(s) for s in substitutes)))
+            main = main_input(args, kwargs)
+            if is_branch:
+                first = torch.zeros_like(main)
+            elif not isinstance(main, Tensor):
+                return main
+            else:
+                first = arguments[substitutes[0]] if substitutes and isinstance(substitutes[0], int) else main
+            if container is None:
+                return first
+            return container((first, *(arguments[s] if isinstance(s, int) else _copy(s) for s in substitutes[1:])))
 
         return forward
 
@@ -95,9 +108,3 @@ def _zero(value: Any) -> Tensor | None:
 
 def _copy(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.clone()  # the parent may add to it in place
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b)
-    return type(a) is type(b) and (not isinstance(a, Tensor) or a.shape == b.shape)

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from sglp.architecture import architecture_of, remember
 from sglp.errors import PlanError, first_line
 from sglp.hugging_face.networks import is_pretrained, leave_out, stack_of
-from sglp.layer import module_paths
+from sglp.layer import BRANCH, branch_paths, module_paths
 from sglp.plan import Plan
 from sglp.record import Architecture
 from sglp.running import main_input
@@ -24,11 +25,20 @@ class PassThrough(nn.Identity):
         return main_input(args, kwargs)
 
 
+class NoBranch(PassThrough):
+    """What a removed branch leaves where its parent needs a module: it takes any arguments and returns zeros."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros of the shape of the main input, which the parent adds to it."""
+        return torch.zeros_like(main_input(args, kwargs))
+
+
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
     """Make a copy of a network without the layers that a plan removes.
 
     Children of an `nn.Sequential` or `nn.ModuleList` are removed and the rest renumbered. A module that its parent
-    calls by attribute is replaced by an identity. The config of a Hugging Face model is updated.
+    calls by attribute is replaced by an identity, or by a module that returns zeros if the parent adds its output to a
+    residual stream; so are the parts of a list item. The config of a Hugging Face model is updated.
 
     Args:
         model: the network that the plan was made for; left unchanged.
@@ -50,28 +60,38 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         raise PlanError(f"this {type(model).__name__} can't be copied: {first_line(error)}") from error
     if stack is not None:
         leave_out(pruned, stack, removed)
-    drop_modules(pruned, removed)
+    drop_modules(pruned, plan.removed)
     architecture = architecture_of(model)
     if architecture is not None:
         remember(pruned, pruned_architecture(architecture, plan.kept, plan.removed, model))
     return pruned
 
 
-def drop_modules(network: nn.Module, paths: Iterable[str]) -> None:
-    """Remove modules from a network, in place, under all their names.
+def drop_modules(network: nn.Module, names: Iterable[str]) -> None:
+    """Remove layers from a network, in place, their modules under all names.
 
     Args:
         network: the network.
-        paths: paths of the modules, all as they are before the removal.
+        names: names of the layers, with paths as they are before the removal.
     """
-    removed = {network.get_submodule(path) for path in paths}
+    names = list(names)
+    removed = {network.get_submodule(path) for name in names for path in module_paths(name)}
+    branches = {network.get_submodule(path) for name in names for path in branch_paths(name)}
+    parts = [module for parent in network.modules() if _is_list(parent) for module in parent.children()]
+    items = {module for module in parts if isinstance(module, nn.ModuleList)}
     for parent in list(network.modules()):
-        names = [name for name, child in parent._modules.items() if child in removed]
-        if names and runs_in_a_row(parent):
-            _keep(parent, {name: child for name, child in parent._modules.items() if name not in names})
+        dropped = [name for name, child in parent._modules.items() if child in removed]
+        # Whoever unpacks an item of a list, such as a pair of attention and feed-forward part, needs all its parts.
+        is_unpacked = parent in items and any(parent._modules[name] in branches for name in dropped)
+        if dropped and runs_in_a_row(parent) and not is_unpacked:
+            _keep(parent, {name: child for name, child in parent._modules.items() if name not in dropped})
         else:
-            for name in names:
-                setattr(parent, name, PassThrough())
+            for name in dropped:
+                setattr(parent, name, NoBranch() if parent._modules[name] in branches else PassThrough())
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList)
 
 
 def _keep(parent: nn.Module, children: dict[str, nn.Module | None]) -> None:
@@ -94,7 +114,10 @@ def pruned_architecture(
     """
     removed_before = set(Plan.from_architecture(architecture).removed_modules)
     dense = {
-        name: "+".join(_dense_path(path, removed_before, network) for path in module_paths(name))
+        name: "+".join(
+            _dense_path(path.removesuffix(BRANCH), removed_before, network) + BRANCH * path.endswith(BRANCH)
+            for path in name.split("+")
+        )
         for name in (*kept, *removed)
     }
     return replace(
@@ -116,7 +139,8 @@ def _dense_path(path: str, removed: set[str], parent: nn.Module) -> str:
     for part in path.split("."):
         prefix = f"{dense}." if dense else ""
         child = parent.get_submodule(part)
-        if part.isdigit() and runs_in_a_row(parent):
+        keeps_numbers = any(isinstance(module, NoBranch) for module in parent.children())
+        if part.isdigit() and runs_in_a_row(parent) and not keeps_numbers:
             kept_to_pass = int(part)
             index = -1
             while kept_to_pass >= 0:

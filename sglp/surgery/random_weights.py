@@ -46,7 +46,7 @@ def _from_factory(network: nn.Module, seed: int) -> nn.Module | None:
     if architecture is None:
         return None
     fresh = build(architecture.factory, architecture.kwargs, seed=seed)
-    drop_modules(fresh, Plan.from_architecture(architecture).removed_modules)
+    drop_modules(fresh, architecture.removed)
     if repr(fresh) != repr(network) or _shapes(fresh) != _shapes(network):
         return None
     dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())

@@ -17,6 +17,7 @@ padding. In a CNN the fewest runs are whole stages except for their first block,
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from sglp.activations import BatchAxis
 from sglp.batches import at_least_one, inputs_of, size_of, to_device
 from sglp.errors import ScoringError
 from sglp.layer import Layer
+from sglp.observing import observe_after
 from sglp.plan import Plan
 from sglp.running import call, device_of, first_tensor, hooked_eval
 from sglp.scores import SetScore
@@ -121,7 +123,7 @@ def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, a
             run_inputs.clear()  # a layer that can't be removed, or a change of shape, ends the run
         run_inputs[i] = state
 
-    def add_distances(i: int, module: nn.Module, args: tuple, output) -> None:
+    def add_distances(i: int, output: Any) -> None:
         output_state = _state(axis.samples_first(i, first_tensor(output), size), reads_tokens)
         for first, state in run_inputs.items():
             cosines = F.cosine_similarity(state.to(output_state.device), output_state, dim=-1).clamp(-1, 1)
@@ -129,9 +131,9 @@ def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, a
 
     for i, layer in enumerate(layers):
         if layer.removable:
-            first, last = (network.get_submodule(layer.modules[end]) for end in (0, -1))
+            first = network.get_submodule(layer.modules[0])
             handles.append(first.register_forward_pre_hook(partial(store_input, i), with_kwargs=True))
-            handles.append(last.register_forward_hook(partial(add_distances, i)))
+            handles += observe_after(network, layer.name, partial(add_distances, i))
     device = device_of(network)
     with hooked_eval(network, handles):
         for batch in batches:

@@ -11,6 +11,7 @@ values are at least 0, and cosines lie close together.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from sglp.batches import at_least_one, inputs_of, to_device
 from sglp.layer import Layer
+from sglp.observing import observe_after
 from sglp.plan import Plan
 from sglp.running import call, device_of, first_tensor, hooked_eval
 from sglp.scores import LayerScore
@@ -58,14 +60,14 @@ def influences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -
         def store_input(module: nn.Module, args: tuple, kwargs: dict, i: int = i) -> None:
             layer_inputs[i] = first_tensor(args if args else kwargs).clone()  # a layer may work in place
 
-        def add_cosines(module: nn.Module, args: tuple, output, i: int = i) -> None:
+        def add_cosines(output: Any, i: int = i) -> None:
             cosines = _cosines(layer_inputs.pop(i), first_tensor(output))
             sums[i] += cosines.sum().cpu()
             counts[i] += cosines.numel()
 
-        first, last = (network.get_submodule(layer.modules[end]) for end in (0, -1))
+        first = network.get_submodule(layer.modules[0])
         handles.append(first.register_forward_pre_hook(store_input, with_kwargs=True))
-        handles.append(last.register_forward_hook(add_cosines))
+        handles += observe_after(network, layer.name, add_cosines)
     device = device_of(network)
     with hooked_eval(network, handles):
         for batch in at_least_one(batches):
