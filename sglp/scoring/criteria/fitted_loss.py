@@ -10,7 +10,7 @@ alike.
 Source: this project; docs/results.md has the evidence. The loss is that of SLEB (arXiv 2402.09025), the scale that of
 Guo et al. 2017 (arXiv 1706.04599); batch-norm statistics are refitted as `prune` does it after removal.
 Cost: forward `C * B + 1`, backward `0`. One of the passes uses a single sample.
-Use: as the default, with labels, or text. When layers are removed, statistics no longer fit and logits are too large or
+Use: with labels, or text. When layers are removed, statistics no longer fit and logits are too large or
 too small: the plain `loss` measures that too.
 """
 
