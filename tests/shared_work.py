@@ -14,6 +14,7 @@ import sglp
 from sglp.distributed import processes
 from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.distributed.whole_batch import whole_batch
+from sglp.scoring.criteria.fitted_loss import FittedLoss
 from sglp.tasks.causal_lm import training as causal_lm
 from sglp.tasks.causal_lm.perplexity import perplexity
 from sglp.tasks.causal_lm.texts import Texts
@@ -174,7 +175,7 @@ def calibrated(images: Images) -> list:
 
 
 def scored(images: Images) -> list:
-    """Score with every search and the default criterion."""
+    """Score with every search and fitted losses, which processes share candidate by candidate."""
     network = sglp.build("sglp.networks.cifar_resnet:resnet", {"depth": 14, "in_channels": 1}, seed=0).eval()
     batches = list(image_data.calibration_batches(images, 16, 16, 0))
     layers = sglp.find_layers(network, batches[0][0])
@@ -182,7 +183,7 @@ def scored(images: Images) -> list:
     budget = [2, len(layers) - 5]
     return [
         [list(astuple(row)) for row in sglp.score_combinations(
-            network, layers, segments, budget, batches, search=search
+            network, layers, segments, budget, batches, criterion=FittedLoss, search=search
         )]
         for search in ("joint", "sequential", "independent")
     ]  # fmt: skip
