@@ -68,7 +68,8 @@ def fisher_segmentation(similarity: ArrayLike, k: int, feature: Feature = "rows"
     Raises:
         SegmentationError: k is impossible, the matrix is not square or not finite, or the feature is unknown.
     """
-    _check_k(k, len(np.asarray(similarity)))
+    if not is_whole_number(k):
+        raise SegmentationError(f"k={k!r} is wrong: it must be a whole number")
     return segmentation_table(similarity, feature, k).segments(k)
 
 

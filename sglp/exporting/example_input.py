@@ -80,7 +80,7 @@ def longest_text(network: "PreTrainedModel") -> int | None:
     In models such as RoBERTa, positions begin after the index of padding.
     """
     longest = _config_value(network, "max_position_embeddings")
-    if not isinstance(longest, int):
+    if not isinstance(longest, int) or longest < 1:  # XLNet has -1
         return None
     embeddings = [module for module in network.modules() if isinstance(module, nn.Embedding)]
     starts = [e.padding_idx + 1 for e in embeddings if e.num_embeddings == longest and e.padding_idx is not None]

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -20,19 +21,35 @@ TRACED_SAMPLES = 2  # size of the traced batch; torch.export treats a size of 1 
 
 
 class _Plain(nn.Module):
-    """A wrapper that takes only tensors and returns only tensors: one, a tuple of them, or a dict of them."""
+    """A wrapper that returns only tensors: one, a tuple of them, or a dict of them; see `_wrapped` for its forward."""
 
     def __init__(self, network: nn.Module, constants: dict[str, Any]):
         super().__init__()
         self.network = network
         self.constants = constants
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network and return its tensors."""
         output = self.network(*args, **kwargs, **self.constants)
         named = named_outputs(output)
         if len(named) == 1:
             return next(iter(named.values()))
         return tuple(named.values()) if type(output) in (tuple, list) else named
+
+
+def _wrapped(network: nn.Module, constants: dict[str, Any], inputs: Any) -> nn.Module:
+    """Wrap a network in a `_Plain` whose forward names its arguments: torch.export loses those behind `**kwargs`."""
+    if isinstance(inputs, Mapping):
+        names = [str(name) for name in inputs]
+        passed = ", ".join(f"{name}={name}" for name in names)
+        if not all(name.isidentifier() and not iskeyword(name) for name in names):
+            raise CheckpointError(f"arguments called {' and '.join(names)} can't be exported: use names of Python")
+    else:
+        names = [f"input_{i}" for i in range(len(inputs) if isinstance(inputs, tuple) else 1)]
+        passed = ", ".join(names)
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, {', '.join(names)}): return self.plain({passed})", scope)  # noqa: S102
+    return type("Plain", (_Plain,), {"forward": scope["forward"]})(network, constants)
 
 
 def trace_program(network: nn.Module, example: Any) -> ExportedProgram:
@@ -51,8 +68,9 @@ def trace_program(network: nn.Module, example: Any) -> ExportedProgram:
         constants = {name: value for name, value in inputs.items() if not holds_tensors(value)}
         inputs = {name: value for name, value in inputs.items() if name not in constants}
     sizes = sizes_of(inputs)
-    # Wrap only if needed: behind `**inputs`, torch.export loses the names of sizes that a network reads.
-    traced = _Plain(network, constants) if is_pretrained(network) or constants or not is_plain(output) else network
+    traced = network
+    if is_pretrained(network) or constants or not is_plain(output):
+        traced = _wrapped(network, constants, inputs)
     try:
         try:
             program = _export(traced, inputs, sizes, Dim("tokens"))
@@ -93,10 +111,11 @@ def _bounds(program: ExportedProgram, sizes: Sizes) -> tuple[int | None, int | N
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):
-            for size in value.shape:
+            shape: tuple[Any, ...] = tuple(value.shape)
+            for size in shape:
                 if isinstance(size, torch.SymInt) and size.node.hint == sizes.tokens:
                     bounds = program.range_constraints[size.node.expr]
-                    least, most = (int(end) if end.is_finite and end < 2**31 else None for end in (bounds.lower, bounds.upper))
+                    least, most = (int(end) if end < 2**31 else None for end in (bounds.lower, bounds.upper))
                     return least, most
     return None, None
 
@@ -108,4 +127,4 @@ def _reason(error: Exception) -> str:
         what = "samples" if "batch" in constant[1] or "size()[0]" in constant[1] else "tokens"
         return f"its code works for one number of {what} only, the traced {constant[2]}"
     guard = re.search(r"- (Not all values of .+)", str(error))
-    return guard[1] if guard else first_line(error)
+    return f"its code depends on the size of its inputs ({guard[1].rstrip('.')})" if guard else first_line(error)
