@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs, inputs_of, size_of, to_device
+from sglp.batches import Inputs, can_be_cut, padding_mask, size_of
 from sglp.choices import Pooling
 from sglp.errors import SimilarityError
 from sglp.layer import Layer
 from sglp.observing import observe_after
-from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
+from sglp.padding import last_token, mean_token, moved_to_the_front, tokens_of, visible_rows
+from sglp.running import call, check_float64, device_of, first_tensor, hooked_eval, inputs_for, run_hooked
 
 # A layer's output counts as constant if its samples differ by less than this, relative to its largest value: such
 # differences are float32 rounding.
@@ -29,12 +30,14 @@ def gram_matrices(
     """Run batches through a network and yield the Gram matrices of its layers' outputs.
 
     Activations are centred over the batch, which does not change CKA, and multiplied in float64. Each activation is
-    dropped once its Gram matrix is computed, so memory stays at that of the forward pass.
+    dropped once its Gram matrix is computed, so memory stays at that of the forward pass. Tokens that an attention mask
+    [samples, tokens] among the inputs hides do not count: they are in no mean, they are no last token and no sample,
+    and for "flatten" the others move to the front and zeros follow.
 
     Args:
         model: the network; runs in eval mode and is left unchanged.
         layers: the layers, from `find_layers`.
-        batches: tensors, dicts of keyword arguments, or pairs of one of these and a target.
+        batches: inputs (a tensor, a dict of keyword arguments, a tuple of arguments), or pairs of inputs and a target.
         pooling: "flatten", all values of a sample; "mean", the mean over space [samples, channels, height, width] or
             tokens [samples, tokens, channels]; "last", the last token; "tokens", each token counts as a sample. Other
             shapes (Swin's [samples, height, width, channels], a 1-D convolution's) need "flatten".
@@ -44,48 +47,63 @@ def gram_matrices(
 
     Raises:
         SimilarityError: the pooling is unknown or needs tokens that an output does not have; a layer does not run on a
-            batch or returns no tensor.
+            batch or returns no tensor; layers have different numbers of rows.
     """
     if pooling not in get_args(Pooling):
         raise SimilarityError(f"pooling={pooling!r} is unknown: it must be one of {', '.join(get_args(Pooling))}")
-    device = device_of(model)
+    check_float64(device_of(model))
     batch_axis = BatchAxis(model, layers)
     for batch in batches:
-        inputs = to_device(inputs_of(batch), device)
+        inputs = inputs_for(model, batch)
         grams = _grams(model, layers, inputs, pooling, batch_axis)
         if batch_axis.was_wrong(inputs):
             grams = _grams(model, layers, inputs, pooling, batch_axis)
         missing = [layer.name for i, layer in enumerate(layers) if i not in grams]
         if missing:
             raise SimilarityError(f"the layer {missing[0]} did not run on a batch, so it can't be compared with others")
+        rows = {len(gram): layers[i].name for i, gram in grams.items()}
+        if len(rows) > 1:
+            numbers = " and ".join(f"{number} for {name}" for number, name in rows.items())
+            raise SimilarityError(
+                f"layers with different numbers of rows can't be compared ({numbers}): use another pooling, or name "
+                "layers with the same number of samples or tokens (paths)"
+            )
         yield torch.stack([grams[i] for i in range(len(layers))])
 
 
 class BatchAxis:
     """The position of the batch dimension: some activations are [tokens, samples, ...], as in `nn.MultiheadAttention`.
 
-    An activation with equal numbers of tokens and samples is ambiguous. It is assumed to be batch-first, which
-    `was_wrong` checks by running a single sample.
+    An activation whose dimension 1 has as many entries as the batch has samples is ambiguous: it can also have as many
+    tokens, or channels. It counts as transposed if its dimension 0 is another number, which `was_wrong` checks by
+    running a single sample.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]):
         self.model, self.layers = model, layers
-        self.ambiguous: set[int] = set()
+        self.ambiguous: dict[int, bool] = {}  # layer indices, and whether their activation was taken for transposed
         self.transposed: set[int] | None = None
 
     def samples_first(self, i: int, activation: Tensor, samples: int) -> Tensor:
         """Return the activation of layer index `i` as [samples, ...], for a batch of `samples`."""
         if activation.ndim < 3 or activation.shape[1] != samples:
             return activation
-        if len(activation) == samples and self.transposed is None:
-            self.ambiguous.add(i)
-        transposed = len(activation) != samples or i in (self.transposed or ())
+        if self.transposed is None:
+            transposed = len(activation) != samples
+            self.ambiguous[i] = transposed
+        else:
+            transposed = i in self.transposed
         return activation.transpose(0, 1) if transposed else activation
 
     def was_wrong(self, inputs: Inputs) -> bool:
         """Check whether the last pass mistook tokens for samples; later passes then get the right axis."""
-        if not self.ambiguous or self.transposed is not None:
+        if not self.ambiguous or self.transposed is not None or not can_be_cut(inputs):
             return False
+        transposed = self.learn(inputs)
+        return any(taken != (i in transposed) for i, taken in self.ambiguous.items())
+
+    def learn(self, inputs: Inputs) -> set[int]:
+        """Find the layers with activations [tokens, samples, ...] by running a single sample."""
         transposed: set[int] = set()
         self.transposed = transposed
 
@@ -95,7 +113,17 @@ class BatchAxis:
                 transposed.add(i)
 
         run_hooked(self.model, inputs, _hooks(self.model, self.layers, learn))
-        return bool(transposed & self.ambiguous)
+        return transposed
+
+
+def tokens_first(model: nn.Module, layers: Sequence[Layer], batches: Iterable) -> set[int]:
+    """Return the indices of layers with activations [tokens, samples, ...], if a mask's shape does not tell."""
+    for batch in batches:
+        inputs = inputs_for(model, batch)
+        mask = padding_mask(inputs)
+        if mask is not None and mask.shape[0] == mask.shape[1]:
+            return BatchAxis(model, layers).learn(inputs)
+    return set()
 
 
 def _grams(
@@ -104,6 +132,7 @@ def _grams(
     """Compute the Gram matrices of one batch, by layer index."""
     grams: dict[int, Tensor] = {}
     samples = size_of(inputs)
+    mask = padding_mask(inputs)
 
     def keep(i: int, value: Any) -> None:
         try:
@@ -112,7 +141,7 @@ def _grams(
             raise SimilarityError(
                 f"the layer {layers[i].name} returns no tensor, but a {type(value).__name__}"
             ) from None
-        grams[i] = _gram(batch_axis.samples_first(i, activation, samples), pooling)
+        grams[i] = _gram(batch_axis.samples_first(i, activation, samples), pooling, mask)
 
     # Hooks are added anew for each batch: if they outlived a yield, an error in the caller would leave them in place.
     with hooked_eval(model, _hooks(model, layers, keep)):
@@ -142,9 +171,9 @@ def _hooks_of(
     return observe_after(model, layers[i].name, partial(keep, i))
 
 
-def _gram(activation: Tensor, pooling: str) -> Tensor:
+def _gram(activation: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
     """Compute [samples, samples] inner products of the centred activations; zeros if all samples are the same."""
-    features = _pooled(activation.detach(), pooling)
+    features = pooled(activation.detach(), pooling, mask)
     gram, offset = _centred_products(features)
     largest = gram.diagonal().amax().item()
     # No value exceeds the largest mean plus the largest deviation. For almost every layer this bound shows that some
@@ -180,8 +209,21 @@ def _centred_products(features: Tensor) -> tuple[Tensor, float]:
     return gram.triu() + gram.triu(1).T, torch.cat(means).abs().amax().item()
 
 
-def _pooled(activation: Tensor, pooling: str) -> Tensor:
-    """Pool an activation to [samples, features]; means are in float64, other values keep their precision."""
+def pooled(activation: Tensor, pooling: str, mask: Tensor | None = None) -> Tensor:
+    """Pool an activation to [samples, features]; means are in float64, other values keep their precision.
+
+    Args:
+        activation: [samples, ...].
+        pooling: see `gram_matrices`.
+        mask: from `padding_mask`.
+    """
+    if (found := tokens_of(activation, mask)) is not None:
+        tokens, shown = found
+        if pooling == "tokens":
+            return tokens[shown]
+        if pooling == "flatten":
+            return moved_to_the_front(tokens, shown).flatten(1)
+        return mean_token(tokens, shown) if pooling == "mean" else last_token(tokens, shown)
     if pooling in ("last", "tokens"):
         if activation.ndim != 3:
             raise SimilarityError(
@@ -192,4 +234,4 @@ def _pooled(activation: Tensor, pooling: str) -> Tensor:
     if pooling == "mean" and activation.ndim > 2:
         dims = 1 if activation.ndim == 3 else tuple(range(2, activation.ndim))
         return activation.mean(dim=dims, dtype=torch.float64)
-    return activation.flatten(1)
+    return visible_rows(activation, mask) if activation.ndim == 2 else activation.flatten(1)

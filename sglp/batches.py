@@ -1,15 +1,25 @@
-"""Batches of inputs, with or without targets: their samples, their devices, and batches of another size."""
+"""Batches of inputs, with or without targets: their samples, their devices, and batches of another size.
 
-from collections.abc import Iterable, Iterator, Mapping
+A tensor with as many rows as the batch has samples belongs to the samples. Any other one (position ids [1, tokens], a
+mask [tokens, tokens]) is shared by all samples, and is never cut.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sglp.arguments import is_list_of_samples
 from sglp.errors import DataError, ScoringError
 
-Inputs = Tensor | Mapping[str, Any]  # a tensor [samples, ...], or keyword arguments
+Inputs = Any  # a tensor [samples, ...], a dict of keyword arguments, a tuple of arguments, or any other argument
+
+
+class WholeBatch(tuple):
+    """A pair (inputs, target) that can't be cut into samples: a batch of graphs, packed patches of several images."""
 
 
 def inputs_of(batch: Any) -> Any:
@@ -41,23 +51,36 @@ def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator
 
 
 def first_sample(inputs: Any) -> Any:
-    """Return the first sample of a batch's inputs, as a batch of one."""
-    if isinstance(inputs, Mapping):
-        return {key: v[:1] if isinstance(v, Tensor) and v.ndim else v for key, v in inputs.items()}
-    return inputs[:1]
+    """Return the first sample of a batch's inputs, as a batch of one; all inputs if they can't be cut safely."""
+    samples = size_of(inputs)
+    return part_of(inputs, 0, 1) if set(_lengths(inputs)) <= {1, samples} else inputs
 
 
 def size_of(inputs: Inputs) -> int:
-    """Count the samples in a batch's inputs; for a dict, the length of its first tensor that has a dimension."""
-    if not isinstance(inputs, Mapping):
-        return len(inputs)
-    return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim)
+    """Count the samples in a batch's inputs.
+
+    For several tensors it is the number of rows that most of them have; one row does not count, as it can be shared. A
+    list that is no list of tensors of equally many rows has one item per sample.
+    """
+    lengths = _lengths(inputs)
+    if isinstance(inputs, Mapping) and isinstance(ids := inputs.get("input_ids"), Tensor) and ids.ndim:
+        return len(ids)
+    counts = Counter(length for length in lengths if length != 1)  # in a tie, the first one
+    return counts.most_common(1)[0][0] if counts else 1
 
 
 def padding_mask(inputs: Any) -> Tensor | None:
-    """Return the attention mask [samples, tokens] of a batch's inputs, or None if there is none."""
+    """Return which tokens count, bool [samples, tokens], from a batch's attention mask of two dimensions.
+
+    None if there is no such mask, or if it hides no token.
+    """
+    if isinstance(inputs, tuple) and len(inputs) == 1:  # a dict as the only argument
+        return padding_mask(inputs[0])
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    visible = mask != 0
+    return None if bool(visible.all()) else visible
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -68,16 +91,20 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(to_device(value, device) for value in batch)
-    return batch
+        return _like(batch, [to_device(value, device) for value in batch])
+    # An object of another library, such as a batch of graphs.
+    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
 
 
-def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
+def first_samples(
+    batches: Iterable, needed: Mapping[str, int], form: Callable[[Any], Any] = lambda inputs: inputs
+) -> list[tuple]:
     """Read batches until they hold enough samples for every purpose; read no further batch.
 
     Args:
         batches: pairs (inputs, target).
         needed: number of samples by purpose.
+        form: applied to the inputs of each batch.
 
     Raises:
         DataError: there are too few samples, or a batch is not such a pair.
@@ -88,9 +115,11 @@ def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
         for batch in batches:
             if not (isinstance(batch, tuple | list) and len(batch) == 2):
                 raise DataError(f"a batch must be a pair (inputs, target), but one is a {type(batch).__name__}")
-            taken.append(tuple(batch))
-            count += size_of(batch[0])
-            bar.update(size_of(batch[0]))
+            target = batch[1]  # a detector's has one dict for each sample
+            per_sample = isinstance(target, tuple) and any(isinstance(item, Mapping) for item in target)
+            taken.append((form(batch[0]), list(target) if per_sample else target))
+            count += _samples_in(taken[-1])
+            bar.update(_samples_in(taken[-1]))
             if count >= samples:
                 return taken
     if not count:
@@ -99,35 +128,98 @@ def first_samples(batches: Iterable, needed: Mapping[str, int]) -> list[tuple]:
     raise DataError(f"the batches hold {count} samples, too few for {large}: ask for at most {count}")
 
 
+def whole_if_needed(batches: list[tuple], alike: Callable[[Any, Any], bool]) -> list[tuple]:
+    """Mark batches as `WholeBatch` if their tensors can't be cut into samples.
+
+    A tensor with another number of rows than the batch has samples may be shared by all samples (a mask), or hold parts
+    of each (edges, packed patches). It is shared if it is the same in all batches, and if the first sample gives the
+    same outputs alone.
+
+    Args:
+        batches: pairs (inputs, target).
+        alike: function of two inputs that runs both and compares the first sample's outputs.
+    """
+    if all(_fits(batch) for batch in batches):
+        return batches
+    others = [_shared(batch) for batch in batches]
+    is_shared = all(_equal(others[0], other) for other in others[1:])
+    targets_fit = all(set(_lengths(batch[1])) <= {1, _samples_in(batch)} for batch in batches)
+    first = batches[0]
+    if is_shared and targets_fit and alike(_cut(first[0], 0, 1, _samples_in(first)), first[0]):
+        return batches
+    return [WholeBatch(batch) for batch in batches]
+
+
 def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
     """Yield the first samples of batches in batches of at most `size`; see `even_slices`.
+
+    Batches that can't be cut are yielded as they are, until they hold as many samples.
 
     Raises:
         DataError: samples of different shapes would share a batch.
     """
+    sizes = [_samples_in(batch) for batch in batches]
+    if any(isinstance(batch, WholeBatch) for batch in batches):
+        for i, batch in enumerate(batches):
+            if sum(sizes[:i]) < samples:
+                yield tuple(batch)
+        return
     for new in even_slices(samples, size):
-        parts, begin, end = [], new.start, new.stop
-        for batch in batches:
-            length = size_of(batch[0])
+        parts, lengths, begin, end = [], [], new.start, new.stop
+        for batch, length in zip(batches, sizes, strict=True):
             if begin < length and end > 0:
-                parts.append(part_of(batch, max(begin, 0), end))
+                first, last = max(begin, 0), min(end, length)
+                parts.append(_cut(batch, first, last, length))
+                lengths.append(last - first)
             begin, end = begin - length, end - length
-        yield parts[0] if len(parts) == 1 else _joined(parts)
+        yield parts[0] if len(parts) == 1 else _joined(parts, lengths)
+
+
+def described(inputs: Any) -> str:
+    """Describe inputs by the shapes of their tensors, for errors."""
+    if isinstance(inputs, Tensor):
+        return str(list(inputs.shape))
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key}: {described(value)}" for key, value in inputs.items())
+    if isinstance(inputs, tuple | list):
+        return " and ".join(described(item) for item in inputs)
+    return repr(inputs) if isinstance(inputs, int | float | str | None) else f"a {type(inputs).__name__}"
+
+
+def can_be_cut(inputs: Any) -> bool:
+    """Whether each tensor has one row for each sample, or a single row for all."""
+    return set(_lengths(inputs)) <= {1, size_of(inputs)}
 
 
 def part_of(value: Any, first: int, last: int) -> Any:
-    """Return samples first to last - 1 of a batch, or of its inputs."""
+    """Return samples first to last - 1 of a batch's inputs."""
+    return _cut(value, first, last, size_of(value))
+
+
+def _cut(value: Any, first: int, last: int, samples: int) -> Any:
     if isinstance(value, Tensor):
-        return value[first:last] if value.ndim else value
+        return value[first:last] if value.ndim and len(value) == samples else value
     if isinstance(value, Mapping):
-        return {key: part_of(item, first, last) for key, item in value.items()}
+        return {key: _cut(item, first, last, samples) for key, item in value.items()}
+    if _holds_samples(value) and len(value) == samples:
+        return value[first:last]
     if isinstance(value, tuple | list):
-        return tuple(part_of(item, first, last) for item in value)
+        return _like(value, [_cut(item, first, last, samples) for item in value])
     return value
 
 
-def _joined(parts: list) -> Any:
-    if isinstance(parts[0], Tensor) and parts[0].ndim:
+def _joined(parts: list, lengths: list[int]) -> Any:
+    """Join parts of batches, of which `lengths` are the numbers of samples."""
+    one = parts[0]
+    if isinstance(one, Tensor) and one.ndim:
+        if [len(part) for part in parts] != lengths:
+            if not all(_equal(one, part) for part in parts[1:]):
+                raise DataError(
+                    f"a tensor of the shape {list(one.shape)} is shared by the samples of a batch, but differs between "
+                    "batches, which can't be joined: give it one row for each sample, or use the batch size that your "
+                    "batches have"
+                )
+            return one
         shapes = sorted({tuple(part.shape[1:]) for part in parts})
         if len(shapes) > 1:
             raise DataError(
@@ -135,8 +227,71 @@ def _joined(parts: list) -> Any:
                 "them to one shape, or use the batch size that your batches have"
             )
         return torch.cat(parts)
-    if isinstance(parts[0], Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    if isinstance(parts[0], tuple):
-        return tuple(_joined(list(items)) for items in zip(*parts, strict=True))
-    return parts[0]
+    if isinstance(one, Mapping):
+        return {key: _joined([part[key] for part in parts], lengths) for key in one}
+    if _holds_samples(one) and [len(part) for part in parts] == lengths:
+        return [item for part in parts for item in part]
+    if isinstance(one, tuple | list):
+        return _like(one, [_joined(list(items), lengths) for items in zip(*parts, strict=True)])
+    return one
+
+
+def _samples_in(batch: tuple) -> int:
+    """Count the samples of a pair: the target's rows, if some of the inputs have as many, or else those of the inputs.
+
+    Position ids [tokens] that come first would otherwise be counted.
+    """
+    inputs, target = batch
+    rows, lengths = _lengths(target)[:1], _lengths(inputs)
+    return rows[0] if rows and (rows[0] in lengths or not lengths) else size_of(inputs)
+
+
+def _lengths(value: Any) -> list[int]:
+    """Return the numbers of rows of all tensors with a dimension, and of lists with one item per sample."""
+    if isinstance(value, Tensor):
+        return [len(value)] if value.ndim else []
+    if isinstance(value, Mapping):
+        return [length for item in value.values() for length in _lengths(item)]
+    if _holds_samples(value):
+        return [len(value)]
+    if isinstance(value, tuple | list):
+        return [length for item in value for length in _lengths(item)]
+    return []
+
+
+def _holds_samples(value: Any) -> bool:
+    """Whether a value is a list with one item per sample; a list of numbers is an option."""
+    is_data = isinstance(value, list) and any(isinstance(item, Tensor | Mapping | str) for item in value)
+    return is_data and is_list_of_samples(value)
+
+
+def _fits(batch: tuple) -> bool:
+    """Whether all tensors of a pair have one row for each sample, or a single row for all."""
+    inputs, target = batch
+    return bool(_lengths(inputs)) and {*_lengths(inputs), *_lengths(target)} <= {1, _samples_in(batch)}
+
+
+def _shared(batch: tuple) -> list[Tensor]:
+    """Return the tensors that do not have one row for each sample."""
+    samples = _samples_in(batch)
+
+    def collect(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value] if value.ndim and len(value) != samples else []
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+        return [tensor for item in items for tensor in collect(item)]
+
+    return collect(batch[0])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, list):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    return one.shape == other.shape and torch.equal(one, other.to(one.device))
+
+
+def _like(value: Any, items: list) -> Any:
+    """Return items in the kind of sequence that a value is."""
+    if hasattr(value, "_make"):
+        return value._make(items)
+    return tuple(items) if isinstance(value, tuple) else items

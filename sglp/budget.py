@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import get_args
 
-from sglp.choices import CostKind
+from sglp.choices import CostKind, is_whole_number
 from sglp.errors import BudgetError
 
 Segments = Sequence[tuple[int, int]]
@@ -139,6 +139,8 @@ def check_budget(segments: Segments, removable: Sequence[bool], budget: Sequence
             f"a budget needs one number per segment, but {list(budget)} has {len(budget)} for {len(segments)} segments"
         )
     for (first, last), kept in zip(segments, budget, strict=True):
+        if not is_whole_number(kept):
+            raise BudgetError(f"budget={list(budget)} is wrong: {kept!r} is not a whole number")
         size = last - first + 1
         fewest = max(1, size - sum(removable[first : last + 1]))
         if not fewest <= kept <= size:

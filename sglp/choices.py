@@ -1,6 +1,7 @@
 """Allowed values of parameters. This module does not import torch, so that parameters are checked quickly."""
 
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 Estimator = Literal["unbiased", "biased"]
 Kernel = Literal["linear", "rbf"]
@@ -17,3 +18,8 @@ TaskName = Literal["image_classification", "causal_lm"]
 def runs_sglp(method: str) -> bool:
     """Check whether a method is "sglp" or runs it among others, with its parameters."""
     return method in ("sglp", "tournament")
+
+
+def is_whole_number(value: Any) -> bool:
+    """Check whether a value is an integer, of Python or numpy; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -3,7 +3,8 @@
 Source: SGLP (arXiv 2410.14720). The same parameters and samples give the pruned network of `dvc repro`, bit for bit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,19 +13,21 @@ from torch import nn
 from tqdm import tqdm
 
 from sglp.activations import gram_matrices
-from sglp.batches import even_slices, first_sample, first_samples, rebatch, to_device
+from sglp.arguments import as_arguments
+from sglp.batches import described, even_slices, first_sample, first_samples, rebatch, to_device, whole_if_needed
 from sglp.budget import check_removable, check_target, layers_to_keep
-from sglp.choices import Pooling, runs_sglp
+from sglp.checks import check_arguments
+from sglp.choices import Pooling, is_whole_number, runs_sglp
 from sglp.cka import cka_matrix
 from sglp.discovery.find_layers import find_layers
-from sglp.errors import ScoringError, SGLPError, first_line
+from sglp.errors import DataError, ScoringError, SGLPError, first_line
 from sglp.layer import Layer
-from sglp.loss import Loss, cross_entropy
+from sglp.loss import Loss, cross_entropy, loss_of, without_padding
 from sglp.plan import Plan
 from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import Reconstructed
 from sglp.reconstruction.reconstruct import reconstruct as refit_layers
-from sglp.running import call, device_of, eval_mode, logits_of, seeded
+from sglp.running import call, check_float64, device_of, eval_mode, first_tensor, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
 from sglp.scoring.methods import (
@@ -97,10 +100,14 @@ def compress(
 
     Args:
         model: the trained network; left unchanged. It runs on the device of its parameters.
-        batches: pairs (inputs, target), for example a DataLoader; inputs are a tensor or a dict of keyword arguments.
-        loss: for criteria that need one, such as "fitted_loss", which calls it as loss(logits, target). Other criteria
-            pass the network's output as it is, for example the output object of a Hugging Face model. The default
-            criterion uses neither a loss nor targets.
+        batches: pairs (inputs, target), for example a DataLoader. Inputs are a tensor, a dict of keyword arguments, a
+            tuple of arguments, or one argument of any other kind. A tensor with one row for each sample is cut into
+            batches of other sizes; any other one, such as position ids [1, tokens], is passed on whole. Batches whose
+            tensors can't be cut (edges of graphs, packed patches) are used as they are. Tokens that an attention mask
+            [samples, tokens] hides count nowhere.
+        loss: for criteria that need one; the default criterion uses neither a loss nor targets. It is called as
+            loss(output, target) with what the network returns; "fitted_loss" scales the logits in it. A loss that can't
+            take an output object of transformers is called with its logits.
         k: number of segments, or "auto".
         prune_ratio: share of the removable layers to remove; ignored if there is a target.
         target: the share of the dense network's cost that may remain: {"macs": 0.5}, {"parameters": 0.5} or
@@ -125,9 +132,23 @@ def compress(
     Raises:
         SGLPError: an argument is wrong or does not fit the network; the message says what would be right.
     """
+    check_arguments(
+        model,
+        loss=loss,
+        k=k,
+        prune_ratio=prune_ratio,
+        method=method,
+        criterion=criterion,
+        seed=seed,
+        pooling=pooling,
+        paths=paths,
+        options=options,
+    )
+    check_float64(device_of(model))
+    k, seed, prune_ratio = (k if k == "auto" else int(k)), int(seed), float(prune_ratio)
     run_method = find_method(method)
     cost_limit = None if target is None else check_target(target, options.get("budget"))
-    options = _method_options(method, criterion, loss, options)
+    options = _method_options(method, run_method, criterion, loss, options)
     sizes = _check_sizes(
         calibration=calibration,
         scoring=scoring,
@@ -141,12 +162,14 @@ def compress(
         del sizes["reconstruction"]
     with seeded(seed, device_of(model)):
         named = (name for name in sizes if name != "reconstruction" or reconstruction is not None)
-        samples = first_samples(batches, {name: sizes[name][0] for name in named})
+        samples = first_samples(batches, {name: sizes[name][0] for name in named}, partial(as_arguments, model))
+        samples = whole_if_needed(samples, partial(_gives_the_same, model))
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
-        if criterion == "fitted_loss" and runs_sglp(method):
+        example = to_device(first_sample(samples[0][0]), device_of(model))
+        _check_runs(model, example)
+        if (criterion == "fitted_loss" and runs_sglp(method)) or takes(run_method, "loss"):
             _check_loss(model, scoring_batches[0], loss)
 
-        example = to_device(first_sample(samples[0][0]), device_of(model))
         layers = find_layers(model, example, paths=paths)
         check_removable(layers)
         keep = layers_to_keep([layer.removable for layer in layers], prune_ratio)
@@ -192,7 +215,9 @@ def compress(
     return Compressed(network, plan, layers, similarity, segments, scores, reconstructed, remaining)
 
 
-def _method_options(method: str, criterion: str, loss: Loss, options: dict[str, Any]) -> dict[str, Any]:
+def _method_options(
+    method: str, run_method: Callable, criterion: str, loss: Loss, options: dict[str, Any]
+) -> dict[str, Any]:
     """Check the method-specific arguments and return those to call the method with."""
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
@@ -202,16 +227,20 @@ def _method_options(method: str, criterion: str, loss: Loss, options: dict[str, 
         check_search(search, criterion_class)
         check_search_budget(options.get("budget"), search)
         return options | {"criterion": criterion_class, "loss": loss}
-    unsupported = [*options, *["criterion"] * (criterion != CRITERION), *["loss"] * (loss is not cross_entropy)]
+    unsupported = [*options, *["criterion"] * (criterion != CRITERION)]
     if unsupported:
         raise SGLPError(f"method={method} has no parameter {unsupported[0]}: only method=sglp has it")
+    if takes(run_method, "loss"):
+        return {"loss": loss}
+    if loss is not cross_entropy:
+        raise SGLPError(f"method={method} computes no loss: leave out loss, or use sglp, loss_greedy or taylor")
     return {}
 
 
 def _check_sizes(**sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Check pairs (number of samples, batch size) and return them by name."""
     for name, size in sizes.items():
-        pair = isinstance(size, tuple | list) and len(size) == 2 and all(type(number) is int for number in size)
+        pair = isinstance(size, tuple | list) and len(size) == 2 and all(is_whole_number(number) for number in size)
         fewest = 4 if name == "calibration" else 1
         unused = pair and name == "recalibration" and size[0] == 0
         if not pair or (min(size) < fewest and not unused):
@@ -224,7 +253,33 @@ def _check_sizes(**sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
             raise SGLPError(
                 f"{name}={size} is wrong: its smallest batch has {smallest} samples, and CKA needs at least {fewest}"
             )
-    return sizes
+    return {name: (int(number), int(size)) for name, (number, size) in sizes.items()}
+
+
+def _check_runs(model: nn.Module, example: Any) -> None:
+    """Check that the network runs on a sample of the batches."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            call(model, example)
+    except Exception as error:  # whatever a network raises, the user needs one sentence
+        raise DataError(
+            f"this {type(model).__name__} can't be run on the first sample of the batches ({described(example)}): "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _gives_the_same(model: nn.Module, sample: Any, inputs: Any) -> bool:
+    """Check that the first sample of a batch, run alone, gives the same outputs as in the batch."""
+    device = device_of(model)
+    try:
+        with eval_mode(model), torch.no_grad():
+            alone, together = (first_tensor(call(model, to_device(one, device))) for one in (sample, inputs))
+    except Exception:  # what belongs to all samples does not fit a part of them
+        return False
+    if alone.shape[1:] != together.shape[1:] or len(alone) != 1:
+        return False
+    alone, together = alone[0].float(), together[0].float()
+    return bool((alone - together).abs().max() <= 1e-3 * together.abs().max())
 
 
 def _check_loss(model: nn.Module, batch: tuple, loss: Loss) -> None:
@@ -232,6 +287,8 @@ def _check_loss(model: nn.Module, batch: tuple, loss: Loss) -> None:
     inputs, target = to_device(batch, device_of(model))
     try:
         with eval_mode(model), torch.no_grad():
-            float(loss(logits_of(call(model, inputs)), target))
+            float(loss_of(loss, call(model, inputs), without_padding(loss, inputs, target)))
+    except SGLPError:
+        raise
     except Exception as error:  # whatever a network or a loss raises, the user needs one sentence
         raise ScoringError(f"the loss of the network's output can't be computed: {first_line(error)}") from error

@@ -1,6 +1,7 @@
 """Running a network: forward and backward passes, eval mode, hooks, seeds, devices."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs, first_sample, to_device
+from sglp.arguments import as_arguments
+from sglp.batches import Inputs, first_sample, inputs_of, to_device
+from sglp.errors import SGLPError
 
 
 @dataclass(eq=False)
@@ -36,10 +39,18 @@ def count_passes() -> Iterator[Passes]:
 
 
 def call(network: nn.Module, inputs: Any) -> Any:
-    """Run a network on a tensor, or on a dict of keyword arguments."""
+    """Run a network on a tensor, a dict of keyword arguments, or a tuple of arguments; see `as_arguments`."""
     for passes in _counting:
         passes.forward += 1
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    inputs = as_arguments(network, inputs)
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else network(inputs)
+
+
+def inputs_for(network: nn.Module, batch: Any) -> Any:
+    """Return the inputs of a batch as a network takes them, on its device; see `as_arguments`."""
+    return to_device(as_arguments(network, inputs_of(batch)), device_of(network))
 
 
 def backward(loss: Tensor, again: bool = False) -> None:
@@ -71,8 +82,28 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in a network's output: a tensor, or a Hugging Face output object."""
-    return output if isinstance(output, Tensor) else output.logits
+    """Return the logits in a network's output: a tensor, or a Hugging Face output object or dict that holds them."""
+    if isinstance(output, Tensor):
+        return output
+    return output["logits"] if isinstance(output, Mapping) else output.logits
+
+
+def with_logits(output: Any, logits: Tensor) -> Any:
+    """Return a network's output with other logits."""
+    if isinstance(output, Tensor):
+        return logits
+    changed = copy.copy(output)
+    if isinstance(changed, MutableMapping):
+        changed["logits"] = logits
+    else:
+        changed.logits = logits
+    return changed
+
+
+def holds_logits(output: Any) -> bool:
+    """Check whether `logits_of` finds logits in a network's output."""
+    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    return isinstance(held, Tensor)
 
 
 @contextmanager
@@ -89,7 +120,7 @@ def hooked_eval(network: nn.Module, handles: Sequence[RemovableHandle]) -> Itera
 def run_hooked(network: nn.Module, inputs: Inputs, handles: Sequence[RemovableHandle]) -> None:
     """Run a network on the first sample of a batch's inputs with hooks, as in `hooked_eval`."""
     with hooked_eval(network, handles):
-        call(network, to_device(first_sample(inputs), device_of(network)))
+        call(network, to_device(first_sample(as_arguments(network, inputs)), device_of(network)))
 
 
 @contextmanager
@@ -116,6 +147,16 @@ def first_tensor(value: Any) -> Tensor:
     """Return the first tensor in the arguments or the output of a module."""
     value = dict(value) if isinstance(value, Mapping) else value
     return next(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def check_float64(device: torch.device) -> None:
+    """Check that a device computes in float64, which sums over samples need.
+
+    Raises:
+        SGLPError: it does not.
+    """
+    if device.type == "mps":
+        raise SGLPError("the network is on an Apple GPU, which has no float64: move it to the CPU first, with cpu()")
 
 
 def main_input(args: tuple, kwargs: dict) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sglp.choices import Feature, runs_sglp
+from sglp.choices import Feature, is_whole_number, runs_sglp
 from sglp.errors import SegmentationError
 
 
@@ -68,6 +68,8 @@ def fisher_segmentation(similarity: ArrayLike, k: int, feature: Feature = "rows"
     Raises:
         SegmentationError: k is impossible, the matrix is not square or not finite, or the feature is unknown.
     """
+    if not is_whole_number(k):
+        raise SegmentationError(f"k={k!r} is wrong: it must be a whole number")
     return segmentation_table(similarity, feature, k).segments(k)
 
 
@@ -151,6 +153,8 @@ def uses_segments(method: str) -> bool:
 
 
 def _check_k(k: int, layers: int) -> None:
+    if not is_whole_number(k):
+        raise SegmentationError(f"k={k!r} is wrong: it must be a whole number, 1 to {layers}")
     if not 1 <= k <= layers:
         raise SegmentationError(f"k={k} segments can't be made of {layers} layers: k must be 1 to {layers}")
 

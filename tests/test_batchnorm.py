@@ -1,24 +1,26 @@
 """Recalibration of batch norm."""
 
+import copy
+
 import pytest
+import timm
 import torch
 from torch import nn
 
 import sglp
 from sglp.errors import ScoringError
-from sglp.surgery.batchnorm import batch_statistics
+from sglp.surgery.batchnorm import batch_statistics, norms_of
 
 
-def test_running_statistics_become_the_means_over_batches():
+def test_running_statistics_become_those_of_all_samples():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(3, momentum=0.3), nn.Linear(3, 2))
     batches = [torch.randn(8, 3) * 2 + 1 for _ in range(4)]
     weights = network[2].weight.clone()
     sglp.recalibrate(network, [(batch, None) for batch in batches])
-    mean = torch.stack([batch.mean(dim=0) for batch in batches]).mean(dim=0)
-    variance = torch.stack([batch.var(dim=0) for batch in batches]).mean(dim=0)
-    assert torch.allclose(network[1].running_mean, mean, atol=1e-6)
-    assert torch.allclose(network[1].running_var, variance, atol=1e-5)
+    samples = torch.cat(batches)
+    assert torch.allclose(network[1].running_mean, samples.mean(dim=0), atol=1e-6)
+    assert torch.allclose(network[1].running_var, samples.var(dim=0), atol=1e-5)
     assert network[1].momentum == 0.3
     assert not any(module.training for module in network.modules())
     assert torch.equal(network[2].weight, weights)
@@ -73,3 +75,82 @@ def test_statistics_are_unchanged_without_a_batch_or_after_an_error(network, dig
         sglp.recalibrate(network, [digits[0][:8], digits[0][:8, :, :1, 0]])
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert (network.bn1.momentum, network.training) == (0.1, False)
+
+
+def of_all(values):
+    """Compute mean and unbiased variance of each channel in float64."""
+    rows = values.double().movedim(1, -1).flatten(0, -2)
+    return rows.mean(dim=0), rows.var(dim=0)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4)], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 2), (64, 1), (1,) * 66, (20, 46), (66,)], ids=lambda sizes: str(sizes[:3]))
+@pytest.mark.parametrize("order", ["random", "sorted"])
+def test_every_value_counts_alike_whatever_the_batches(shape, sizes, order):
+    generator = torch.Generator().manual_seed(0)
+    values = 3 * torch.randn(sum(sizes), 4, *shape, generator=generator) + 5
+    if order == "sorted":
+        values = values.sort(dim=0).values
+    norm = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[len(shape)](4)
+    sglp.recalibrate(nn.Sequential(norm), values.split(sizes))
+    mean, variance = of_all(values)
+    assert torch.allclose(norm.running_mean.double(), mean, rtol=1e-6)
+    assert torch.allclose(norm.running_var.double(), variance, rtol=1e-5)
+    assert int(norm.num_batches_tracked) == len(sizes)
+
+
+def test_one_batch_gives_what_torch_computes_in_training(network, digits):
+    expected = copy.deepcopy(network).train()
+    for norm in norms_of(expected):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        expected(digits[0][:64])
+    sglp.recalibrate(network, [digits[0][:64]])
+    for ours, theirs in zip(norms_of(network), norms_of(expected), strict=True):
+        assert torch.allclose(ours.running_mean, theirs.running_mean, atol=1e-5)
+        assert torch.allclose(ours.running_var, theirs.running_var, rtol=1e-4)
+
+
+def test_a_small_last_batch_hardly_changes_the_statistics_of_later_norms(network, digits):
+    """Normalised by itself alone, it would."""
+    whole, uneven = copy.deepcopy(network), copy.deepcopy(network)
+    sglp.recalibrate(whole, [digits[0][:65]])
+    sglp.recalibrate(uneven, [digits[0][:64], digits[0][64:65]])
+    for ours, theirs in zip(norms_of(uneven), norms_of(whole), strict=True):
+        assert (ours.running_mean - theirs.running_mean).abs().max() < 0.05 * theirs.running_var.sqrt().max()
+
+
+def test_a_single_value_per_channel_is_refused_and_leaves_the_statistics():
+    network = nn.Sequential(nn.BatchNorm1d(3))
+    with pytest.raises(ScoringError, match="batch norm needs at least two values per channel, but all"):
+        sglp.recalibrate(network, [torch.ones(1, 3)])
+    assert torch.equal(network[0].running_mean, torch.zeros(3))
+
+
+def test_norms_of_other_libraries_keep_their_activation():
+    """timm's batch norm also computes the activation."""
+    norm = timm.layers.BatchNormAct2d(3)
+    seen = []
+    norm.register_forward_hook(lambda module, args, output: seen.append(output))
+    sglp.recalibrate(nn.Sequential(norm), torch.randn(8, 3, 4, 4).split(3))
+    assert all((output >= 0).all() for output in seen)
+
+
+@pytest.mark.parametrize("batches", [1, 3, 16])
+def test_layers_with_batch_norm_are_refitted_on_batches_of_one_sample(batches):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    torch.manual_seed(0)
+    dense = nn.Sequential(*[Block() for _ in range(4)]).eval()
+    inputs = torch.randn(max(batches, 2), 8).split(1)
+    plan = sglp.Plan(("0", "1", "3"), ("2",))
+    pruned = sglp.prune(dense, plan)
+    rows = sglp.reconstruct(dense, pruned, plan, inputs, steps=3)
+    assert [row.layer for row in rows] == ["1", "3"]
+    assert all(p.isfinite().all() for p in pruned.state_dict().values())

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import sglp
 from sglp.batches import even_slices, rebatch
 from sglp.cost import count_macs
-from sglp.errors import SGLPError
+from sglp.errors import BudgetError, SGLPError
+from sglp.running import check_float64
 from sglp.tasks.data import find_data
 from sglp.tasks.schemas.workload import Source
 from stages.support.reconstruction import read_reconstructed
@@ -253,8 +254,8 @@ def test_layers_can_be_chosen_by_path(mlp, data):
         ({"method": "tail", "search": "independent"}, "method=tail has no parameter search: only method=sglp has it"),
         ({"method": "tail", "criterion": "best"}, "method=tail has no parameter criterion: only method=sglp has it"),
         (
-            {"method": "taylor", "loss": nn.functional.mse_loss},
-            "method=taylor has no parameter loss: only method=sglp has it",
+            {"method": "angular", "loss": nn.functional.mse_loss},
+            "method=angular computes no loss: leave out loss, or use sglp, loss_greedy or taylor",
         ),
         ({"beam": 3}, "compress has no parameter beam; the options of method=sglp are search, budget"),
         ({"calibration": 64}, r"calibration=64 is wrong: it must be \(number of samples, batch size\)"),
@@ -313,3 +314,58 @@ def test_samples_of_different_shapes_can_be_in_different_batches(digits):
         batches.append(({"input_ids": ids, "use_cache": False}, ids.roll(-1, 1)))
     result = sglp.compress(case.network, batches, k=2, calibration=(16, 8), scoring=(16, 8), pooling="mean")
     assert len(result.plan.removed) == 3
+
+
+WRONG = {
+    "k": ["3", 2.0, 2.5, True, None, 0, "Auto"],
+    "prune_ratio": ["0.5", None, True, float("nan"), 1, -0.1],
+    "seed": [None, "0", 0.5, -1, 2**63],
+    "method": [None, 5, print],
+    "criterion": [None, nn.functional.cross_entropy],
+    "loss": [None, "mse"],
+    "paths": [5, (), [5], {}],
+    "pooling": ["max", None],
+    "random_inits": [0, 1.5, "2", None],
+    "beam_width": [0, None],
+    "max_evaluations": [0, 1.0],
+    "max_combinations": [0],
+    "budget": [5, "12", [1.5, 2]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_arguments_of_wrong_types_are_refused_before_a_sample_is_read(mlp, name, value):
+    def never():
+        pytest.fail("a batch was read")
+        yield
+
+    with pytest.raises(SGLPError, match=f"{name}=") as refusal:
+        sglp.compress(mlp, never(), **SMALL | {name: value})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("model", [None, "folder", nn.Module])
+def test_what_is_no_network_is_refused(model):
+    with pytest.raises(SGLPError, match=r"model=.* is wrong: it must be a torch\.nn\.Module"):
+        sglp.compress(model, [])
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(mlp, data):
+    batches, number = list(DataLoader(data, batch_size=50)), np.int64
+    sizes = {name: (number(a), number(b)) for name, (a, b) in SMALL.items()}
+    given = {"k": number(2), "seed": number(1), "prune_ratio": np.float64(0.5), "random_inits": np.int32(1)}
+    expected = sglp.compress(mlp, batches, k=2, seed=1, **SMALL, reconstruct=False)
+    assert sglp.compress(mlp, batches, **sizes, **given, reconstruct=False).plan == expected.plan
+
+
+def test_apple_gpus_are_refused_in_one_sentence():
+    with pytest.raises(SGLPError, match="on an Apple GPU, which has no float64: move it to the CPU first"):
+        check_float64(torch.device("mps"))
+
+
+@pytest.mark.parametrize("search", ["joint", "sequential", "independent"])
+@pytest.mark.parametrize("budget", [[30, 20, 10], [3, 2, 1, 1], [0, 4, 4], [2.0, 3, 3]])
+def test_impossible_budgets_are_refused_by_score_combinations(mlp, data, budget, search):
+    layers = sglp.find_layers(mlp, data[:2][0])
+    with pytest.raises(BudgetError):
+        sglp.score_combinations(mlp, layers, [(0, 3), (4, 8), (9, 12)], budget, [data[:16]], search=search)

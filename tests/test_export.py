@@ -6,12 +6,25 @@ import pytest
 import torch
 from language import cast, tiny_llama
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.utils import ModelOutput
 
 import sglp
 from sglp.errors import ArchitectureError, CheckpointError
 from sglp.exporting import export as exporting
 from sglp.exporting.export import export
+from sglp.exporting.outputs import named_outputs
 from tools.architecture_trials import TabularTransformer
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -157,10 +170,10 @@ class Singular(nn.Module):
 
 
 class Silent(nn.Module):
-    """Returns a tuple instead of logits."""
+    """Returns no tensor."""
 
     def forward(self, x):
-        return x, x
+        return None
 
 
 class Infinite(nn.Module):
@@ -180,7 +193,8 @@ REFUSED = {
     "no folder": ("nowhere", "onnx", SHAPE, r"nowhere is not a saved network"),
     "no shape": (nn.Flatten(), "onnx", None, r"not known which inputs this Flatten takes: .* --input 3x224x224"),
     "a wrong shape": (nn.Linear(3, 2), "onnx", (4,), r"this Linear can't be run on inputs of the shape \[1, 4\]: "),
-    "no logits": (Silent(), "onnx", SHAPE, r"^this Silent returns a tuple instead of logits$"),
+    "no tensor": (Silent(), "onnx", SHAPE, r"^this Silent returns a NoneType without tensors$"),
+    "a list": (Silent(), "onnx", [torch.zeros(1, 8, 8)], "takes a list with one item per sample, whose length"),
     "a network for gguf": (nn.Flatten(), "gguf", None, r"GGUF is written from a folder .*: sglp\.save the network"),
     "one size of batch": (OfTwo(), "onnx", torch.zeros(2, 1, 8, 8), "can't trace this OfTwo for batches of any size: "),
     "a choice by values": (OfData(), "torch-export", SHAPE, "can't trace this OfData for batches of any size: "),
@@ -264,3 +278,115 @@ def test_a_pruned_resnet18_in_onnxruntime_has_the_same_outputs(tmp_path):
         (outputs,) = sessions[name].run(["logits"], {"input": x.numpy()})
         difference = torch.from_numpy(outputs).sub(expected).abs().max() / expected.abs().max()
         assert difference <= 1e-4
+
+
+CONFIG = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = CONFIG | {"vocab_size": 30}
+IDS = {"input_ids": torch.randint(1, 30, (2, 7), generator=torch.Generator().manual_seed(0))}
+
+
+class Returning(nn.Module):
+    """Returns what `make` builds of two tensors."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.a, self.b = make, nn.Conv2d(1, 3, 1), nn.Conv2d(1, 2, 1)
+
+    def forward(self, x):
+        return self.make(self.a(x), self.b(x))
+
+
+MADE = {
+    "a tuple": (lambda a, b: (a, b.flatten(1)), ["output_0", "output_1"]),
+    "a dict": (lambda a, b: {"out": a, "aux": b}, ["out", "aux"]),
+    "nested": (lambda a, b: {"out": a, "levels": [b, a.mean(dim=1)]}, ["out", "levels.0", "levels.1"]),
+    "None too": (lambda a, b: (a, None, b), ["output_0", "output_2"]),
+    "one twice": (lambda a, b: (a, a), ["output_0", "output_1"]),
+    "an object": (lambda a, b: ModelOutput(states=a, pooled=b), ["states", "pooled"]),
+    "numbers of classes": (lambda a, b: (a.argmax(dim=1), b > 0), ["output_0", "output_1"]),
+}
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+@pytest.mark.parametrize(("make", "names"), MADE.values(), ids=MADE)
+def test_all_tensors_are_exported(tmp_path, digits, to, make, names):
+    torch.manual_seed(0)
+    network, x = Returning(make).eval(), digits[0][:5]
+    export(network, tmp_path / "net", to, SHAPE)
+    expected = named_outputs(network(x))
+    assert list(expected) == names
+    if to == "onnx":
+        outputs = [
+            torch.from_numpy(array) for array in in_onnxruntime(tmp_path / "net").run(names, {"input": x.numpy()})
+        ]
+    else:
+        outputs = list(named_outputs(torch.export.load(tmp_path / "net").module()(x)).values())
+    for output, tensor in zip(outputs, expected.values(), strict=True):
+        torch.testing.assert_close(output, tensor, check_dtype=False)
+
+
+ENCODERS = {
+    "states and pooled": (lambda: BertModel(BertConfig(**TEXT)), None),
+    "start and end of answers": (
+        lambda: BertForQuestionAnswering(BertConfig(**TEXT)),
+        IDS | {"attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])},
+    ),
+    "few positions": (lambda: BertForSequenceClassification(BertConfig(**TEXT, max_position_embeddings=20)), None),
+    "positions after padding": (lambda: RobertaModel(RobertaConfig(**TEXT, max_position_embeddings=20)), None),
+    "shared positions": (lambda: BertModel(BertConfig(**TEXT)), IDS | {"position_ids": torch.arange(7)[None]}),
+}
+
+
+@pytest.mark.parametrize(("build", "example"), ENCODERS.values(), ids=ENCODERS)
+def test_encoders_take_texts_up_to_the_number_of_their_positions(tmp_path, build, example):
+    torch.manual_seed(0)
+    network = build().eval()
+    export(network, tmp_path / "net.pt2", "torch-export", example)
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    for samples, tokens in ((1, 9), (3, 18)):
+        inputs = {"input_ids": torch.randint(2, 30, (samples, tokens))}
+        if "attention_mask" in (example or {}):
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "position_ids" in (example or {}):
+            inputs["position_ids"] = torch.arange(tokens)[None]
+        expected, outputs = named_outputs(network(**inputs)), named_outputs(module(**inputs))
+        for output, tensor in zip(outputs.values(), expected.values(), strict=True):
+            torch.testing.assert_close(output, tensor)
+
+
+def test_a_length_that_the_code_fixes_is_named(tmp_path):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(30, 4)
+
+        def forward(self, input_ids):
+            return sum(self.embedding(input_ids[:, i]) for i in range(input_ids.shape[1]))
+
+    with pytest.raises(CheckpointError, match=r"Fixed .*: its code works for one number of tokens only, the traced 7$"):
+        export(Fixed(), tmp_path / "net.pt2", "torch-export", IDS)
+
+
+def test_inputs_in_a_tuple_and_in_one_dict_are_exported(tmp_path):
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a @ b.mT
+
+    class OneDict(nn.Module):
+        def forward(self, features):
+            return features["x"] * features["scale"]
+
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    for to in ("torch-export", "onnx"):
+        export(Two(), tmp_path / "two", to, (a, b))
+        export(OneDict(), tmp_path / "one", to, {"x": a, "scale": torch.ones(2, 1, 1)})
+    session = in_onnxruntime(tmp_path / "two")
+    (output,) = session.run(None, {"input_0": a.numpy(), "input_1": b.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), a @ b.mT)
+
+
+def test_inputs_that_do_not_follow_from_the_config_are_asked_for(tmp_path):
+    video = VideoMAEForVideoClassification(VideoMAEConfig(image_size=16, patch_size=8, num_frames=4, **CONFIG))
+    with pytest.raises(ArchitectureError, match="follow from its config, so pass the shape of one sample instead"):
+        export(video, tmp_path / "net.pt2", "torch-export")
+    assert not list(tmp_path.iterdir())

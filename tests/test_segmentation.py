@@ -105,6 +105,8 @@ def test_k_is_the_last_cut_that_lowers_the_loss_by_the_share(losses, share, k):
         (np.eye(4), 0, "rows", "k=0 segments can't be made of 4 layers: k must be 1 to 4"),
         (np.eye(4), 5, "rows", "k=5 segments can't be made of 4 layers"),
         (np.eye(4), -1, "rows", "k=-1"),
+        (np.eye(4), 2.0, "rows", r"k=2\.0 is wrong: it must be a whole number"),
+        (np.eye(4), "2", "rows", "k='2' is wrong"),
         (np.ones((3, 4)), 2, "rows", r"square, but this one has the shape \(3, 4\)"),
         (np.ones(4), 2, "rows", "square"),
         (np.ones((0, 0)), 1, "rows", "square"),

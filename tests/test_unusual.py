@@ -458,7 +458,7 @@ def test_outputs_without_logits_are_refused(batch, kwargs):
             return super().forward(x), x
 
     torch.manual_seed(0)
-    with pytest.raises(SGLPError, match=r"can't score this network: 'tuple' object has no attribute 'logits'$"):
+    with pytest.raises(SGLPError, match=r"the network returns a tuple, in which cross-entropy finds no logits: give"):
         sglp.compress(Pair(), [batch], calibration=(16, 16), scoring=(16, 16), **kwargs)
 
 

@@ -138,6 +138,10 @@ def _differentiable(example: Any) -> tuple[Any, set[Node]]:
     if isinstance(example, Mapping):
         pairs = {key: _differentiable(value) for key, value in example.items()}
         return {key: value for key, (value, _) in pairs.items()}, set().union(*(s for _, s in pairs.values()))
+    if isinstance(example, tuple | list) and not hasattr(example, "_fields"):
+        items = [_differentiable(item) for item in example]
+        values = [value for value, _ in items]
+        return type(example)(values), set().union(*(source for _, source in items))
     if isinstance(example, Tensor) and example.is_floating_point():
         leaf = example.detach().clone().requires_grad_(True)
         # Use a view, because a leaf can't be modified in place.

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sglp.errors import ArchitectureError, first_line
+from sglp.exporting.example_shapes import tensors_of
+from sglp.exporting.outputs import named_outputs
 from sglp.hugging_face.networks import configs_of, is_pretrained
 from sglp.running import call, eval_mode
 
@@ -34,6 +36,15 @@ def example_input(network: nn.Module, shape: Sequence[int] | None = None) -> Any
     example: Any
     if is_pretrained(network):
         example = _example_from_config(network, shape, generator)
+        if shape is None:
+            try:
+                check_takes(network, example)
+            except ArchitectureError as error:
+                raise ArchitectureError(
+                    f"{error}: these inputs follow from its config, so pass the shape of one sample instead, such as "
+                    "--input 3x224x224 (in a script, an example)"
+                ) from error
+            return example
     elif shape is None:
         raise ArchitectureError(
             f"it is not known which inputs this {type(network).__name__} takes: pass the shape of one sample, such as "
@@ -46,10 +57,10 @@ def example_input(network: nn.Module, shape: Sequence[int] | None = None) -> Any
 
 
 def check_takes(network: nn.Module, example: Any) -> None:
-    """Check that a network accepts an input (a tensor, or a dict of keyword arguments) and returns logits.
+    """Check that a network accepts an input and returns tensors.
 
     Raises:
-        ArchitectureError: the network fails on this input, or returns something else.
+        ArchitectureError: the network fails on this input, or returns no tensor.
     """
     try:
         with eval_mode(network), torch.no_grad():
@@ -59,15 +70,22 @@ def check_takes(network: nn.Module, example: Any) -> None:
         raise ArchitectureError(
             f"this {type(network).__name__} can't be run on inputs of the shape {shapes}: {first_line(error)}"
         ) from error
-    if not isinstance(getattr(output, "logits", output), Tensor):
-        raise ArchitectureError(f"this {type(network).__name__} returns a {type(output).__name__} instead of logits")
+    if not named_outputs(output):
+        raise ArchitectureError(f"this {type(network).__name__} returns a {type(output).__name__} without tensors")
 
 
-def tensors_of(example: Any) -> dict[str, Tensor]:
-    """Return the tensors of an input by name; a single tensor gets the name "input"."""
-    if isinstance(example, Tensor):
-        return {"input": example}
-    return {name: value for name, value in example.items() if isinstance(value, Tensor)}
+def longest_text(network: "PreTrainedModel") -> int | None:
+    """Return the largest number of tokens that the config of a Hugging Face model allows, or None.
+
+    In models such as RoBERTa, positions begin after the index of padding.
+    """
+    longest = _config_value(network, "max_position_embeddings")
+    if not isinstance(longest, int) or longest < 1:  # XLNet has -1
+        return None
+    embeddings = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+    starts = [e.padding_idx + 1 for e in embeddings if e.num_embeddings == longest and e.padding_idx is not None]
+    is_vocabulary = longest == _config_value(network, "vocab_size")
+    return longest - max(starts, default=0) * (not is_vocabulary)
 
 
 def _example_from_config(
@@ -77,7 +95,8 @@ def _example_from_config(
     if name == "input_ids":
         vocab_size = _config_value(network, "vocab_size")
         if vocab_size:
-            ids = torch.randint(vocab_size, (1, *(shape or (TOKENS,))), generator=generator)
+            length = min(TOKENS, longest_text(network) or TOKENS)
+            ids = torch.randint(vocab_size, (1, *(shape or (length,))), generator=generator)
             return {name: ids, "use_cache": False} if hasattr(network.config, "use_cache") else {name: ids}
     size = _config_value(network, "image_size")
     channels = _config_value(network, "num_channels")

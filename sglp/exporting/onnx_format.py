@@ -1,6 +1,6 @@
 """The ONNX format, written by torch's exporter from a traced network and run by onnxruntime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sglp.errors import CheckpointError, first_line
-from sglp.exporting.example_input import tensors_of
+from sglp.exporting.example_shapes import tensors_of
 
 TOLERANCE = 1e-4
 MOST_BYTES = 2**31 - 2**24  # protobuf files are limited to 2 GiB, and the operations take part of it
@@ -37,18 +37,19 @@ def check(network: nn.Module) -> None:
         )
 
 
-def write(program: ExportedProgram, path: Path) -> None:
-    """Write a traced network and its weights to one file.
+def write(program: ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
+    """Write a traced network and its weights to one file, with these names of its outputs.
 
     Raises:
         CheckpointError: the network has an operation that ONNX lacks.
     """
-    names = list(program.example_inputs[1]) or ["input"]
+    args, kwargs = program.example_inputs
+    names = list(tensors_of(kwargs or (args[0] if len(args) == 1 else args)))
     try:
         # Use unfused attention while the exporter traces again: the fused kernel has strides that its steps don't have.
         with sdpa_kernel(SDPBackend.MATH):
             translated = torch.onnx.export(
-                program, dynamo=True, input_names=names, output_names=["logits"], verbose=False
+                program, dynamo=True, input_names=names, output_names=list(outputs), verbose=False
             )
     except Exception as error:  # report any error of the exporter in one sentence
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -57,16 +58,18 @@ def write(program: ExportedProgram, path: Path) -> None:
     translated.save(path, external_data=False)
 
 
-def read(path: Path) -> Callable[[Any], Tensor]:
-    """Load a file into onnxruntime on the CPU, and return the function from inputs to logits that it computes."""
+def read(path: Path) -> Callable[[Any], list[Tensor]]:
+    """Load a file into onnxruntime on the CPU, and return the function from inputs to outputs that it computes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Any) -> Tensor:
-        arrays = {name: tensor.numpy() for name, tensor in tensors_of(inputs).items()}
-        return torch.from_numpy(session.run(["logits"], arrays)[0])
+    used = {entry.name for entry in session.get_inputs()}  # without those that the network ignores
+
+    def run(inputs: Any) -> list[Tensor]:
+        arrays = {name: tensor.numpy() for name, tensor in tensors_of(inputs).items() if name in used}
+        return [torch.as_tensor(array) for array in session.run(None, arrays)]
 
     return run

@@ -12,6 +12,7 @@ from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.reconstruction.rows import rows
 from sglp.running import first_tensor
 from sglp.surgery.batchnorm import averaging, norms_of
+from sglp.surgery.pooled_statistics import RunningForSingleValues
 
 Batch = tuple[Callable[[], Any], Tensor, Tensor]  # runs the layer; target rows; row weights
 WITH_BATCH_NORM, WITHOUT = 3e-3, 5e-4  # learning rates
@@ -32,7 +33,7 @@ def fit(modules: Sequence[nn.Module], batches: Sequence[Batch], first: bool, ste
             norm.train()
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), RunningForSingleValues():
             for step in range(steps):
                 run, target, weights = batches[step % len(batches)]
                 optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -54,7 +55,7 @@ def fit(modules: Sequence[nn.Module], batches: Sequence[Batch], first: bool, ste
 
 
 def refresh_statistics(modules: Sequence[nn.Module], runs: Sequence[Callable[[], Any]]) -> None:
-    """Replace the running statistics of a layer's batch norms by their means over batches."""
+    """Replace the running statistics of a layer's batch norms by those of all samples."""
     norms = _batch_norms(modules)
     with averaging(norms):
         for run in runs if norms else ():

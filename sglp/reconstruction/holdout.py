@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sglp.batches import part_of, rebatch, size_of
+from sglp.batches import can_be_cut, part_of, rebatch, size_of
 from sglp.distributed import processes
 from sglp.errors import ScoringError
 
@@ -13,11 +13,11 @@ def split(inputs: list) -> tuple[list, list]:
     """Split batches into those to fit on and the held-out last eighth.
 
     Fewer than 8 batches are cut into 8, or into as many as have two samples each, which batch norm needs. Batches that
-    are as many already stay as they are.
+    are as many already stay as they are, and so do those that can't be cut.
     """
     samples = sum(size_of(one) for one in inputs)
     parts = min(PARTS, samples // 2)
-    if len(inputs) < parts:
+    if len(inputs) < parts and all(can_be_cut(one) for one in inputs):
         inputs = [one for one, _ in rebatch([(one, None) for one in inputs], samples, -(-samples // parts))]
     count = max(1, len(inputs) // PARTS)
     return (inputs[:-count], inputs[-count:]) if len(inputs) > 1 else (inputs, inputs)

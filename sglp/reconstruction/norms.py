@@ -33,13 +33,13 @@ def norms_after(goals: Sequence[Goal], pruned: nn.Module, inputs: Any) -> list[_
 
 
 def average_statistics(pruned: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Any]) -> None:
-    """Replace the running statistics of batch norms by their means over batches, in place.
+    """Replace the running statistics of batch norms by those of all samples, in place.
 
     Args:
         pruned: the network.
         norms: its batch norms to average.
         batches: the inputs.
     """
-    with hooked_eval(pruned, ()), averaging(norms), whole_batch():
+    with hooked_eval(pruned, ()), whole_batch(), averaging(norms):
         for one in batches:
             call(pruned, one)

@@ -11,7 +11,7 @@ from sglp.distributed.all_reduce import all_reduce_sum
 from sglp.distributed.whole_batch import whole_batch
 from sglp.reconstruction.closed_form import least_squares
 from sglp.reconstruction.refit import Sample, last_map, refit, sample_of
-from sglp.reconstruction.rows import channels_first, row_weights, rows
+from sglp.reconstruction.rows import channels_first, mask_like, row_weights, rows
 
 
 class LayerCalls(NamedTuple):
@@ -114,7 +114,7 @@ def _held_out(
         )
         for i, (target, change) in enumerate(zip(targets, changes, strict=True)):
             wanted = rows(target[batch], first)
-            weights = row_weights(wanted, layer.masks[batch])
+            weights = row_weights(wanted, mask_like(layer.masks[batch], target[batch]))
             squares = (wanted.double() - output - change).square().sum(dim=-1)
             sums[i] += torch.stack([(squares * weights).sum(), (weights > 0).sum()]).cpu()
     total, count = all_reduce_sum(sums).T

@@ -20,7 +20,7 @@ from sglp.errors import ScoringError
 from sglp.reconstruction import gradient, replace_me
 from sglp.reconstruction.affine import last_linear_map, weight_of
 from sglp.reconstruction.closed_form import least_squares
-from sglp.reconstruction.rows import relative_error, row_weights, rows
+from sglp.reconstruction.rows import mask_like, relative_error, row_weights, rows
 from sglp.reconstruction.saved_fits import Fit
 from sglp.running import first_tensor
 from sglp.surgery.streams import changes_more_streams
@@ -63,6 +63,7 @@ def sample_of(
     """
     # Copies: what follows may work in place.
     target = rows(first_tensor(output), first).clone()
+    mask = mask_like(mask, first_tensor(output))
     args, kwargs = detached(args), detached(kwargs)
     run = partial(run_layer, modules, branch_ends, args, kwargs)
     return Sample(run, target, row_weights(target, mask), changes_more_streams(args, kwargs, output))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sglp.distributed.all_reduce import all_reduce_sum
+from sglp.padding import mask_of_rows
 
 FLOOR = 1e-2  # a row counts as at least this share of the mean row: a position that is all zeros has no scale
 
@@ -29,6 +30,12 @@ def rows(activation: Tensor, first: bool) -> Tensor:
     return activation.reshape(-1, activation.shape[-1])
 
 
+def mask_like(mask: Tensor | None, activation: Tensor) -> Tensor | None:
+    """The mask [samples, tokens] in the order of an activation's rows, which can be [tokens, samples, channels]."""
+    fitting = mask_of_rows(activation, mask)
+    return mask if fitting is None else fitting
+
+
 def row_weights(target: Tensor, mask: Tensor | None) -> Tensor:
     """[rows] float32 weights 1 / ||target||^2, and 0 for padding.
 
@@ -36,11 +43,13 @@ def row_weights(target: Tensor, mask: Tensor | None) -> Tensor:
     of all others.
     """
     squares = target.float().square().sum(dim=-1)
-    total, count = all_reduce_sum(torch.tensor([float(squares.sum()), len(squares)], dtype=torch.float64)).tolist()
+    shown = None
+    if mask is not None and mask.numel() == len(squares):
+        shown = mask.reshape(-1).to(squares.device) != 0
+    counting = squares if shown is None else squares[shown]
+    total, count = all_reduce_sum(torch.tensor([float(counting.sum()), len(counting)], dtype=torch.float64)).tolist()
     weights = 1 / squares.clamp_min(FLOOR * total / max(count, 1) + torch.finfo(torch.float32).tiny)
-    if mask is not None and mask.numel() == len(weights):
-        weights = weights * mask.reshape(-1).to(weights)
-    return weights
+    return weights if shown is None else weights.masked_fill(~shown, 0)
 
 
 def relative_error(output: Tensor, target: Tensor, weights: Tensor) -> tuple[float, float]:

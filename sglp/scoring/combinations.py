@@ -11,6 +11,7 @@ from typing import Any, get_args
 from torch import nn
 from tqdm import tqdm
 
+from sglp.budget import check_budget
 from sglp.choices import Search
 from sglp.errors import ScoringError
 from sglp.layer import Layer
@@ -68,9 +69,11 @@ def score_combinations(
     Raises:
         ScoringError: `batches` is empty, the search is unknown or can't use the criterion, or more than
             `max_evaluations` evaluations are needed.
+        BudgetError: there is not one number per segment, or a segment can't keep its number of layers.
         ArchitectureError: no random network of this architecture can be made.
     """
     check_search(search, criterion)
+    check_budget(segments, [layer.removable for layer in layers], budget)
     score = criterion(model, layers, batches, loss, seed, random_inits)
     if search == "joint" and hasattr(score, SOLVE):
         return _solve(score, segments, sum(budget))

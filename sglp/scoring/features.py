@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from sglp.batches import inputs_of, to_device
+from sglp.batches import padding_mask
 from sglp.layer import Layer
-from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
+from sglp.padding import visible_rows
+from sglp.running import call, first_tensor, hooked_eval, inputs_for, run_hooked
 
 
 class Features:
@@ -45,7 +46,8 @@ class Features:
     def __call__(
         self, batches: Iterable, around: Callable[[int], AbstractContextManager] = lambda index: nullcontext()
     ) -> list[Tensor]:
-        """Return the features [rows, values] of each batch in float64: one row per sample, or per token.
+        """Return the features [rows, values] of each batch in float64: one row per sample, or per token that is not
+        padding.
 
         Args:
             batches: tensors, dicts of keyword arguments, or pairs of either and a target.
@@ -54,23 +56,22 @@ class Features:
         hooked = [] if self.classifier is None else [self.classifier]
         handles = [module.register_forward_pre_hook(self._capture, with_kwargs=True) for module in hooked]
         features = []
-        device = device_of(self.network)
         with hooked_eval(self.network, handles):
             for index, batch in enumerate(batches):
+                inputs = inputs_for(self.network, batch)
                 with around(index):
-                    output = call(self.network, to_device(inputs_of(batch), device))
-                features.append(self._rows(output))
+                    output = call(self.network, inputs)
+                features.append(self._rows(output, padding_mask(inputs)))
         self._captured = None
         return features
 
     def _capture(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._captured = first_tensor(args or kwargs)
 
-    def _rows(self, output) -> Tensor:
+    def _rows(self, output, mask: Tensor | None) -> Tensor:
         features = first_tensor(output) if self.classifier is None else self._captured
         assert features is not None  # the classifier's hook has stored them
-        rows = features.flatten(0, 1) if features.ndim == 3 else features.flatten(1)
-        return rows.cpu().double()
+        return visible_rows(features, mask).cpu().double()
 
 
 def gram(rows: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.batches import at_least_one, inputs_of, padding_mask, to_device
+from sglp.activations import tokens_first
+from sglp.batches import at_least_one, padding_mask
 from sglp.errors import ScoringError
 from sglp.layer import Layer
-from sglp.running import call, device_of, first_tensor, hooked_eval
+from sglp.padding import mask_of_rows, tokens_of
+from sglp.running import call, first_tensor, hooked_eval, inputs_for
 
 
 def input_similarity(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> np.ndarray:
@@ -30,9 +32,11 @@ def input_similarity(network: nn.Module, layers: Sequence[Layer], batches: Itera
     counts = np.zeros_like(sums)
     states: dict[int, tuple[Tensor, float]] = {}  # unit vectors and their number, of the layers that have run so far
     mask: Tensor | None = None
+    batches = list(at_least_one(batches))
+    transposed = tokens_first(network, layers, batches)
 
     def add(i: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        units, count = _units(first_tensor(args or kwargs), mask)
+        units, count = _units(first_tensor(args or kwargs), mask, i in transposed)
         for j, (others, _) in states.items():
             if others.shape == units.shape:
                 total = float((units * others.to(units.device)).sum(dtype=torch.float64))
@@ -44,10 +48,9 @@ def input_similarity(network: nn.Module, layers: Sequence[Layer], batches: Itera
         network.get_submodule(layer.modules[0]).register_forward_pre_hook(partial(add, i), with_kwargs=True)
         for i, layer in enumerate(layers)
     ]
-    device = device_of(network)
     with hooked_eval(network, handles):
-        for batch in at_least_one(batches):
-            inputs = to_device(inputs_of(batch), device)
+        for batch in batches:
+            inputs = inputs_for(network, batch)
             mask = padding_mask(inputs)
             call(network, inputs)
             states.clear()
@@ -61,11 +64,14 @@ def input_similarity(network: nn.Module, layers: Sequence[Layer], batches: Itera
     return cosines
 
 
-def _units(activation: Tensor, mask: Tensor | None) -> tuple[Tensor, float]:
+def _units(activation: Tensor, mask: Tensor | None, transposed: bool) -> tuple[Tensor, float]:
     """Return unit vectors of the tokens or samples, zeros for padding, and the number of vectors that count."""
-    states = activation if activation.ndim == 3 else activation.flatten(1)
+    if (found := tokens_of(activation, mask, transposed)) is not None:
+        states, mask = found
+    else:
+        states = activation if activation.ndim == 3 else activation.flatten(1)
+        mask = mask_of_rows(activation, mask) if activation.ndim == 2 else None
     units = F.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1, eps=1e-12)
-    if mask is None or states.ndim != 3 or mask.shape != states.shape[:2]:
+    if mask is None:
         return units, units[..., 0].numel()
-    counts = mask != 0
-    return units.masked_fill(~counts[..., None], 0), float(counts.sum())
+    return units.masked_fill(~mask[..., None], 0), float(mask.sum())

@@ -4,7 +4,8 @@
 
 network: the trained network. layers: as returned by `find_layers`. segments: inclusive (first, last) pairs. similarity:
 array [layers, layers]. batches: pairs (inputs, target) of calibration data. keep: number of layers to keep. seed: seed
-of everything that the method draws. A method with the keyword argument `reconstruction_batches` also gets the batches
+of everything that the method draws. A method with the keyword argument `loss` gets the user's loss, a function of the
+network's output and the target. A method with the keyword argument `reconstruction_batches` also gets the batches
 that kept layers are refitted on afterwards, one with `errors` what `sglp.reconstruction_errors` measures on these.
 
     criterion(network, layers, batches, loss, seed, random_inits) -> score

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sglp.batches import at_least_one, inputs_of, to_device
-from sglp.running import call, device_of
+from sglp.batches import at_least_one
+from sglp.errors import ScoringError
+from sglp.running import call, inputs_for
+from sglp.surgery.pooled_statistics import PooledStatistics
 
 
 def has_statistics(network: nn.Module) -> bool:
@@ -18,27 +20,29 @@ def has_statistics(network: nn.Module) -> bool:
 
 
 def recalibrate(network: nn.Module, batches: Iterable) -> None:
-    """Replace the running statistics of all batch norms by their means over batches, in place.
+    """Replace the running statistics of all batch norms by those of the samples of all batches, in place.
 
-    Only batch norms run in train mode, as dropout and stochastic depth would add noise to the statistics;
-    `torch.optim.swa_utils.update_bn` runs the whole network in train mode.
+    Every sample has the same weight, whatever the sizes of the batches, and the variance includes the one between
+    batches. Each batch is normalised by the statistics of itself and the batches before it. Only batch norms run in
+    train mode, as dropout and stochastic depth would add noise to the statistics; `torch.optim.swa_utils.update_bn`
+    runs the whole network in train mode, and gives all batches the same weight.
 
     Args:
         network: the network; in eval mode afterwards.
-        batches: tensors or dicts of keyword arguments, or pairs of such inputs and a target.
+        batches: inputs (a tensor, a dict of keyword arguments, a tuple of arguments), or pairs of inputs and a target.
 
     Raises:
-        ScoringError: there is no batch. After this or any other error, the statistics are unchanged.
+        ScoringError: there is no batch, or only one value per channel, which has no variance. After this or any other
+            error, the statistics are unchanged.
     """
     network.eval()
     norms = norms_of(network)
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
-    device = device_of(network)
     try:
         with averaging(norms):
             for batch in at_least_one(batches, "compute the statistics of batch norms from"):
                 with torch.no_grad():
-                    call(network, to_device(inputs_of(batch), device))
+                    call(network, inputs_for(network, batch))
         for norm, state in zip(norms, before, strict=True):
             if not norm.num_batches_tracked:  # the norm runs only in training, such as in an auxiliary head
                 norm.load_state_dict(state)
@@ -50,18 +54,24 @@ def recalibrate(network: nn.Module, batches: Iterable) -> None:
 
 @contextmanager
 def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Make batch norms average their statistics over all batches that run inside a context; in eval mode afterwards."""
-    momenta = [norm.momentum for norm in norms]
+    """Give batch norms the statistics of all samples that run inside a context; in eval mode afterwards.
+
+    Raises:
+        ScoringError: at the end, if a norm got a single value per channel, which has no variance.
+    """
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # weights all batches equally
         norm.train()
     try:
-        yield
+        with PooledStatistics(norms) as statistics:
+            yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
             norm.eval()
+    if any(pool.count == 1 for pool in statistics.pools.values()):
+        raise ScoringError(
+            "batch norm needs at least two values per channel, but all batches together have one: give more samples"
+        )
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 """Angular distance: remove the run of consecutive layers whose input and output are most similar.
 
 The distance of a run is the mean of arccos(cosine) / pi between the input of its first layer and the output of its last
-layer: of the last token's states if the network reads tokens, otherwise of a sample's whole activation. Where no r
-consecutive layers can be removed, as in a CNN whose shapes change between stages, the fewest possible runs are removed,
-and among those the runs with the smallest sum of distances. A row of scores.csv has the layers that would be kept if
-the best runs that begin at one layer were removed; the score is minus their distance.
+layer: of the last token's states, padding aside, if the network reads tokens, otherwise of a sample's whole activation.
+Where no r consecutive layers can be removed, as in a CNN whose shapes change between stages, the fewest possible runs
+are removed, and among those the runs with the smallest sum of distances. A row of scores.csv has the layers that would
+be kept if the best runs that begin at one layer were removed; the score is minus their distance.
 
 Source: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887), for one run at the last
 token; several runs are an extension of this project.
 Cost: forward `B`, backward `0`.
 Use: with language models that are to lose many layers: the removed layers are neighbours, so that the rest of the
-network sees a single jump. For one or two layers it mostly agrees with `block_influence`. The last token must not be
-padding. In a CNN the fewest runs are whole stages except for their first block, which is harmful if stages are short.
+network sees a single jump. For one or two layers it mostly agrees with `block_influence`. In a CNN the fewest
+runs are whole stages except for their first block, which is harmful if stages are short.
 """
 
 import math
@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.activations import BatchAxis
-from sglp.batches import at_least_one, inputs_of, size_of, to_device
+from sglp.activations import BatchAxis, pooled
+from sglp.batches import at_least_one, padding_mask, size_of
 from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.observing import observe_after
 from sglp.plan import Plan
-from sglp.running import call, device_of, first_tensor, hooked_eval
+from sglp.running import call, first_tensor, hooked_eval, inputs_for
 from sglp.scores import SetScore
 from sglp.scoring.combinations import best_plan
 from sglp.scoring.ranking import check_keep
@@ -99,11 +99,10 @@ def best_removals(distance: Mapping[Run, float], num_layers: int, num_removed: i
 
 def distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> dict[Run, float]:
     """Return the mean angular distance, from 0 to 1, of each run of removable layers."""
-    device = device_of(network)
     axis = BatchAxis(network, layers)
     batches = list(at_least_one(batches))
     means = _distances(network, layers, batches, axis)
-    if axis.was_wrong(to_device(inputs_of(batches[0]), device)):
+    if axis.was_wrong(inputs_for(network, batches[0])):
         means = _distances(network, layers, batches, axis)
     for (first, last), mean in means.items():
         if not math.isfinite(mean):
@@ -116,15 +115,16 @@ def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, a
     run_inputs: dict[int, Tensor] = {}  # inputs of the consecutive layers that have run so far
     handles = []
     samples, size, reads_tokens = 0, 0, False
+    mask: Tensor | None = None
 
     def store_input(i: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        state = _state(axis.samples_first(i, first_tensor(args or kwargs), size), reads_tokens)
+        state = _state(axis.samples_first(i, first_tensor(args or kwargs), size), reads_tokens, mask)
         if i - 1 not in run_inputs or run_inputs[i - 1].shape != state.shape:
             run_inputs.clear()  # a layer that can't be removed, or a change of shape, ends the run
         run_inputs[i] = state
 
     def add_distances(i: int, output: Any) -> None:
-        output_state = _state(axis.samples_first(i, first_tensor(output), size), reads_tokens)
+        output_state = _state(axis.samples_first(i, first_tensor(output), size), reads_tokens, mask)
         for first, state in run_inputs.items():
             cosines = F.cosine_similarity(state.to(output_state.device), output_state, dim=-1).clamp(-1, 1)
             sums[first, i] = sums.get((first, i), 0) + (torch.arccos(cosines) / math.pi).sum()
@@ -134,18 +134,18 @@ def _distances(network: nn.Module, layers: Sequence[Layer], batches: Iterable, a
             first = network.get_submodule(layer.modules[0])
             handles.append(first.register_forward_pre_hook(partial(store_input, i), with_kwargs=True))
             handles += observe_after(network, layer.name, partial(add_distances, i))
-    device = device_of(network)
     with hooked_eval(network, handles):
         for batch in batches:
-            inputs = to_device(inputs_of(batch), device)
-            reads_tokens = not first_tensor(inputs).is_floating_point()
+            inputs = inputs_for(network, batch)
+            mask = padding_mask(inputs)
+            reads_tokens = mask is not None or not first_tensor(inputs).is_floating_point()
             size = size_of(inputs)
             call(network, inputs)
             samples += size
     return {run: float(total) / samples for run, total in sums.items()}
 
 
-def _state(activation: Tensor, reads_tokens: bool) -> Tensor:
+def _state(activation: Tensor, reads_tokens: bool, mask: Tensor | None) -> Tensor:
     """Copy states [samples, values] as float64, of the last token if there are tokens; layers may work in place."""
-    state = activation[:, -1] if reads_tokens and activation.ndim == 3 else activation.flatten(1)
+    state = pooled(activation, "last" if reads_tokens and activation.ndim == 3 else "flatten", mask)
     return state.to(torch.float64, copy=True)

@@ -1,7 +1,8 @@
 """Block influence: remove the layers that rotate their input least.
 
 BI = 1 - mean cosine between a layer's input and output; the layers with the smallest BI are removed. The cosine is
-between the states of each token [samples, tokens, channels], or between the whole activations of a sample.
+between the states of each token [samples, tokens, channels] that is not padding, or between the whole activations of a
+sample.
 
 Source: ShortGPT (arXiv 2403.03853).
 Cost: forward `B`, backward `0`.
@@ -18,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sglp.batches import at_least_one, inputs_of, to_device
+from sglp.activations import tokens_first
+from sglp.batches import at_least_one, padding_mask
 from sglp.layer import Layer
 from sglp.observing import observe_after
+from sglp.padding import mask_of_rows, tokens_of
 from sglp.plan import Plan
-from sglp.running import call, device_of, first_tensor, hooked_eval
+from sglp.running import call, first_tensor, hooked_eval, inputs_for
 from sglp.scores import LayerScore
 from sglp.scoring.ranking import check_keep, keep_best
 
@@ -52,6 +55,9 @@ def influences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -
     sums = torch.zeros(len(layers), dtype=torch.float64)
     counts = [0] * len(layers)
     layer_inputs: dict[int, Tensor] = {}
+    mask: Tensor | None = None
+    batches = list(at_least_one(batches))
+    transposed = tokens_first(network, layers, batches)
     handles = []
     for i, layer in enumerate(layers):
         if not layer.removable:
@@ -61,22 +67,29 @@ def influences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -
             layer_inputs[i] = first_tensor(args if args else kwargs).clone()  # a layer may work in place
 
         def add_cosines(output: Any, i: int = i) -> None:
-            cosines = _cosines(layer_inputs.pop(i), first_tensor(output))
+            cosines = _cosines(layer_inputs.pop(i), first_tensor(output), mask, i in transposed)
             sums[i] += cosines.sum().cpu()
             counts[i] += cosines.numel()
 
         first = network.get_submodule(layer.modules[0])
         handles.append(first.register_forward_pre_hook(store_input, with_kwargs=True))
         handles += observe_after(network, layer.name, add_cosines)
-    device = device_of(network)
     with hooked_eval(network, handles):
-        for batch in at_least_one(batches):
-            call(network, to_device(inputs_of(batch), device))
+        for batch in batches:
+            inputs = inputs_for(network, batch)
+            mask = padding_mask(inputs)
+            call(network, inputs)
     return [1 - float(total) / count if count else 0.0 for total, count in zip(sums, counts, strict=True)]
 
 
-def _cosines(before: Tensor, after: Tensor) -> Tensor:
-    """Return one cosine per token, or per sample if there are no tokens."""
+def _cosines(before: Tensor, after: Tensor, mask: Tensor | None, transposed: bool) -> Tensor:
+    """Return one cosine per token that is not padding, or per sample if there are no tokens."""
+    pair = [tokens_of(activation, mask, transposed) for activation in (before, after)]
+    if None not in pair:
+        before, after = (tokens[shown] for tokens, shown in filter(None, pair))
+        return F.cosine_similarity(before.double(), after.double(), dim=-1)
+    shown = mask_of_rows(before, mask) if before.ndim == 2 else None
     if before.ndim != 3:
         before, after = before.flatten(1), after.flatten(1)
-    return F.cosine_similarity(before.double(), after.double(), dim=-1)
+    cosines = F.cosine_similarity(before.double(), after.double(), dim=-1)
+    return cosines if shown is None else cosines[shown]

@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from sglp.layer import Layer
+from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
 from sglp.scores import LayerScore
 from sglp.scoring.criteria.loss import CalibrationLoss
@@ -31,14 +32,17 @@ def loss_greedy(
     batches: Iterable,
     keep: int,
     seed: int,
+    *,
+    loss: Loss = cross_entropy,
 ) -> tuple[Plan, list[LayerScore]]:
     """Repeatedly remove the layer whose removal gives the lowest loss.
 
     The arguments are those of every method, see `sglp.scoring.methods`; the rows are those of `remove_one_by_one`.
+    `loss` is called as loss(output, target).
 
     Raises:
         ScoringError: `batches` is empty, or a loss is not finite.
     """
     check_keep(layers, keep)
-    criterion = CalibrationLoss(network, layers, batches)
+    criterion = CalibrationLoss(network, layers, batches, loss)
     return remove_one_by_one(layers, lambda removed: -criterion((), removed), keep, "loss greedy")

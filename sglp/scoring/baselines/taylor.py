@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from sglp.batches import at_least_one, to_device
+from sglp.batches import at_least_one
 from sglp.layer import Layer
-from sglp.loss import cross_entropy
+from sglp.loss import Loss, cross_entropy, labelled, loss_of
 from sglp.plan import Plan
-from sglp.running import backward, call, device_of, eval_mode
+from sglp.running import backward, call, eval_mode
 from sglp.scores import LayerScore
 from sglp.scoring.baselines.magnitude import weights_of
 from sglp.scoring.ranking import check_keep, keep_best
@@ -36,27 +36,30 @@ def taylor(
     batches: Iterable,
     keep: int,
     seed: int,
+    *,
+    loss: Loss = cross_entropy,
 ) -> tuple[Plan, list[LayerScore]]:
     """Remove the layers with the smallest sum of |w dL/dw|; a layer that can't be removed has score 0.
 
-    The arguments are those of every method; see `sglp.scoring.methods`.
+    The arguments are those of every method; see `sglp.scoring.methods`. `loss` is called as loss(output, target).
 
     Raises:
         ScoringError: `batches` is empty, or a score is not finite.
     """
     check_keep(layers, keep)
-    return keep_best(layers, saliences(network, layers, batches), keep, "taylor score")
+    return keep_best(layers, saliences(network, layers, batches, loss), keep, "taylor score")
 
 
-def saliences(network: nn.Module, layers: Sequence[Layer], batches: Iterable) -> list[float]:
+def saliences(
+    network: nn.Module, layers: Sequence[Layer], batches: Iterable, loss: Loss = cross_entropy
+) -> list[float]:
     """Return the sum of |w dL/dw| over the weights of each layer, or 0 for a layer that can't be removed."""
     weights = [weights_of(network, layer) if layer.removable else [] for layer in layers]
-    device = device_of(network)
     count = 0
     with eval_mode(network), torch.enable_grad(), _gradients(network, [weight for part in weights for weight in part]):
         for batch in at_least_one(batches):
-            inputs, target = to_device(batch, device)
-            backward(cross_entropy(call(network, inputs), target))
+            ((inputs, target),) = labelled(network, [batch], loss)
+            backward(loss_of(loss, call(network, inputs), target))
             count += 1
         return [sum(_salience(weight) for weight in part) / count for part in weights]
 

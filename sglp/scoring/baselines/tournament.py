@@ -23,14 +23,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, inputs_of, rebatch, size_of, to_device
+from sglp.batches import at_least_one, can_be_cut, inputs_of, rebatch, size_of
 from sglp.errors import BudgetError, ScoringError
 from sglp.layer import Layer
-from sglp.loss import Loss, cross_entropy
+from sglp.loss import Loss, cross_entropy, labelled, loss_of
 from sglp.plan import Plan
 from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import reconstruct
-from sglp.running import call, device_of, eval_mode
+from sglp.running import call, eval_mode
 from sglp.scores import SetScore
 from sglp.scoring.criteria.fitted_loss import FittedLoss
 from sglp.scoring.criteria.reconstruction_error import ReconstructionError
@@ -113,19 +113,18 @@ def tournament(
 def _split(batches: list) -> tuple[list, list]:
     """Split batches, or their samples where there are few, into those to fit on and those to measure the loss on."""
     batches = list(at_least_one(batches))
-    if len(batches) < PARTS:
+    if len(batches) < PARTS and all(can_be_cut(inputs_of(batch)) for batch in batches):
         samples = sum(size_of(inputs_of(batch)) for batch in batches)
         if samples < 2:
             raise ScoringError("a tournament needs at least two samples: some to fit on, others to measure the loss on")
         batches = list(rebatch(batches, samples, -(-samples // min(PARTS, samples))))
     count = max(1, len(batches) // PARTS)
-    return batches[:-count], batches[-count:]
+    return (batches[:-count], batches[-count:]) if len(batches) > 1 else (batches, batches)
 
 
 def _mean_loss(network: nn.Module, batches: list, loss: Loss) -> float:
-    device = device_of(network)
     losses = []
     with eval_mode(network), torch.no_grad():
-        for inputs, target in (to_device(batch, device) for batch in batches):
-            losses.append(float(loss(call(network, inputs), target)))
+        for inputs, target in labelled(network, batches, loss):
+            losses.append(float(loss_of(loss, call(network, inputs), target)))
     return sum(losses) / len(losses)

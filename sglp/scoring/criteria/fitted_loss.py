@@ -15,12 +15,13 @@ too small: the plain `loss` measures that too.
 """
 
 import math
+from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
-from sglp.running import logits_of
+from sglp.loss import loss_of, number_of_predictions
+from sglp.running import holds_logits, logits_of, with_logits
 from sglp.scoring.criteria.loss import CalibrationLoss
 from sglp.surgery.batchnorm import batch_statistics
 
@@ -30,20 +31,23 @@ LOG_SCALES = (-8.0, 8.0)  # bounds of the natural logarithm of the scale
 class FittedLoss(CalibrationLoss):
     """Minus the fitted loss of the trained network without the other layers of a segment.
 
-    The arguments are those of `CalibrationLoss`; the loss must accept a tensor of logits.
+    The arguments are those of `CalibrationLoss`. Where the output holds no logits, there is no scale to fit.
     """
 
     def _losses(self, states: list[bool]) -> list[float]:
         with batch_statistics(self.network):
             return super()._losses(states)
 
-    def _loss(self, output, target: Tensor) -> float:
+    def _loss(self, output: Any, inputs: Any, target: Any) -> float:
+        if not holds_logits(output):
+            return super()._loss(output, inputs, target)
         logits = logits_of(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        num_predictions = logits[..., 0].numel()
+        num_predictions = number_of_predictions(output, inputs, target)
 
         def penalised_loss(log_scale: float) -> float:
-            return float(self.loss(logits * math.exp(log_scale), target)) + log_scale**2 / (2 * num_predictions)
+            scaled = with_logits(output, logits * math.exp(log_scale))
+            return float(loss_of(self.loss, scaled, target)) + log_scale**2 / (2 * num_predictions)
 
         minimum = minimize_scalar(penalised_loss, bounds=LOG_SCALES, method="bounded", options={"xatol": 1e-2})
         return float(minimum.fun)

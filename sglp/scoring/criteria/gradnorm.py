@@ -20,10 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import at_least_one, inputs_of, to_device
+from sglp.batches import at_least_one
 from sglp.errors import ScoringError
 from sglp.layer import Layer
-from sglp.loss import Loss, cross_entropy
+from sglp.loss import Loss, cross_entropy, labelled, loss_of
 from sglp.running import backward, call, device_of, seeded
 from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.batchnorm import batch_statistics
@@ -60,11 +60,10 @@ class GradNorm:
         seed: int = 0,
         random_inits: int = 1,
     ):
-        device = device_of(network)
-        self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
+        self.batches = labelled(network, at_least_one(batches), loss)
         self.loss = loss
         self.seed = seed
-        inputs = inputs_of(self.batches[0])
+        inputs = self.batches[0][0]
         self.random_networks = [_RandomNetwork(network, layers, seed + i, inputs) for i in range(random_inits)]
 
     def __call__(self, kept: Iterable[int], removed: Iterable[int] = (), already_removed: Iterable[int] = ()) -> float:
@@ -99,7 +98,8 @@ class GradNorm:
         inputs, target = self.batches[batch]
         device = device_of(random_network.network)
         with torch.enable_grad(), seeded(self.seed, device), random_network.prefix.reuse(batch, states):
-            backward(self.loss(call(random_network.network.train(), inputs), target), again=True)
+            output = call(random_network.network.train(), inputs)
+            backward(loss_of(self.loss, output, target), again=True)
         return self._combine(random_network.pop_norms())
 
     def _combine(self, norms: dict[str, Tensor]) -> float:

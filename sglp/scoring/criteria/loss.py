@@ -11,15 +11,16 @@ fine-tuning, which need not be the best after it, and with few calibration sampl
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sglp.batches import at_least_one, inputs_of, to_device
+from sglp.batches import at_least_one
 from sglp.errors import ScoringError
 from sglp.layer import Layer
-from sglp.loss import Loss, cross_entropy
-from sglp.running import call, device_of, eval_mode
+from sglp.loss import Loss, cross_entropy, labelled, loss_of
+from sglp.running import call, eval_mode
 from sglp.scoring.prefix_cache import PrefixCache
 from sglp.surgery.bypass import Bypass
 
@@ -47,11 +48,10 @@ class CalibrationLoss:
         seed: int = 0,
         random_inits: int = 1,
     ):
-        device = device_of(network)
-        self.batches = [to_device(batch, device) for batch in at_least_one(batches)]
+        self.batches = labelled(network, at_least_one(batches), loss)
         self.network = network
         self.loss = loss
-        self.bypass = Bypass(network, layers, inputs_of(self.batches[0]))
+        self.bypass = Bypass(network, layers, self.batches[0][0])
         self.prefix = PrefixCache(network, layers)
         self.num_layers = len(layers)
 
@@ -75,11 +75,11 @@ class CalibrationLoss:
         for i, (inputs, target) in enumerate(self.batches):
             with self.prefix.reuse(i, states):
                 output = call(self.network, inputs)
-            losses.append(self._loss(output, target))
+            losses.append(self._loss(output, inputs, target))
         return losses
 
-    def _loss(self, output, target: Tensor) -> float:
-        return float(self.loss(output, target))
+    def _loss(self, output: Any, inputs: Any, target: Any) -> float:
+        return float(loss_of(self.loss, output, target))
 
 
 criterion = CalibrationLoss
