@@ -55,7 +55,7 @@ def unremovable(
         with bypass.without(indices):
             expected = _outputs(network, example)
             again = partial(_outputs, network, example, seed=1)
-            return expected is not None and not _differ(outputs, expected, again)
+            return expected is not None and not outputs_differ(outputs, expected, again)
 
     with eval_mode(network), torch.no_grad():
         reasons = {
@@ -84,11 +84,11 @@ def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example: Input
     bypass = Bypass(model, [Layer(name, True, "", 0, 0) for name in plan.removed], example)
     example = to_device(first_sample(example), device_of(model))
     with eval_mode(model), eval_mode(pruned), torch.no_grad():
-        outputs = _first_output(pruned, example)
+        outputs = first_output(pruned, example)
         with bypass.without(range(len(plan.removed))):
-            expected = _first_output(model, example)
-            again = partial(_first_output, model, example, seed=1)
-            is_wrong = expected is not None and _differ(outputs, expected, again)
+            expected = first_output(model, example)
+            again = partial(first_output, model, example, seed=1)
+            is_wrong = expected is not None and outputs_differ(outputs, expected, again)
     if is_wrong:
         problem = "does not run" if outputs is None else "computes something else than with these layers bypassed"
         raise PlanError(
@@ -106,13 +106,15 @@ def _outputs(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor]
         return None
 
 
-def _first_output(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor] | None:
+def first_output(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor] | None:
     """Return the first tensor of a network's output, or None; the number of others, such as caches, can vary."""
     outputs = _outputs(network, example, seed)
     return outputs and outputs[:1]
 
 
-def _differ(outputs: list[Tensor] | None, expected: list[Tensor], again: Callable[[], list[Tensor] | None]) -> bool:
+def outputs_differ(
+    outputs: list[Tensor] | None, expected: list[Tensor], again: Callable[[], list[Tensor] | None]
+) -> bool:
     """Check whether outputs differ from the expected ones.
 
     If the expected outputs depend on the random seed (`again` gives others), only the number of outputs is compared.
