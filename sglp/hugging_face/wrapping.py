@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sglp.hugging_face.networks import is_pretrained
+from sglp.layer import module_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +30,10 @@ def inner_models(network: nn.Module) -> dict[str, "PreTrainedModel"]:
 
 
 def inside(prefix: str, paths: Iterable[str]) -> list[str]:
-    """Return the paths that are inside the module at a path, relative to it."""
+    """Return the paths, or names of layers, that are inside the module at a path, relative to it."""
     start = f"{prefix}." if prefix else ""
-    return [path.removeprefix(start) for path in paths if path.startswith(start)]
+    parts = [module_paths(path) for path in paths if path.startswith(start)]
+    return ["+".join(path.removeprefix(start) for path in layer) for layer in parts]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -64,13 +66,14 @@ def has_adapters(network: nn.Module) -> bool:
 
 def renumber_adapters(network: nn.Module, kept: list[int]) -> None:
     """Update the indices of layers that the adapters around or in a network name, in place."""
-    for module in network.modules():
-        for adapter in _adapters(module).values():
-            chosen = getattr(adapter, "layers_to_transform", None)
-            if isinstance(chosen, int):
-                chosen = [chosen]
-            if chosen is not None:
-                adapter.layers_to_transform = [kept.index(i) for i in chosen if i in kept]
+    # Several modules hold the same config of an adapter.
+    adapters = {id(adapter): adapter for module in network.modules() for adapter in _adapters(module).values()}
+    for adapter in adapters.values():
+        chosen = getattr(adapter, "layers_to_transform", None)
+        if isinstance(chosen, int):
+            chosen = [chosen]
+        if chosen is not None:
+            adapter.layers_to_transform = [kept.index(i) for i in chosen if i in kept]
 
 
 def _adapters(module: nn.Module) -> dict[str, Any]:
