@@ -4,18 +4,24 @@
 then prints the outcomes instead.
 """
 
-import multiprocessing
+import json
+import queue
+import select
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from sglp.files import new_file
-from tools.transformers_trials import TASKS, Case, Verdict, cases, trial
+from tools.transformers_trials import TASKS, Case, Verdict, cases
 
 PAGE = Path(__file__).parents[1] / "docs" / "transformers.md"
+LANES = 2  # models that are tried at once
+CASES = 25  # models that one process tries
 SECONDS = 240  # for one model
 HEADER = """# Models of transformers
 
@@ -37,8 +43,21 @@ def main() -> None:
     """Try the models and write the page; exit with a message if one of them fails."""
     chosen = sys.argv[1:]
     selected = [case for case in cases() if not chosen or case.model_type in chosen or case.class_name in chosen]
-    with ThreadPoolExecutor(2) as pool:
-        verdicts = list(tqdm(pool.map(_limited, selected), total=len(selected), disable=None))
+    free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+    for _ in range(LANES):
+        free.put(_Lane())
+
+    def verdict(case: Case) -> Verdict:
+        lane = free.get()
+        try:
+            return lane.verdict(case)
+        finally:
+            free.put(lane)
+
+    with ThreadPoolExecutor(LANES) as pool:
+        verdicts = list(tqdm(pool.map(verdict, selected), total=len(selected), disable=None))
+    for _ in range(LANES):
+        free.get().close()
     if chosen:
         print("\n".join(map(str, verdicts)))
     else:
@@ -49,27 +68,41 @@ def main() -> None:
         sys.exit("\n".join(faults))
 
 
-def _limited(case: Case) -> Verdict:
-    """Try a model in a process of its own, so that neither a crash nor an endless loop ends the sweep."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.transformers_trials"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=trial, args=(case, sender))
-    process.start()
-    sender.close()
-    try:
-        if receiver.poll(SECONDS):
-            verdict = receiver.recv()
+class _Lane:
+    """A process that tries one model after another; it is replaced when a model crashes it or takes too long."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.tried = 0
+
+    def verdict(self, case: Case) -> Verdict:
+        """Try a model."""
+        if self.process is None or self.tried == CASES:
+            self.close()
+            command = [sys.executable, "-m", "tools.transformers_trials"]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.tried = 0
+        self.tried += 1
+        process: Any = self.process
+        process.stdin.write(f"{case.class_name}\n")
+        process.stdin.flush()
+        is_ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+        line = process.stdout.readline() if is_ready else ""
+        if line:
+            verdict = Verdict(case, *json.loads(line))
         else:
-            verdict = Verdict(case, "fault", f"takes longer than {SECONDS} seconds")
-    except EOFError:
-        process.join()
-        verdict = Verdict(case, "fault", f"its process ended with {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
-    tqdm.write(f"{verdict.kind:8} {case.class_name} {verdict.text}", file=sys.stderr)
-    return verdict
+            process.kill()
+            reason = f"its process ended with {process.wait()}" if is_ready else f"takes longer than {SECONDS} seconds"
+            verdict = Verdict(case, "fault", reason)
+            self.process = None
+        tqdm.write(f"{verdict.kind:8} {case.class_name} {verdict.text}", file=sys.stderr)
+        return verdict
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
 def page(verdicts: list[Verdict]) -> str:

@@ -1,10 +1,13 @@
 """Try models of transformers at a tiny size: prune, compare, generate, save and load."""
 
 import copy
+import gc
+import json
+import resource
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ TASKS: dict[str, Any] = {
 CAUSAL = "Causal language models"
 MOST_PARAMETERS = 4_000_000
 LENGTH, NEW = 12, 3
+MEMORY = 8 << 30  # bytes that one process may use
 
 
 class Case(NamedTuple):
@@ -63,16 +67,24 @@ def cases() -> list[Case]:
     return list(found.values())
 
 
-def trial(case: Case, sender: Connection) -> None:
-    """Try a model and send the verdict."""
+def main() -> None:
+    """Try the classes that standard input names, one a line; write a line of JSON for each."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    try:
-        verdict = _verdict(case)
-    except Exception as error:  # one model's fault must not hide the others'
-        verdict = Verdict(case, "fault", _line(error))
-    sender.send(verdict)
+    known = {case.class_name: case for case in cases()}
+    for line in sys.stdin:
+        case = known[line.strip()]
+        try:
+            verdict = _verdict(case)
+        except Exception as error:  # one model's fault must not hide the others'
+            verdict = Verdict(case, "fault", _line(error))
+        answers.write(json.dumps(verdict[1:]) + "\n")
+        answers.flush()
+        gc.collect()
 
 
 def _verdict(case: Case) -> Verdict:
@@ -221,3 +233,7 @@ def _line(error: Exception) -> str:
     return (text if isinstance(error, SGLPError | TrialError) else f"{type(error).__name__}: {text}")[:400].replace(
         "|", "/"
     )
+
+
+if __name__ == "__main__":
+    main()
