@@ -5,7 +5,7 @@ UV_VERSION = 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED = .venv/.installed
 
-.PHONY: setup repro paper smollm2 sweep compare results pages test golden slow architectures bench deep lint lock deps versions push pull
+.PHONY: setup repro paper smollm2 sweep compare results pages test golden slow architectures transformers bench deep lint lock deps versions push pull
 
 setup: $(INSTALLED)
 
@@ -80,6 +80,10 @@ slow: setup
 # docs/architectures.md: every classification model of torchvision and a hundred of timm's, what they lose or why not. Twenty minutes.
 architectures: setup
 	python -m tools.architectures
+
+# docs/transformers.md: every causal, masked and image model of transformers that can be built tiny. An hour.
+transformers: setup
+	python -m tools.transformers_models
 
 # docs/benchmarks.md: the program against its peers on the same work.
 bench: setup

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sglp.errors import ArchitectureError, SGLPError, first_line
-from sglp.hugging_face.networks import config_entries, hub_name, is_pretrained, reads_images
+from sglp.hugging_face.networks import config_entries, hub_name, is_pretrained
 from sglp.record import GENERIC, KNOWN_LIBRARIES, Architecture, is_known_library
 from sglp.running import seeded
 
@@ -60,8 +60,8 @@ def build(
 def architecture_of(network: nn.Module) -> Architecture | None:
     """Return how a network was built, or None if this is unknown.
 
-    A Hugging Face model is described by its class and config. For a model that reads images the dense network's config
-    is recorded, as not every config can describe the pruned network.
+    A Hugging Face model is described by its class and the dense network's config: not every config can describe the
+    pruned network.
     """
     architecture = getattr(network, _ATTRIBUTE, None)
     if not is_pretrained(network):
@@ -70,7 +70,7 @@ def architecture_of(network: nn.Module) -> Architecture | None:
     recorded = architecture or Architecture("", base_model=hub_name(network))
     if recorded.factory == f"transformers:{name}":
         return recorded
-    kwargs = {"config": config_entries(network.config)} if reads_images(network) else {}
+    kwargs = {"config": config_entries(network.config)}
     return replace(recorded, factory=f"transformers:{name}", kwargs=kwargs)
 
 

@@ -1,7 +1,7 @@
 """Save and load networks, pruned or not, as model.safetensors, architecture.json and a model card, without pickles.
 
 Hugging Face models get folders for plain `from_pretrained` (see `pretrained`), with architecture.json in addition. If
-the model reads images and its config can't describe the pruned model, only `load` reads the folder.
+no config can describe the pruned model, only `load` reads the folder.
 """
 
 import warnings
@@ -21,12 +21,13 @@ from sglp.cost import count_parameters
 from sglp.errors import ArchitectureError, CheckpointError, NotPlainWarning, PlanError
 from sglp.files import new_folder
 from sglp.hugging_face.equality import first_difference
-from sglp.hugging_face.networks import is_pretrained, reads_images
+from sglp.hugging_face.networks import is_pretrained
 from sglp.hugging_face.pretrained import CONFIG, LIBRARY, architecture_in, from_config, load_pretrained, save_pretrained
+from sglp.hugging_face.wrapping import has_adapters, inner_models, unwrapped
 from sglp.plan import Plan
 from sglp.record import ARCHITECTURE, Architecture, from_json, to_json
 from sglp.running import device_of
-from sglp.surgery.prune import drop_modules, prune
+from sglp.surgery.prune import remove_layers, remove_modules
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
@@ -34,9 +35,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
 
     The folder contains the weights, the factory with its arguments, the names of kept and removed layers as in the
     dense network, the versions of the modules (which `load_state_dict` needs) and a model card. It appears complete or
-    not at all. For a Hugging Face model, plain `from_pretrained` loads the folder, with one exception: a pruned image
-    model that its config can't describe loads only with `load`, and a `NotPlainWarning` gives the reason. Either way,
-    equality is verified bit for bit before the folder appears.
+    not at all. For a Hugging Face model, plain `from_pretrained` loads the folder, with one exception: a pruned model
+    that its config can't describe loads only with `load`, and a `NotPlainWarning` gives the reason. Either way,
+    equality is verified bit for bit before the folder appears. Of a network in `nn.DataParallel` or
+    `DistributedDataParallel`, the network inside is saved.
 
     Args:
         model: the network, on any device.
@@ -48,6 +50,12 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
             same when loaded.
         SGLPError: `folder` is a file.
     """
+    model = unwrapped(model)
+    if has_adapters(model):
+        raise CheckpointError(
+            f"this {type(model).__name__} has adapters of PEFT, which would not be saved with it: merge them first "
+            "(merge_and_unload of the PeftModel returns the merged model), or remove them (delete_adapter)"
+        )
     architecture = architecture_of(model)
     if is_pretrained(model):
         assert architecture is not None, "architecture_of knows every Hugging Face model"
@@ -58,7 +66,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
         try:
             return save_pretrained(model, folder, tokenizer, architecture, files)
         except CheckpointError as error:
-            if not (architecture.removed and reads_images(model)):
+            if not architecture.removed:
                 raise
             try:
                 _save(model, folder, architecture, tokenizer, str(error))
@@ -69,6 +77,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
     if tokenizer is not None:
         raise CheckpointError(f"a tokenizer can be saved with a Hugging Face model, not with a {type(model).__name__}")
     if architecture is None:
+        if inner := [path for path in inner_models(model) if path]:
+            raise CheckpointError(
+                f"this {type(model).__name__} is not a Hugging Face model itself: save the model inside it ({inner[0]})"
+            )
         raise CheckpointError(
             f"it is not known how this {type(model).__name__} was built: build it with "
             "sglp.build('package.module:function', kwargs) so that it can be loaded again"
@@ -141,8 +153,11 @@ def _save(
         (new / CARD).write_text(card_of(new, count_parameters(model)), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        if reason and (difference := first_difference(model, load(new).to(device_of(model)))):
-            raise CheckpointError(f"{type(model).__name__} would not be the same after sglp.load: {difference}")
+        if reason:
+            loaded: Any = load(new).to(device_of(model))
+            loaded.set_attn_implementation(cast(Any, model).config._attn_implementation)
+            if difference := first_difference(model, loaded):
+                raise CheckpointError(f"{type(model).__name__} would not be the same after sglp.load: {difference}")
 
 
 def load(
@@ -202,9 +217,10 @@ def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collec
     if factory.startswith(LIBRARY):
         dense = from_config(folder, architecture)
         try:
-            return prune(dense, Plan.from_architecture(architecture))
-        except PlanError as error:
+            remove_layers(dense, Plan.from_architecture(architecture))
+        except (AttributeError, PlanError) as error:
             raise CheckpointError(broken) from error
+        return dense
     trusted = trust if isinstance(trust, bool) else factory in trust
     if not trusted and not is_known(factory):
         raise CheckpointError(
@@ -214,7 +230,7 @@ def _bare_network(folder: Path, architecture: Architecture, trust: bool | Collec
     # The seed only leaves the caller's random state alone: the random weights are overwritten at once.
     network = build(factory, architecture.kwargs, seed=0)
     try:
-        drop_modules(network, architecture.removed)
-    except AttributeError as error:
+        remove_modules(network, architecture.removed)
+    except (AttributeError, PlanError) as error:
         raise CheckpointError(broken) from error
     return network

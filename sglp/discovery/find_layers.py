@@ -19,8 +19,10 @@ from sglp.discovery.units import Group
 from sglp.discovery.watchable import check_watchable, flattened_text, is_flattened
 from sglp.errors import LayerError, PlanError
 from sglp.hugging_face.networks import is_pretrained, stack_of, stacked_layers, ties_between_layers
+from sglp.hugging_face.wrapping import inner_models, inside, refusal
 from sglp.layer import BRANCH, STEM, Layer
 from sglp.surgery.equivalence import unremovable
+from sglp.surgery.pretrained_trials import unremovable_anywhere
 
 
 def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | None = None) -> list[Layer]:
@@ -41,26 +43,32 @@ def find_layers(model: nn.Module, example: Inputs, paths: str | Sequence[str] | 
             or is inside another layer; the network is compiled, or inference mode is on.
     """
     check_watchable(model)
-    ties = ties_between_layers(model) if is_pretrained(model) else ""
-    if ties:
-        raise LayerError(ties)
+    if reason := refusal(model):
+        raise LayerError(reason)
+    models = inner_models(model)
+    ties = {path: sentence for path, inner in models.items() if (sentence := ties_between_layers(inner))}
+    if ties and len(models) == 1:
+        raise LayerError(*ties.values())
     if paths is None and is_flattened(model):
         raise LayerError(flattened_text(model))
     flow = trace(model, example)
     calls = flow.calls
     stem: Group = []
     if paths is None:
-        groups = by_rule(model, flow, stacked_layers(model) if is_pretrained(model) else set())
+        stacked = {
+            ".".join(filter(None, (path, layer)))
+            for path, inner in models.items()
+            if path not in ties
+            for layer in stacked_layers(inner)
+        }
+        groups = by_rule(model, flow, stacked)
         _check_one_stack(model, groups)
         stem = _stem(calls, groups[0])
     else:
         groups = by_name(model, flow, paths)
     macs = cost.macs_by_module(model, example)
-    layers = [_layer(group, _reason(model, group), macs) for group in groups]
-    # Beside what a config counts, a parent can use every layer's output, such as for a weighted sum.
-    is_stack = all(entry.straight_through for group in groups for entry in group)
-    if not (is_stack and _counted_by_config(model, layers)):
-        layers = _without_unremovable(model, layers, {entry.module for entry in calls}, example)
+    layers = [_layer(group, _tie(ties, group) or _reason(model, group), macs) for group in groups]
+    layers = _without_unremovable(model, layers, {entry.module for entry in calls}, example)
     return [_layer(stem, STEM, macs), *layers] if stem else layers
 
 
@@ -99,22 +107,17 @@ def _layer(calls: Group, reason: str, macs: dict[str, int]) -> Layer:
     )
 
 
-def _counted_by_config(model: nn.Module, layers: list[Layer]) -> bool:
-    """Check whether a config counts the layers: surgery then updates config and indices, or refuses the plan."""
-    paths = [path for layer in layers if layer.removable for path in layer.modules]
-    if not is_pretrained(model) or not paths:
-        return False
-    try:
-        return stack_of(model, paths[:1]) is not None
-    except PlanError:
-        return True
+def _tie(ties: dict[str, str], group: Group) -> str:
+    """Return why no layer of the Hugging Face model that contains a layer can be removed, or ""."""
+    return next((reason for path, reason in ties.items() if inside(path, [group[0].path])), "")
 
 
 def _without_unremovable(
     model: nn.Module, layers: list[Layer], called: Container[nn.Module], example: Inputs
 ) -> list[Layer]:
     """Return the layers, with those that their parents depend on marked as not removable."""
-    reasons = unremovable(model, layers, called, example)
+    find = unremovable_anywhere if inner_models(model) else unremovable
+    reasons = find(model, layers, called, example)
     return [
         replace(layer, removable=False, reason=reasons[i]) if i in reasons else layer for i, layer in enumerate(layers)
     ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sglp.batches import to_device
-from sglp.hugging_face.networks import config_of, configs_of, reads_images
+from sglp.hugging_face.computed_lists import computed_lists
+from sglp.hugging_face.networks import config_of, configs_of, is_encoder_with_decoder, reads_images
 from sglp.running import device_of, eval_mode
 
 # Attributes that may differ after reloading.
@@ -67,6 +68,12 @@ def _structure(network: nn.Module, reloaded: nn.Module) -> Iterator[tuple[str, o
     their_entries = _entries(config_of(reloaded))
     for key in sorted({*our_entries, *their_entries}):
         yield f"its config's {key}", our_entries.get(key), their_entries.get(key)
+    for ours, theirs in zip(configs_of(config_of(network)), configs_of(config_of(reloaded)), strict=True):
+        depth = getattr(ours, "num_hidden_layers", None) or 0
+        our_lists = computed_lists(ours, depth)
+        their_lists = computed_lists(theirs, depth)
+        for key, value in our_lists.items():
+            yield f"its config's {key}", value, their_lists.get(key)
     our_modules = dict(network.named_modules())
     their_modules = dict(reloaded.named_modules())
     for path in sorted({*our_modules, *their_modules}):
@@ -160,7 +167,7 @@ def _inputs(network: nn.Module) -> dict[str, Any]:
     length = min(_TOKENS, positions // 2) if positions > 0 else _TOKENS
     ids = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     inputs: dict[str, Any] = {"input_ids": ids}
-    if config_of(network).is_encoder_decoder:
+    if is_encoder_with_decoder(network):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     if hasattr(config, "use_cache"):
         inputs["use_cache"] = False

@@ -65,13 +65,26 @@ def config_entries(config: Any) -> dict:
 
 
 def ties_between_layers(network: nn.Module) -> str:
-    """Return the reason why the layers can't be removed one by one, as a sentence, or ""."""
+    """Return the reason why the layers of a Hugging Face model can't be removed one by one, as a sentence, or ""."""
+    if is_encoder_with_decoder(network):
+        return (
+            f"{type(network).__name__} can't lose layers: it is an encoder with a decoder, and only one stack of "
+            "layers can be pruned. Prune its encoder alone (get_encoder(), or a class that is an encoder only)"
+        )
     for config in configs_of(config_of(network)):
         for name, mark, reason in _TIES:
             value = getattr(config, name, None)
             if value and (mark is None or mark in value):
                 return f"{type(network).__name__} can't lose layers: {reason.format(value)} ({name})"
     return ""
+
+
+def is_encoder_with_decoder(network: nn.Module) -> bool:
+    """Check whether a Hugging Face model has an encoder and a decoder; either of them alone is an ordinary stack."""
+    if not config_of(network).is_encoder_decoder:
+        return False
+    lists = [path.split(".") for path, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    return all(any(part in path for path in lists) for part in ("encoder", "decoder"))
 
 
 def configs_of(config: Any) -> Iterator[Any]:
@@ -94,12 +107,17 @@ def module_list(network: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
 
 def stacked_layers(network: nn.Module) -> set[str]:
     """Return the paths of all modules in the lists that the config counts."""
-    return {
+    return set(layers_of(network))
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    """Return the paths of all modules in the lists that the config counts, list by list."""
+    return [
         f"{path}.{index}"
         for stack in _stacks(network)
         for path in stack
         for index in range(len(module_list(network, path)))
-    }
+    ]
 
 
 def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
@@ -126,10 +144,10 @@ def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
         stack = None
     if stack:
         config = config_of(network, stack[0])
-    if config.is_encoder_decoder or not (stack or reads_images(network)):
+    if not (stack or reads_images(network)):
         raise PlanError(
             f"{type(network).__name__} can't lose {' and '.join(paths)}: only layers of one list that is as long as "
-            "its config's num_hidden_layers can be removed, and not from an encoder-decoder model"
+            "its config's num_hidden_layers can be removed"
         )
     if not stack:
         return None
@@ -159,10 +177,11 @@ def leave_out(network: nn.Module, stack: Sequence[str], paths: Iterable[str]) ->
         (path,) = stack
         depth = len(lists[path])
         kinds = {*(getattr(config, "layer_types", None) or ())}
-        shorten(config, depth, kept[path])
+        shorten(config, depth, kept[path], _counts(config, path))
         for other, module in network.named_modules():
             if not other.startswith(f"{path}.") and config_of(network, other) is config:
                 _update_surroundings(module, config, depth, kinds)
+                _narrow_contact_head(module, depth, kept[path])
     for path, indices in kept.items():
         for new, old in enumerate(indices):
             _renumber(lists[path][old], old, new)
@@ -186,7 +205,7 @@ def _stacks(network: nn.Module) -> list[list[str]]:
     for group in sorted(groups.values(), key=lambda paths: paths[0].count(".")):
         config = config_of(network, group[0])
         lists = [module_list(network, path) for path in group]
-        lengths: list[int | None] = [*_stages(config)] or [_depth(config)]
+        lengths: list[int | None] = [*_stages(config)] or [getattr(config, _counts(config, group[0])[0], None)]
         is_list = _stages(config) or isinstance(lists[0], nn.ModuleList)
         is_nested = any(group[0].startswith(f"{path}.") for stack in stacks for path in stack)
         if is_list and not is_nested and [len(modules) for modules in lists] == lengths:
@@ -200,8 +219,15 @@ def _stages(config: Any) -> list[int]:
     return next((list(value) for value in values if isinstance(value, list | tuple)), [])
 
 
-def _depth(config: Any) -> int | None:
-    return getattr(config, "num_hidden_layers", None)
+def _counts(config: Any, path: str) -> list[str]:
+    """Return the attributes of a config that count the layers of a list, the decisive one first.
+
+    In a config for an encoder with a decoder, num_hidden_layers is another name for that of the encoder.
+    """
+    names = ["num_hidden_layers"]
+    if "decoder" in path.split("."):
+        names = [name for name in ("decoder_layers", "num_decoder_layers") if hasattr(config, name)] + names
+    return names
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:
@@ -245,6 +271,19 @@ def _update_surroundings(module: nn.Module, config: Any, depth: int, kinds: set[
         attributes.has_sliding_layers = False
     if removed_kinds and isinstance(vars(module).get("layer_types"), list):  # one rotary embedding per kind
         attributes.layer_types = [kind for kind in attributes.layer_types if kind not in removed_kinds]
+
+
+def _narrow_contact_head(module: nn.Module, depth: int, kept: list[int]) -> None:
+    """Keep only the inputs of ESM's head for contacts that are the attention heads of kept layers, in place."""
+    regression = getattr(module, "regression", None)
+    if type(module).__name__ != "EsmContactPredictionHead" or not isinstance(regression, nn.Linear):
+        return
+    heads = regression.in_features // depth
+    columns = [layer * heads + head for layer in kept for head in range(heads)]
+    weight = regression.weight
+    regression.weight = nn.Parameter(weight.detach()[:, columns].clone(), requires_grad=weight.requires_grad)
+    regression.in_features = len(columns)
+    cast(Any, module).in_features = len(columns)
 
 
 def _moved_device_map(device_map: dict, stack: str, kept: list[int]) -> dict:

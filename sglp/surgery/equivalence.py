@@ -57,7 +57,7 @@ def unremovable(
         with bypass.without(indices):
             expected = _outputs(network, example)
             again = partial(_outputs, network, example, seed=1)
-            return expected is not None and _shapes(expected) == shapes and not _differ(outputs, expected, again)
+            return expected is not None and _shapes(expected) == shapes and not outputs_differ(outputs, expected, again)
 
     with eval_mode(network), torch.no_grad():
         reasons = {
@@ -93,9 +93,9 @@ def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example: Input
             # The number of other tensors, such as caches of keys and values, can vary.
             one = outputs is not None and expected is not None and len(outputs) != len(expected)
             is_wrong = expected is not None and (
-                _differ(outputs and outputs[:1], expected[:1], lambda: (again() or [])[:1] or None)
+                outputs_differ(outputs and outputs[:1], expected[:1], lambda: (again() or [])[:1] or None)
                 if one
-                else _differ(outputs, expected, again)
+                else outputs_differ(outputs, expected, again)
             )
     if is_wrong:
         problem = "does not run" if outputs is None else "computes something else than with these layers bypassed"
@@ -118,7 +118,15 @@ def _outputs(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor]
         return None
 
 
-def _differ(outputs: list[Tensor] | None, expected: list[Tensor], again: Callable[[], list[Tensor] | None]) -> bool:
+def first_output(network: nn.Module, example: Inputs, seed: int = 0) -> list[Tensor] | None:
+    """Return the first tensor of a network's output, or None; the number of others, such as caches, can vary."""
+    outputs = _outputs(network, example, seed)
+    return outputs and outputs[:1]
+
+
+def outputs_differ(
+    outputs: list[Tensor] | None, expected: list[Tensor], again: Callable[[], list[Tensor] | None]
+) -> bool:
     """Check whether outputs differ from the expected ones.
 
     If the expected outputs depend on the random seed (`again` gives others), only the number of outputs is compared.

@@ -10,7 +10,9 @@ from torch import nn
 
 from sglp.architecture import architecture_of, remember
 from sglp.errors import PlanError, first_line
-from sglp.hugging_face.networks import is_pretrained, leave_out, stack_of
+from sglp.hugging_face.caches import cache_fault
+from sglp.hugging_face.networks import leave_out, module_list, stack_of
+from sglp.hugging_face.wrapping import inner_models, inside, refusal, renumber_adapters
 from sglp.layer import BRANCH, branch_paths, module_paths
 from sglp.plan import Plan
 from sglp.record import Architecture
@@ -53,18 +55,62 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         if missing:
             raise PlanError(f"the plan names the layer {name}, but {type(model).__name__} has no module {missing[0]}")
     removed = plan.removed_modules
-    stack = stack_of(model, removed) if removed and is_pretrained(model) else None
+    if removed and (reason := refusal(model)):
+        raise PlanError(reason)
     try:
         pruned = copy.deepcopy(model)
     except RuntimeError as error:  # a module holds tensors of a forward pass with gradients
         raise PlanError(f"this {type(model).__name__} can't be copied: {first_line(error)}") from error
-    if stack is not None:
-        leave_out(pruned, stack, removed)
-    drop_modules(pruned, plan.removed)
-    architecture = architecture_of(model)
-    if architecture is not None:
-        remember(pruned, pruned_architecture(architecture, plan.kept, plan.removed, model))
+    remove_layers(pruned, plan)
+    for path, inner in inner_models(pruned).items():
+        if inside(path, removed) and (fault := cache_fault(inner, model.get_submodule(path))):
+            raise PlanError(
+                f"{type(inner).__name__} can't lose {', '.join(plan.removed)} together: what is left does not run with "
+                f"a cache ({fault}). Keep one of them, such as a layer with attention"
+            )
     return pruned
+
+
+def remove_layers(network: nn.Module, plan: Plan) -> None:
+    """Remove the layers of a plan from a network, in place; the Hugging Face models in it are updated.
+
+    Raises:
+        PlanError: the config of a Hugging Face model can't describe the result.
+    """
+    architectures = {
+        path: pruned_architecture(architecture, inside(path, plan.kept), removed, module)
+        for path, module in network.named_modules()
+        if (removed := inside(path, plan.removed)) and (architecture := architecture_of(module)) is not None
+    }
+    remove_modules(network, plan.removed)
+    for path, architecture in architectures.items():
+        remember(network.get_submodule(path), architecture)
+
+
+def remove_modules(network: nn.Module, names: Iterable[str]) -> None:
+    """Remove layers from a network, in place, and update the Hugging Face models that they are in.
+
+    Args:
+        network: the network.
+        names: names of the layers, with paths as they are before the removal.
+
+    Raises:
+        PlanError: the config of a Hugging Face model can't describe the result.
+    """
+    names = list(names)
+    paths = [path for name in names for path in module_paths(name)]
+    stacks = []
+    for path, inner in inner_models(network).items():
+        if removed := inside(path, paths):
+            stacks.append((inner, stack_of(inner, removed), removed))
+    for inner, stack, removed in stacks:
+        if stack is None:
+            continue
+        if len(stack) == 1:
+            depth = len(module_list(inner, stack[0]))
+            renumber_adapters(network, [i for i in range(depth) if f"{stack[0]}.{i}" not in removed])
+        leave_out(inner, stack, removed)
+    drop_modules(network, names)
 
 
 def drop_modules(network: nn.Module, names: Iterable[str]) -> None:

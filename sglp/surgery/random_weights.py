@@ -12,7 +12,7 @@ from sglp.errors import ArchitectureError
 from sglp.hugging_face.networks import is_pretrained
 from sglp.plan import Plan
 from sglp.running import device_of, seeded
-from sglp.surgery.prune import drop_modules, prune
+from sglp.surgery.prune import remove_layers, remove_modules
 
 BUILD = "build the network with sglp.build('package.module:function'), so that it can be re-initialised"
 SEED_STREAM = 2718281828  # an arbitrary number, used only for the weights of re-initialised networks
@@ -46,7 +46,7 @@ def _from_factory(network: nn.Module, seed: int) -> nn.Module | None:
     if architecture is None:
         return None
     fresh = build(architecture.factory, architecture.kwargs, seed=seed)
-    drop_modules(fresh, architecture.removed)
+    remove_modules(fresh, architecture.removed)
     if repr(fresh) != repr(network) or _shapes(fresh) != _shapes(network):
         return None
     dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
@@ -97,7 +97,8 @@ def _from_config(network: Any, seed: int) -> nn.Module:
             # The config of some pruned networks describes the dense one.
             if len(list(fresh.modules())) != len(list(network.modules())):
                 dense = type(network)(network.config_class.from_dict(architecture.kwargs["config"]))
-                fresh = prune(dense, Plan.from_architecture(architecture))
+                remove_layers(dense, Plan.from_architecture(architecture))
+                fresh = dense
         finally:
             torch.set_default_dtype(default_dtype)
     dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
