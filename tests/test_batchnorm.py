@@ -136,7 +136,7 @@ def test_norms_of_other_libraries_keep_their_activation():
     assert all((output >= 0).all() for output in seen)
 
 
-@pytest.mark.parametrize("batches", [1, 3, 16])
+@pytest.mark.parametrize("batches", [3, 16])
 def test_layers_with_batch_norm_are_refitted_on_batches_of_one_sample(batches):
     class Block(nn.Module):
         def __init__(self):
@@ -148,7 +148,7 @@ def test_layers_with_batch_norm_are_refitted_on_batches_of_one_sample(batches):
 
     torch.manual_seed(0)
     dense = nn.Sequential(*[Block() for _ in range(4)]).eval()
-    inputs = torch.randn(max(batches, 2), 8).split(1)
+    inputs = torch.randn(batches, 8).split(1)
     plan = sglp.Plan(("0", "1", "3"), ("2",))
     pruned = sglp.prune(dense, plan)
     rows = sglp.reconstruct(dense, pruned, plan, inputs, steps=3)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sglp.hugging_face.networks import is_pretrained
-from sglp.layer import module_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +31,7 @@ def inner_models(network: nn.Module) -> dict[str, "PreTrainedModel"]:
 def inside(prefix: str, paths: Iterable[str]) -> list[str]:
     """Return the paths, or names of layers, that are inside the module at a path, relative to it."""
     start = f"{prefix}." if prefix else ""
-    parts = [module_paths(path) for path in paths if path.startswith(start)]
+    parts = [path.split("+") for path in paths if path.startswith(start)]  # what is a branch stays one
     return ["+".join(path.removeprefix(start) for path in layer) for layer in parts]
 
 
