@@ -15,7 +15,7 @@ def test_a_depth_is_measured_step_by_step():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert 0 < result["gigabytes"] <= peak
     assert result["quality"]["dense"] > 0.5  # of ten classes
-    assert result["quality"]["half removed"] < result["quality"]["dense"]
+    assert 0.1 < result["quality"]["half removed"] < result["quality"]["dense"] + 0.05
     assert all(len(correlations) == 2 for correlations in result["stable"].values())
 
 

@@ -94,7 +94,7 @@ def test_one_pass_is_enough_and_the_network_stays_as_it_was():
     layers = sglp.find_layers(dense, {"input_ids": ids[:2], "use_cache": False})
     with count_passes() as passes:
         reconstruction_errors(dense, layers, [({"input_ids": part}, None) for part in ids.split(4)])
-    assert (passes.forward, passes.backward) == (8, 0)
+    assert (passes.forward, passes.backward) == (9, 0)  # one of them of a single sample
     assert all(torch.equal(value, state[key]) for key, value in dense.state_dict().items())
     assert dense.config.use_cache == cache
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in dense.modules())

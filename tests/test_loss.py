@@ -136,7 +136,7 @@ def test_an_output_without_logits_is_refused_before_any_work():
     with pytest.raises(
         SGLPError, match=r"returns a tuple, in which cross-entropy finds no logits: give a loss of your"
     ):
-        compressed(OUTPUTS["a tuple"][0], cross_entropy)
+        compressed(OUTPUTS["a tuple"][0], cross_entropy, criterion="fitted_loss")
 
 
 def test_a_method_that_computes_no_loss_says_which_ones_do():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sglp.batches import part_of, size_of, to_device
+from sglp.batches import can_be_cut, part_of, size_of, to_device
 from sglp.layer import branch_start, module_paths
 from sglp.observing import observe_after
 from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked
@@ -26,7 +26,7 @@ def beside(network: nn.Module, order: Sequence[str], inputs: Any) -> set[str]:
         inputs: a batch; its first two samples are run.
     """
     suspects = _not_passed_on(network, order, inputs)
-    if not suspects or size_of(inputs) < 2:
+    if not suspects or size_of(inputs) < 2 or not can_be_cut(inputs):
         return set()
     second = to_device(part_of(inputs, 1, 2), device_of(network))
     return {
