@@ -50,7 +50,7 @@ def check_arguments(
         check_whole_number("k", k, 1, ', or "auto"')
     if isinstance(prune_ratio, bool) or not isinstance(prune_ratio, Real):
         raise SGLPError(f"prune_ratio={prune_ratio!r} is wrong: it must be a number, at least 0 and below 1")
-    if not 0 <= prune_ratio < 1:
+    if not 0 <= float(prune_ratio) < 1:
         raise SGLPError(f"prune_ratio={prune_ratio} is impossible: it must be at least 0 and below 1")
     for name, value in (("method", method), ("criterion", criterion)):
         if not isinstance(value, str):

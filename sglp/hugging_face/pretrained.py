@@ -159,7 +159,7 @@ def from_config(folder: Path, architecture: Architecture) -> nn.Module:
     _check_class(model_class, architecture.factory, folder)
     try:
         with torch.random.fork_rng():
-            return model_class(model_class.config_class.from_dict(architecture.kwargs["config"]))
+            return model_class(model_class.config_class.from_dict(copy.deepcopy(architecture.kwargs["config"])))
     except Exception as error:  # report any error of transformers in one sentence
         raise CheckpointError(f"{folder} is broken: its config can't build a {name} ({one_line(error)})") from error
 
