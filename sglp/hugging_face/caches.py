@@ -73,6 +73,9 @@ def _fault(network: Any) -> str:
         with eval_mode(network), torch.no_grad():
             whole = _logits(network(input_ids=ids, use_cache=False))
             step = network(input_ids=ids[:, :-2], use_cache=True)
+            if getattr(step, "past_key_values", None) is None:  # some models keep a cache, but do not return it
+                network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
+                return ""
             step.past_key_values.get_seq_length()  # `generate` asks for it
             parts = [_logits(step)]
             for i in (_TOKENS - 2, _TOKENS - 1):

@@ -140,10 +140,8 @@ def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
     parents = {path.rpartition(".")[0] for path in paths}
     stack = next((stack for stack in _stacks(network) if parents <= set(stack)), None)
     config = config_of(network)
-    if stack and not any(part is config_of(network, stack[0]) for part in configs_of(config)):
+    if stack and not _is_part(config_of(network, stack[0]), config):
         stack = None
-    if stack:
-        config = config_of(network, stack[0])
     if not (stack or reads_images(network)):
         raise PlanError(
             f"{type(network).__name__} can't lose {' and '.join(paths)}: only layers of one list that is as long as "
@@ -155,6 +153,15 @@ def stack_of(network: nn.Module, paths: Sequence[str]) -> list[str] | None:
     if len(paths) == depth:
         raise PlanError(f"{type(network).__name__} can't lose all its {depth} layers: keep at least one")
     return stack
+
+
+def _is_part(part: Any, config: Any) -> bool:
+    """Check whether a config is another one, is nested in it, or is a copy of it that counts as many layers."""
+    if any(nested is part for nested in configs_of(config)):
+        return True
+    counts = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
+    is_copy = type(part) is type(config) and not _stages(config)
+    return is_copy and all(getattr(part, name, None) == getattr(config, name, None) for name in counts)
 
 
 def leave_out(network: nn.Module, stack: Sequence[str], paths: Iterable[str]) -> None:
@@ -177,7 +184,10 @@ def leave_out(network: nn.Module, stack: Sequence[str], paths: Iterable[str]) ->
         (path,) = stack
         depth = len(lists[path])
         kinds = {*(getattr(config, "layer_types", None) or ())}
-        shorten(config, depth, kept[path], _counts(config, path))
+        counts = _counts(config, path)
+        shorten(config, depth, kept[path], counts)
+        if not any(part is config for part in configs_of(network.config)):  # the stack has a copy of the config
+            shorten(network.config, depth, kept[path], counts)
         for other, module in network.named_modules():
             if not other.startswith(f"{path}.") and config_of(network, other) is config:
                 _update_surroundings(module, config, depth, kinds)
