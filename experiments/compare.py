@@ -19,8 +19,8 @@ from experiments.settings import by_model, differing, distinct, settings, within
 from experiments.tables import Table, tables_of
 from sglp.errors import SGLPError
 from sglp.files import new_file
+from sglp.pages import embedded, render
 from stages.report import measured_on
-from stages.support.pages import embedded, render
 from stages.support.params import flat
 
 # Columns of words.

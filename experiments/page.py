@@ -11,8 +11,8 @@ from experiments.charts import DENSE, PER_CENT, drawing, look
 from experiments.outcomes import quality_of
 from experiments.tables import Table
 from sglp.files import new_file
+from sglp.pages import embedded, render
 from stages.support.outcome import METRICS
-from stages.support.pages import embedded, render
 
 __all__ = ["Page", "cost_of", "draw", "quality_of", "write"]
 

@@ -30,7 +30,7 @@ from experiments.snapshot import Snapshot
 from experiments.sweep import add_workers, alone, side_by_side
 from sglp.errors import SGLPError
 from sglp.files import new_file
-from stages.support.pages import render
+from sglp.pages import render
 
 CONTENT, PAGE = Path("experiments/results.yaml"), Path("docs/results.md")
 SPLITS = ("heldout", "test")

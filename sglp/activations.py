@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs, can_be_cut, padding_mask, size_of
+from sglp.batches import padding_mask
 from sglp.choices import Pooling
+from sglp.cutting import Inputs, can_be_cut, size_of
 from sglp.errors import SimilarityError
 from sglp.layer import Layer
 from sglp.observing import observe_after

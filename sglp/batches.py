@@ -1,10 +1,5 @@
-"""Batches of inputs, with or without targets: their samples, their devices, and batches of another size.
+"""Batches of inputs, with or without targets: how they are read, their devices, and batches of another size."""
 
-A tensor with as many rows as the batch has samples belongs to the samples. Any other one (position ids [1, tokens], a
-mask [tokens, tokens]) is shared by all samples, and is never cut.
-"""
-
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,10 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sglp.arguments import is_list_of_samples
+from sglp.cutting import cut, holds_samples, lengths_of, like, size_of
 from sglp.errors import DataError, ScoringError
-
-Inputs = Any  # a tensor [samples, ...], a dict of keyword arguments, a tuple of arguments, or any other argument
 
 
 class WholeBatch(tuple):
@@ -50,29 +43,10 @@ def at_least_one(batches: Iterable, what: str = "score layers with") -> Iterator
         raise ScoringError(f"there is no batch to {what}")
 
 
-def first_sample(inputs: Any) -> Any:
-    """Return the first sample of a batch's inputs, as a batch of one; all inputs if they can't be cut safely."""
-    samples = size_of(inputs)
-    return part_of(inputs, 0, 1) if set(_lengths(inputs)) <= {1, samples} else inputs
-
-
-def size_of(inputs: Inputs) -> int:
-    """Count the samples in a batch's inputs.
-
-    For several tensors it is the number of rows that most of them have; one row does not count, as it can be shared. A
-    list that is no list of tensors of equally many rows has one item per sample.
-    """
-    lengths = _lengths(inputs)
-    if isinstance(inputs, Mapping) and isinstance(ids := inputs.get("input_ids"), Tensor) and ids.ndim:
-        return len(ids)
-    counts = Counter(length for length in lengths if length != 1)  # in a tie, the first one
-    return counts.most_common(1)[0][0] if counts else 1
-
-
 def padding_mask(inputs: Any) -> Tensor | None:
     """Return which tokens count, bool [samples, tokens], from a batch's attention mask of two dimensions.
 
-    None if there is no such mask, or if it hides no token.
+    None without such a mask, or if all tokens count.
     """
     if isinstance(inputs, tuple) and len(inputs) == 1:  # a dict as the only argument
         return padding_mask(inputs[0])
@@ -91,7 +65,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return _like(batch, [to_device(value, device) for value in batch])
+        return like(batch, [to_device(value, device) for value in batch])
     # An object of another library, such as a batch of graphs.
     return batch.to(device) if callable(getattr(batch, "to", None)) else batch
 
@@ -143,9 +117,9 @@ def whole_if_needed(batches: list[tuple], alike: Callable[[Any, Any], bool]) -> 
         return batches
     others = [_shared(batch) for batch in batches]
     is_shared = all(_equal(others[0], other) for other in others[1:])
-    targets_fit = all(set(_lengths(batch[1])) <= {1, _samples_in(batch)} for batch in batches)
+    targets_fit = all(set(lengths_of(batch[1])) <= {1, _samples_in(batch)} for batch in batches)
     first = batches[0]
-    if is_shared and targets_fit and alike(_cut(first[0], 0, 1, _samples_in(first)), first[0]):
+    if is_shared and targets_fit and alike(cut(first[0], 0, 1, _samples_in(first)), first[0]):
         return batches
     return [WholeBatch(batch) for batch in batches]
 
@@ -169,7 +143,7 @@ def rebatch(batches: list[tuple], samples: int, size: int) -> Iterator[tuple]:
         for batch, length in zip(batches, sizes, strict=True):
             if begin < length and end > 0:
                 first, last = max(begin, 0), min(end, length)
-                parts.append(_cut(batch, first, last, length))
+                parts.append(cut(batch, first, last, length))
                 lengths.append(last - first)
             begin, end = begin - length, end - length
         yield parts[0] if len(parts) == 1 else _joined(parts, lengths)
@@ -184,28 +158,6 @@ def described(inputs: Any) -> str:
     if isinstance(inputs, tuple | list):
         return " and ".join(described(item) for item in inputs)
     return repr(inputs) if isinstance(inputs, int | float | str | None) else f"a {type(inputs).__name__}"
-
-
-def can_be_cut(inputs: Any) -> bool:
-    """Whether each tensor has one row for each sample, or a single row for all."""
-    return set(_lengths(inputs)) <= {1, size_of(inputs)}
-
-
-def part_of(value: Any, first: int, last: int) -> Any:
-    """Return samples first to last - 1 of a batch's inputs."""
-    return _cut(value, first, last, size_of(value))
-
-
-def _cut(value: Any, first: int, last: int, samples: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[first:last] if value.ndim and len(value) == samples else value
-    if isinstance(value, Mapping):
-        return {key: _cut(item, first, last, samples) for key, item in value.items()}
-    if _holds_samples(value) and len(value) == samples:
-        return value[first:last]
-    if isinstance(value, tuple | list):
-        return _like(value, [_cut(item, first, last, samples) for item in value])
-    return value
 
 
 def _joined(parts: list, lengths: list[int]) -> Any:
@@ -229,10 +181,10 @@ def _joined(parts: list, lengths: list[int]) -> Any:
         return torch.cat(parts)
     if isinstance(one, Mapping):
         return {key: _joined([part[key] for part in parts], lengths) for key in one}
-    if _holds_samples(one) and [len(part) for part in parts] == lengths:
+    if holds_samples(one) and [len(part) for part in parts] == lengths:
         return [item for part in parts for item in part]
     if isinstance(one, tuple | list):
-        return _like(one, [_joined(list(items), lengths) for items in zip(*parts, strict=True)])
+        return like(one, [_joined(list(items), lengths) for items in zip(*parts, strict=True)])
     return one
 
 
@@ -242,33 +194,14 @@ def _samples_in(batch: tuple) -> int:
     Position ids [tokens] that come first would otherwise be counted.
     """
     inputs, target = batch
-    rows, lengths = _lengths(target)[:1], _lengths(inputs)
+    rows, lengths = lengths_of(target)[:1], lengths_of(inputs)
     return rows[0] if rows and (rows[0] in lengths or not lengths) else size_of(inputs)
-
-
-def _lengths(value: Any) -> list[int]:
-    """Return the numbers of rows of all tensors with a dimension, and of lists with one item per sample."""
-    if isinstance(value, Tensor):
-        return [len(value)] if value.ndim else []
-    if isinstance(value, Mapping):
-        return [length for item in value.values() for length in _lengths(item)]
-    if _holds_samples(value):
-        return [len(value)]
-    if isinstance(value, tuple | list):
-        return [length for item in value for length in _lengths(item)]
-    return []
-
-
-def _holds_samples(value: Any) -> bool:
-    """Whether a value is a list with one item per sample; a list of numbers is an option."""
-    is_data = isinstance(value, list) and any(isinstance(item, Tensor | Mapping | str) for item in value)
-    return is_data and is_list_of_samples(value)
 
 
 def _fits(batch: tuple) -> bool:
     """Whether all tensors of a pair have one row for each sample, or a single row for all."""
     inputs, target = batch
-    return bool(_lengths(inputs)) and {*_lengths(inputs), *_lengths(target)} <= {1, _samples_in(batch)}
+    return bool(lengths_of(inputs)) and {*lengths_of(inputs), *lengths_of(target)} <= {1, _samples_in(batch)}
 
 
 def _shared(batch: tuple) -> list[Tensor]:
@@ -288,10 +221,3 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
     return one.shape == other.shape and torch.equal(one, other.to(one.device))
-
-
-def _like(value: Any, items: list) -> Any:
-    """Return items in the kind of sequence that a value is."""
-    if hasattr(value, "_make"):
-        return value._make(items)
-    return tuple(items) if isinstance(value, tuple) else items

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from sglp.batches import even_slices
 from sglp.choices import Pooling, is_whole_number
 from sglp.errors import SGLPError
 
@@ -70,6 +71,29 @@ def check_arguments(
     is_list = isinstance(budget, Sequence) and not isinstance(budget, str)
     if budget is not None and not (is_list and all(is_whole_number(number) for number in budget)):
         raise SGLPError(f"budget={budget!r} is wrong: it must be a list of whole numbers, one for each segment")
+
+
+def check_sizes(**sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Check pairs (number of samples, batch size) and return them by name.
+
+    Raises:
+        SGLPError: a pair is none, too small, or gives a batch that is too small for CKA.
+    """
+    for name, size in sizes.items():
+        pair = isinstance(size, tuple | list) and len(size) == 2 and all(is_whole_number(number) for number in size)
+        fewest = 4 if name == "calibration" else 1
+        unused = pair and name == "recalibration" and size[0] == 0
+        if not pair or (min(size) < fewest and not unused):
+            raise SGLPError(
+                f"{name}={size} is wrong: it must be (number of samples, batch size), such as (64, 16), each at least "
+                f"{fewest}"
+            )
+        smallest = fewest if unused else min(part.stop - part.start for part in even_slices(*size))
+        if smallest < fewest:
+            raise SGLPError(
+                f"{name}={size} is wrong: its smallest batch has {smallest} samples, and CKA needs at least {fewest}"
+            )
+    return {name: (int(number), int(size)) for name, (number, size) in sizes.items()}
 
 
 def check_whole_number(name: str, value: Any, smallest: int, otherwise: str = "") -> None:

@@ -14,20 +14,21 @@ from tqdm import tqdm
 
 from sglp.activations import gram_matrices
 from sglp.arguments import as_arguments
-from sglp.batches import described, even_slices, first_sample, first_samples, rebatch, to_device, whole_if_needed
+from sglp.batches import first_samples, rebatch, to_device, whole_if_needed
 from sglp.budget import check_removable, check_target, layers_to_keep
-from sglp.checks import check_arguments
-from sglp.choices import Pooling, is_whole_number, runs_sglp
+from sglp.checks import check_arguments, check_sizes
+from sglp.choices import Pooling, runs_sglp
 from sglp.cka import cka_matrix
+from sglp.cutting import first_sample
 from sglp.discovery.find_layers import find_layers
-from sglp.errors import DataError, ScoringError, SGLPError, first_line
+from sglp.errors import ScoringError, SGLPError, first_line
 from sglp.layer import Layer
-from sglp.loss import Loss, cross_entropy, loss_of, without_padding
+from sglp.loss import Loss, cross_entropy
 from sglp.plan import Plan
 from sglp.reconstruction.error_matrix import reconstruction_errors
 from sglp.reconstruction.reconstruct import Reconstructed
 from sglp.reconstruction.reconstruct import reconstruct as refit_layers
-from sglp.running import call, check_float64, device_of, eval_mode, first_tensor, seeded
+from sglp.running import check_float64, device_of, seeded
 from sglp.scores import LayerScore, SetScore
 from sglp.scoring.combinations import SEARCH, check_search
 from sglp.scoring.methods import (
@@ -44,6 +45,7 @@ from sglp.surgery.batchnorm import has_statistics, recalibrate
 from sglp.surgery.equivalence import check_pruned
 from sglp.surgery.prune import prune
 from sglp.target import RemainingCost, search_keep_count
+from sglp.trial_passes import check_loss, check_runs, gives_the_same
 
 CRITERION = "reconstruction_error"  # the default
 OPTIONS = ("search", "budget", "random_inits", "max_combinations", "max_evaluations", "beam_width")
@@ -149,7 +151,7 @@ def compress(
     run_method = find_method(method)
     cost_limit = None if target is None else check_target(target, options.get("budget"))
     options = _method_options(method, run_method, criterion, loss, options)
-    sizes = _check_sizes(
+    sizes = check_sizes(
         calibration=calibration,
         scoring=scoring,
         recalibration=recalibration,
@@ -163,12 +165,12 @@ def compress(
     with seeded(seed, device_of(model)):
         named = (name for name in sizes if name != "reconstruction" or reconstruction is not None)
         samples = first_samples(batches, {name: sizes[name][0] for name in named}, partial(as_arguments, model))
-        samples = whole_if_needed(samples, partial(_gives_the_same, model))
+        samples = whole_if_needed(samples, partial(gives_the_same, model))
         scoring_batches = list(rebatch(samples, *sizes["scoring"]))
         example = to_device(first_sample(samples[0][0]), device_of(model))
-        _check_runs(model, example)
+        check_runs(model, example)
         if (criterion == "fitted_loss" and runs_sglp(method)) or takes(run_method, "loss"):
-            _check_loss(model, scoring_batches[0], loss)
+            check_loss(model, scoring_batches[0], loss)
 
         layers = find_layers(model, example, paths=paths)
         check_removable(layers)
@@ -235,60 +237,3 @@ def _method_options(
     if loss is not cross_entropy:
         raise SGLPError(f"method={method} computes no loss: leave out loss, or use sglp, loss_greedy or taylor")
     return {}
-
-
-def _check_sizes(**sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Check pairs (number of samples, batch size) and return them by name."""
-    for name, size in sizes.items():
-        pair = isinstance(size, tuple | list) and len(size) == 2 and all(is_whole_number(number) for number in size)
-        fewest = 4 if name == "calibration" else 1
-        unused = pair and name == "recalibration" and size[0] == 0
-        if not pair or (min(size) < fewest and not unused):
-            raise SGLPError(
-                f"{name}={size} is wrong: it must be (number of samples, batch size), such as (64, 16), each at least "
-                f"{fewest}"
-            )
-        smallest = fewest if unused else min(part.stop - part.start for part in even_slices(*size))
-        if smallest < fewest:
-            raise SGLPError(
-                f"{name}={size} is wrong: its smallest batch has {smallest} samples, and CKA needs at least {fewest}"
-            )
-    return {name: (int(number), int(size)) for name, (number, size) in sizes.items()}
-
-
-def _check_runs(model: nn.Module, example: Any) -> None:
-    """Check that the network runs on a sample of the batches."""
-    try:
-        with eval_mode(model), torch.no_grad():
-            call(model, example)
-    except Exception as error:  # whatever a network raises, the user needs one sentence
-        raise DataError(
-            f"this {type(model).__name__} can't be run on the first sample of the batches ({described(example)}): "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _gives_the_same(model: nn.Module, sample: Any, inputs: Any) -> bool:
-    """Check that the first sample of a batch, run alone, gives the same outputs as in the batch."""
-    device = device_of(model)
-    try:
-        with eval_mode(model), torch.no_grad():
-            alone, together = (first_tensor(call(model, to_device(one, device))) for one in (sample, inputs))
-    except Exception:  # what belongs to all samples does not fit a part of them
-        return False
-    if alone.shape[1:] != together.shape[1:] or len(alone) != 1:
-        return False
-    alone, together = alone[0].float(), together[0].float()
-    return bool((alone - together).abs().max() <= 1e-3 * together.abs().max())
-
-
-def _check_loss(model: nn.Module, batch: tuple, loss: Loss) -> None:
-    """Check that the loss can be computed from the network's output for a batch."""
-    inputs, target = to_device(batch, device_of(model))
-    try:
-        with eval_mode(model), torch.no_grad():
-            float(loss_of(loss, call(model, inputs), without_padding(loss, inputs, target)))
-    except SGLPError:
-        raise
-    except Exception as error:  # whatever a network or a loss raises, the user needs one sentence
-        raise ScoringError(f"the loss of the network's output can't be computed: {first_line(error)}") from error

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sglp.batches import Inputs, size_of
+from sglp.cutting import Inputs, size_of
 from sglp.running import call, eval_mode
 
 

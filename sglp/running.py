@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from sglp.arguments import as_arguments
-from sglp.batches import Inputs, first_sample, inputs_of, to_device
+from sglp.batches import inputs_of, to_device
+from sglp.cutting import Inputs, first_sample
 from sglp.errors import SGLPError
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sglp.batches import Inputs, first_sample, to_device
+from sglp.batches import to_device
 from sglp.budget import Segments, check_removable, max_removable, savings
 from sglp.cost import count_macs
+from sglp.cutting import Inputs, first_sample
 from sglp.distributed import processes
 from sglp.errors import BudgetError
 from sglp.latency import seconds_in_turn

@@ -12,12 +12,12 @@ import pandas as pd
 from sglp.choices import runs_sglp
 from sglp.figures import draw_reconstruction, draw_similarity
 from sglp.files import new_file, new_folder
+from sglp.pages import embedded, render
 from sglp.scores import LayerScore
 from stages.support import figures, stage
 from stages.support.card import complete_card
 from stages.support.matrices import read_errors, read_similarity
 from stages.support.outcome import NETWORKS, benchmark_rows, metric_rows, outcome, ranges, target_met
-from stages.support.pages import embedded, render
 from stages.support.params import DeclaredParams, flat
 from stages.support.reconstruction import read_reconstructed, summary
 from stages.support.robustness import corruption_rows, robustness_rows, without_kinds

@@ -21,7 +21,8 @@ import sglp
 from sglp.commands import compress as command
 from sglp.commands.app import main
 from sglp.commands.healing import RECIPE
-from sglp.commands.samples import ImageSamples, TextSamples
+from sglp.commands.image_samples import ImageSamples
+from sglp.commands.text_samples import TextSamples
 
 NETS = """
 from torch import nn

@@ -8,7 +8,8 @@ from torch import nn
 
 import sglp
 from sglp.arguments import as_arguments
-from sglp.batches import first_sample, part_of, rebatch, size_of, whole_if_needed
+from sglp.batches import rebatch, whole_if_needed
+from sglp.cutting import first_sample, part_of, size_of
 from sglp.errors import DataError, SimilarityError
 
 SIZES = {"k": 1, "calibration": (32, 16), "scoring": (16, 8)}

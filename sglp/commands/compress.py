@@ -29,7 +29,7 @@ def compress(
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="the folder to write, which must not exist")] = None,
     remove: Annotated[
-        float, typer.Option(metavar="SHARE", help="the share of the removable layers to remove, if there is no target")
+        float, typer.Option(metavar="SHARE", help="the share of the removable layers to remove, without a target")
     ] = 0.5,
     target: Annotated[
         dict | None,
@@ -90,7 +90,7 @@ def compress(
       sglp compress resnet50 --images photos/ --target macs=0.5 --out small/
       sglp compress resnet18 --weights mine.safetensors --kwargs '{"num_classes": 10}' --images photos/ --dry-run
     """
-    from sglp.commands import making
+    from sglp.commands import making, writing
 
     out = None if dry_run else out
     making.check(text, images, out, dry_run, heal)
@@ -104,5 +104,5 @@ def compress(
         reconstruct=reconstruct and not dry_run, heal=0 if dry_run else heal, measure=not dry_run,
     )  # fmt: skip
     if out is not None:
-        making.write(Path(out), made, samples, tokenizer, making.facts(model, samples, made, method, seed, heal))
+        writing.write(Path(out), made, samples, tokenizer, writing.facts(model, samples, made, method, seed, heal))
     print(json.dumps(made.summary(samples, out), indent=2) if as_json else made.text(samples, out))

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from sglp.commands.samples import TextSamples
+from sglp.commands.text_samples import TextSamples
 from sglp.errors import DataError
 from sglp.running import device_of
 from sglp.tasks.schemas.causal_lm import Finetuning

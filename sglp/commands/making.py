@@ -1,9 +1,6 @@
-"""The steps of ``sglp compress``: check, open, make the smaller network, and write it."""
+"""The steps of ``sglp compress`` before anything is written: check, open, and make the smaller network."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +8,11 @@ import torch
 from torch import nn
 
 import sglp
-from sglp.checkpoints.model_card import CARD, Figures, card_of
-from sglp.commands.outcome import Network, page, table, text_of
-from sglp.commands.samples import HELD_OUT, ImageSamples, TextSamples
+from sglp.commands.outcome import REPORT, Network, table, text_of
+from sglp.commands.samples import Samples
 from sglp.compression import Compressed
 from sglp.cost import count_parameters
-from sglp.errors import CheckpointError, SGLPError
-from sglp.hugging_face.networks import is_pretrained
-from sglp.running import call, logits_of
-
-REPORT, PLAN = "report.html", "plan.json"
+from sglp.errors import SGLPError
 
 
 class Made(NamedTuple):
@@ -37,16 +29,16 @@ class Made(NamedTuple):
     small: Network
     result: Compressed
 
-    def rows(self, samples: TextSamples | ImageSamples) -> list[tuple[str, str, str, str]]:
+    def rows(self, samples: Samples) -> list[tuple[str, str, str, str]]:
         """Return the table of both networks."""
         return table(self.dense, self.small, samples.quality, samples.unit)
 
-    def text(self, samples: TextSamples | ImageSamples, out: str | None) -> str:
+    def text(self, samples: Samples, out: str | None) -> str:
         """Return the table and a list of the removed layers, as text."""
         lines = [text_of(self.rows(samples)), "", f"removed layers: {', '.join(self.result.plan.removed)}"]
         return "\n".join([*lines, *([] if out is None else [f"written to {out}; see {Path(out) / REPORT}"])])
 
-    def summary(self, samples: TextSamples | ImageSamples, out: str | None) -> dict[str, Any]:
+    def summary(self, samples: Samples, out: str | None) -> dict[str, Any]:
         """Return the same for programs."""
         plan = self.result.plan
         networks = {"dense": self.dense._asdict(), "small": self.small._asdict()}
@@ -76,15 +68,15 @@ def check(text: str | None, images: str | None, out: str | None, dry_run: bool, 
         raise SGLPError(f"--out={out} can't be written: {parent} is not a folder that you may write to")
 
 
-def opened(
-    model: str, text: str | None, images: str | None, seed: int, **how: Any
-) -> tuple[nn.Module, Any, TextSamples | ImageSamples]:
+def opened(model: str, text: str | None, images: str | None, seed: int, **how: Any) -> tuple[nn.Module, Any, Samples]:
     """Return the network, its tokenizer (None for images) and the samples.
 
     Raises:
         SGLPError: the network or the samples can't be read, or don't fit each other.
     """
+    from sglp.commands.image_samples import ImageSamples
     from sglp.commands.networks import open_image_network, open_language_model
+    from sglp.commands.text_samples import TextSamples
 
     if text is not None:
         network, tokenizer = open_language_model(model, how["revision"])
@@ -96,7 +88,7 @@ def opened(
 
 def make(
     network: nn.Module,
-    samples: TextSamples | ImageSamples,
+    samples: Samples,
     *,
     remove: float,
     target: dict[str, float] | None,
@@ -157,66 +149,3 @@ def _store_as(network: nn.Module, stored: dict[str, torch.dtype]) -> None:
     """Give parameters the precision that they came in. Layers have new numbers, but all of them one precision."""
     for name, parameter in network.named_parameters():
         parameter.data = parameter.data.to(stored.get(name, parameter.dtype))
-
-
-def facts(
-    model: str, samples: TextSamples | ImageSamples, made: Made, method: str, seed: int, heal: int
-) -> list[tuple[str, str]]:
-    """Return how the network was made: labels and sentences."""
-    result = made.result
-    kept = sum(row.kept for row in result.reconstructed)
-    refitted = f"{kept} of {len(result.reconstructed)} layers have new weights" if result.reconstructed else "no"
-    rows = [
-        ("dense network", model),
-        ("samples", f"{samples.name}; {round(100 * HELD_OUT)} % of it is held out, to measure both networks"),
-        ("method", f"{method}, {len(result.segments)} segments, seed {seed}"),
-        ("removed layers", ", ".join(result.plan.removed)),
-        ("reconstruction", refitted),
-    ]
-    return [*rows, *([("healing", f"{heal} steps of LoRA")] if heal else [])]
-
-
-def write(
-    out: Path, made: Made, samples: TextSamples | ImageSamples, tokenizer: Any, lines: Sequence[tuple[str, str]]
-) -> None:
-    """Write the network with its card, plan and report; the folder appears complete or not at all.
-
-    Raises:
-        SGLPError: the network can't be saved, or is not the same when loaded.
-    """
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    try:
-        folder = temporary / out.name
-        network = made.network.cpu()
-        sglp.save(network, folder, tokenizer)
-        if not is_pretrained(network):  # otherwise `save` has loaded and compared it
-            _check_reload(network, folder, samples.example())
-        rows = made.rows(samples)
-        metrics = {} if made.small.quality is None else {samples.quality: made.small.quality}
-        figures = Figures(
-            task="image-classification" if isinstance(samples, ImageSamples) else "text-generation",
-            dataset=Path(samples.name).name,
-            measured="a held-out tenth",
-            metrics=metrics | {"params": made.small.parameters},
-            rows=rows,
-            notes=[
-                f"How it was made: {label}: {text}." for label, text in lines if label in ("method", "reconstruction")
-            ],
-        )
-        (folder / CARD).write_text(card_of(folder, made.small.parameters, figures), encoding="utf-8")
-        made.result.plan.save(folder / PLAN)
-        title = f"{out.name}: {made.small.layers} of {made.dense.layers} layers"
-        (folder / REPORT).write_text(page(title, lines, rows, made.result), encoding="utf-8")
-        folder.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_reload(network: nn.Module, folder: Path, example: Any) -> None:
-    """Load a folder that was just written, and compare outputs bit for bit."""
-    loaded = sglp.load(folder, trust=True)
-    with torch.no_grad():
-        same = torch.equal(logits_of(call(network, example)), logits_of(call(loaded, example)))
-    if not same:
-        raise CheckpointError(f"this {type(network).__name__} does not give the same outputs when it is loaded again")

@@ -1,14 +1,14 @@
 """What a compression came to: the table at the end, the same as JSON, and the report page."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from sglp.compression import Compressed
 
+REPORT = "report.html"
 BEFORE, AFTER = "dense", "this network"
 
 
@@ -67,9 +67,8 @@ def page(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[tuple], re
         rows: from `table`.
         result: what `sglp.compress` returned.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from sglp.figures import draw_reconstruction, draw_similarity
+    from sglp.pages import embedded, render
 
     removed = set(result.plan.removed)
     layers = [
@@ -89,17 +88,5 @@ def page(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[tuple], re
         if rebuilt:
             draw_reconstruction(errors, rebuilt)
         figures = {file.stem: embedded(file.read_bytes()) for file in (similarity, errors) if file.is_file()}
-    content: dict[str, Any] = {"title": title, "facts": facts, "rows": rows, "layers": layers, "figures": figures}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(content)
-
-
-def embedded(png: bytes) -> str:
-    """Encode a figure as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    content = {"title": title, "facts": facts, "rows": rows, "layers": layers, "figures": figures}
+    return render(Path(__file__).with_name("page.html.jinja"), content)

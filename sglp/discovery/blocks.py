@@ -50,12 +50,12 @@ def blocks_among(calls: list[Call], stacked: set[str], usable: Usable) -> list[C
     """Find the blocks among the calls that can be used."""
     parts = smallest(calls, stacked, usable)
     owners = [entry for entry in _owners(calls, parts, usable) if keeps_shape(entry)]
-    # A whole network in a wrapper, such as a U-Net, is no block of it.
+    # A whole network in a wrapper, such as a U-Net, is not one of its blocks.
     alone = _only_of_class(calls)
     owners = [entry for entry in owners if entry not in alone or len(_inside(entry, owners)) < 2]
     classes = {type(entry.module) for entry in owners}
     blocks = [entry for entry in calls if type(entry.module) in classes and usable(entry)]
-    if usable is runs_once:  # a stage that changes the shape, or a part of a tree, is no block around its blocks
+    if usable is runs_once:  # not a stage that changes the shape, or a part of a tree, around blocks
         blocks = [entry for entry in blocks if keeps_shape(entry) or not _inside(entry, owners)]
     return _outermost(blocks)
 

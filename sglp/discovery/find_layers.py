@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import nn
 
 from sglp import cost
-from sglp.batches import Inputs
+from sglp.cutting import Inputs
 from sglp.discovery.branches import stream_of
 from sglp.discovery.flow import Call, trace
 from sglp.discovery.granularity import by_name, by_rule, shape_text

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import Inputs
+from sglp.cutting import Inputs
 from sglp.discovery.cuts import cuts_of, flow_between, part_between
 from sglp.discovery.watchable import reason_without_flow, without_checkpoints
 from sglp.errors import LayerError

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import Inputs
 from sglp.cost import count_macs, count_parameters
+from sglp.cutting import Inputs
 from sglp.discovery.find_layers import find_layers
 from sglp.running import run_hooked
 

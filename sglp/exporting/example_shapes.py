@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sglp.batches import size_of
+from sglp.cutting import size_of
 
 KEEP = object()
 

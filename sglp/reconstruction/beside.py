@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sglp.batches import can_be_cut, part_of, size_of, to_device
+from sglp.batches import to_device
+from sglp.cutting import can_be_cut, part_of, size_of
 from sglp.layer import branch_start, module_paths
 from sglp.observing import observe_after
 from sglp.running import call, device_of, first_tensor, hooked_eval, run_hooked

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sglp.batches import can_be_cut, part_of, rebatch, size_of
+from sglp.batches import rebatch
+from sglp.cutting import can_be_cut, part_of, size_of
 from sglp.distributed import processes
 from sglp.errors import ScoringError
 

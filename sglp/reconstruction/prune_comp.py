@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from sglp.batches import first_sample
+from sglp.cutting import first_sample
 from sglp.reconstruction.gap_scales import gaps_of, scales_of
 from sglp.reconstruction.refit import Fit
 from sglp.reconstruction.stream import find_parts, multiply

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import Inputs
+from sglp.cutting import Inputs
 from sglp.reconstruction.affine import is_conv1d
 from sglp.reconstruction.refit import detached, run_layer
 from sglp.running import call, first_tensor, hooked_eval

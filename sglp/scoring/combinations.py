@@ -26,7 +26,6 @@ from sglp.scoring.joint import search_jointly
 SEARCH: Search = "joint"  # the default
 
 Score = Callable[[Sequence[int], Sequence[int], Sequence[int]], float]  # of kept, removed, already_removed
-SOLVE = "solve"  # the method of a score that finds the best plan without a search
 
 
 def score_combinations(
@@ -75,7 +74,7 @@ def score_combinations(
     check_search(search, criterion)
     check_budget(segments, [layer.removable for layer in layers], budget)
     score = criterion(model, layers, batches, loss, seed, random_inits)
-    if search == "joint" and hasattr(score, SOLVE):
+    if search == "joint" and hasattr(score, "solve"):
         return _solve(score, segments, sum(budget))
     if search == "joint":
         return _search_network(score, layers, segments, len(layers) - sum(budget), max_evaluations)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sglp.batches import Inputs, to_device
+from sglp.batches import to_device
+from sglp.cutting import Inputs
 from sglp.layer import Layer, branch_paths
 from sglp.running import call, device_of, hooked_eval, main_input, run_hooked
 from sglp.surgery.streams import Arguments, items_of

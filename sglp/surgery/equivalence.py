@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sglp.batches import Inputs, first_sample, to_device
+from sglp.batches import to_device
+from sglp.cutting import Inputs, first_sample
 from sglp.errors import PlanError
 from sglp.layer import Layer, module_paths
 from sglp.plan import Plan
@@ -89,13 +90,15 @@ def check_pruned(model: nn.Module, plan: Plan, pruned: nn.Module, example: Input
         outputs = _outputs(pruned, example)
         with bypass.without(range(len(plan.removed))):
             expected = _outputs(model, example)
-            again = partial(_outputs, model, example, seed=1)
             # The number of other tensors, such as caches of keys and values, can vary.
-            one = outputs is not None and expected is not None and len(outputs) != len(expected)
-            is_wrong = expected is not None and (
-                outputs_differ(outputs and outputs[:1], expected[:1], lambda: (again() or [])[:1] or None)
-                if one
-                else outputs_differ(outputs, expected, again)
+            compared = None if outputs is None or expected is None or len(outputs) == len(expected) else 1
+
+            def again() -> list[Tensor] | None:
+                others = _outputs(model, example, seed=1)
+                return others and others[:compared]
+
+            is_wrong = expected is not None and outputs_differ(
+                outputs and outputs[:compared], expected[:compared], again
             )
     if is_wrong:
         problem = "does not run" if outputs is None else "computes something else than with these layers bypassed"

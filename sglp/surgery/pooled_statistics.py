@@ -1,4 +1,4 @@
-"""Statistics of batch norms over many batches, as if all samples were in one batch.
+"""Statistics of batch norms over all values that they are passed in many batches.
 
 The moments of the batches are merged by the formula of Chan, Golub and LeVeque (1979), so that every value has the same
 weight, whatever the batches, and the variance includes the one between batches.

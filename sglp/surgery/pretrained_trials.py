@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sglp.batches import Inputs
+from sglp.cutting import Inputs
 from sglp.errors import PlanError
 from sglp.hugging_face.caches import cache_fault, kinds_of, uses_cache
 from sglp.hugging_face.networks import stack_of

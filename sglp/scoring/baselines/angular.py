@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sglp.activations import BatchAxis, pooled
-from sglp.batches import at_least_one, padding_mask, size_of
+from sglp.batches import at_least_one, padding_mask
+from sglp.cutting import size_of
 from sglp.errors import ScoringError
 from sglp.layer import Layer
 from sglp.observing import observe_after

@@ -8,9 +8,10 @@ is 0 for the first layer and for layers that can't be removed.
 
 Source: this project. ReplaceMe (arXiv 2505.02819) fits one layer to the activation after a gap; the programme is that
 of Fisher's segmentation, as in SGLP (arXiv 2410.14720).
-Cost: forward `B`, backward `0`, where fewer than 8 batches are cut into 8. The refits come on top, whatever r is: they
-take as long as about three more forward passes where least squares applies, otherwise 8 backward passes through one
-layer for each pair of layers at most 7 apart.
+Cost: forward `B + 1`, backward `0`, where fewer than 8 batches are cut into 8. One of the passes uses a single sample;
+each layer that is not passed what the layer before it returns takes two more. The refits come on top, whatever r is:
+they take as long as about three more forward passes where least squares applies, otherwise 8 backward passes through
+one layer for each pair of layers at most 7 apart.
 Use: to see what segments change. It needs no labels. It adds up errors as if runs did not affect each other, and does
 not know how much an error harms the output.
 """

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sglp.batches import at_least_one, can_be_cut, inputs_of, rebatch, size_of
+from sglp.batches import at_least_one, inputs_of, rebatch
+from sglp.cutting import can_be_cut, size_of
 from sglp.errors import BudgetError, ScoringError
 from sglp.layer import Layer
 from sglp.loss import Loss, cross_entropy, labelled, loss_of

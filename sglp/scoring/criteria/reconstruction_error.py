@@ -10,9 +10,10 @@ if only that layer is removed; it is 0 for the first layer and for layers that c
 
 Source: this project. ReplaceMe (arXiv 2505.02819) fits one layer to the activation after a gap; the programme is that
 of Fisher's segmentation, as in SGLP (arXiv 2410.14720).
-Cost: forward `B`, backward `0`, where fewer than 8 batches are cut into 8. The refits come on top, whatever r is: they
-take as long as about three more forward passes where least squares applies, otherwise 8 backward passes through one
-layer for each pair of layers at most 7 apart.
+Cost: forward `B + 1`, backward `0`, where fewer than 8 batches are cut into 8. One of the passes uses a single sample;
+each layer that is not passed what the layer before it returns takes two more. The refits come on top, whatever r is:
+they take as long as about three more forward passes where least squares applies, otherwise 8 backward passes through
+one layer for each pair of layers at most 7 apart.
 Use: as the default, together with `sglp.reconstruct` after the removal, which refits the kept layers. It needs no
 labels and no loss. It adds up errors as if runs did not affect each other, and does not know how much an error harms
 the output.
@@ -63,7 +64,7 @@ class ReconstructionError:
         missing = {*removed, *already_removed}
         heads = [i for i in range(len(self.removable)) if i not in missing]
         # Layers before the first kept one have no layer to take over their work: they cost as the last resort does.
-        total = float(self.costs[np.isfinite(self.costs)].sum()) * heads[0] if heads else float("inf")
+        total = float(self.costs[np.isfinite(self.costs)].sum()) * heads[0]
         ends = [*(head - 1 for head in heads[1:]), len(self.removable) - 1]
         return -(total + float(sum(self.costs[i, j] for i, j in zip(heads, ends, strict=True))))
 
