@@ -163,8 +163,7 @@ def _generates(network: Any) -> bool:
         for _ in range(NEW):
             logits = _outputs(network, {"input_ids": ids, **_uncached(network)})
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
-    except Exception as error:
-        network.error = _line(error)
+    except Exception:  # whatever a model without a working cache raises
         return False
     return torch.equal(generated, ids)
 
@@ -201,10 +200,8 @@ def _config_class(case: Case) -> Any:
 
 
 def _initialised(model_class: Any, config: Any, case: Case) -> tuple[Any, dict]:
-    if case.task == CAUSAL:
-        for name in ("is_decoder",):
-            if getattr(config, name, None) is False:
-                setattr(config, name, True)
+    if case.task == CAUSAL and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
     torch.manual_seed(0)
     network = model_class(config).eval()
     with torch.no_grad():
